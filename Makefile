@@ -1,0 +1,57 @@
+# BiTAgent. `make help` lists the targets; each does its own set-up.
+#
+#   make quickstart
+#   make reproduce SCALE=laptop DOMAINS=walker SEEDS="0 1" -j 2
+#   make -j 64 reproduce LAUNCH="srun --gpus 1"      every heavy step becomes a job of the cluster
+#   make reproduce NPROC=8                           training by torchrun on 8 devices
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+BITAGENT := $(BIN)/python -m bitagent_cli
+
+.PHONY: help venv test lint format smoke quickstart reproduce bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+venv: $(READY) ## make the virtual environment (TORCH=torch for a CUDA build of your choice, PYTHON=..., VENV=...)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed; this is %d.%d: make PYTHON=/path/to/python3.11" % v[:2] or 0)'
+	$(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q "$(TORCH)" -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q -e ".[dev,offline,gym,lora,logs]" -c $(VENV)/constraints.txt
+	@touch $@
+
+# ------------------------------------------------------------------ checks
+
+test: lint ## lint, type check, tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## speed of rendering, data, embedding and training on this machine
+	$(BITAGENT) bench render
+	$(BITAGENT) bench data
+	$(BITAGENT) bench embed
+	$(BITAGENT) bench train
+
+clean: ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m bitagent_cli` is the same program as `bitagent` (torchrun needs this form)."""
+
+from bitagent_cli.app import app
+
+app(prog_name="bitagent")

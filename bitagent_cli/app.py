@@ -1,0 +1,191 @@
+"""The command line: one command per stage, plus doctor, inspect and bench.
+
+Each command resolves the preset, then calls the stage's `run`. Stages are imported inside the
+commands, so that `bitagent --help` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitagent_cli import __version__, bench
+from bitagent_cli.failing import Commands
+from bitagent_cli.options import Common, check_text, split_names, with_common
+
+if TYPE_CHECKING:
+    from bitagent_cli.presets import Preset
+    from stages.core.config import Run
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="BiTAgent: train an agent from offline pixels to act on a text prompt.",
+    epilog="Stages in order: collect, embed, pretrain, behave, evaluate, visualize; transfer to another body.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bench.app, name="bench")
+
+Method = Annotated[str, typer.Option(help="Grounding method; bitagent is the paper's.")]
+Task = Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")]
+Prompt = Annotated[str | None, typer.Option(help="Any text that describes the behaviour.")]
+Video = Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")]
+Tasks = Annotated[str | None, typer.Option(help="Several tasks, one policy: stand,walk,run.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"bitagent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
+    """See session.prepare; imported late because it needs PyTorch."""
+    from bitagent_cli import session
+
+    return session.prepare(common, stage)
+
+
+def goal_options(
+    task: str | None, prompt: str | None, video: Path | None, tasks: str | None
+) -> dict[str, Any]:
+    """What behave and evaluate are asked for, checked as far as the text alone allows."""
+    return {
+        "task": task,
+        "prompt": None if prompt is None else check_text(prompt),
+        "video": None if video is None else str(video),
+        "many": split_names(tasks) or (),
+    }
+
+
+def _example(line: str) -> str:
+    return f"Example: [bold]{line}[/bold]"
+
+
+@app.command(epilog=_example("bitagent collect --preset walker --source expert --task walk"))
+@with_common
+def collect(
+    common: Common,
+    source: Annotated[str, typer.Option(help="random, explore, expert, or all of them.")] = "all",
+    task: Annotated[str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per dataset, instead of the preset's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: the usable cores.")] = None,
+    states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
+    render: Annotated[Path | None, typer.Option(metavar="DATASET", help="Make frames of a dataset's states.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, max=1024, help="Frame size for --render.")] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Camera for --render; default: the domain's.")] = None,
+    import_dir: Annotated[
+        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes from a folder.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False,
+    domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
+) -> None:
+    """Collect episodes: random, exploring, and the whole replay of an expert in training.
+
+    Writes data/<name>/. A collection that was stopped continues with the same command.
+    """
+    if domain is not None:
+        common = dataclasses.replace(common, preset=domain)
+    preset, run = prepare(common, "collect")
+    from stages import collect as stage
+
+    stage.run(
+        preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
+        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+    )  # fmt: skip
+
+
+@app.command(epilog=_example("bitagent embed --preset walker --backbone offline"))
+@with_common
+def embed(
+    common: Common,
+    backbone: Annotated[
+        str | None, typer.Option(help="offline, internvideo2, or a Hugging Face id or folder; default: the preset's.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Show the clips closest to a text; repeatable.")
+    ] = None,
+) -> None:
+    """Embed every frame window with the video-language backbone.
+
+    Writes embeddings/<backbone>/<dataset>/, and backbone/ for the offline one, which is trained here.
+    """
+    texts = [check_text(text, "probe") for text in probe or []]
+    preset, run = prepare(common, "embed")
+    from stages import embed as stage
+
+    stage.run(preset.embed, run, backbone=backbone, probe=texts)
+
+
+@app.command(epilog=_example("bitagent pretrain --preset walker --seed 1"))
+@with_common
+def pretrain(common: Common, method: Method = "bitagent") -> None:
+    """Train the joint model: world model, fusion, text imagination and the backbone's adapter.
+
+    Writes model/<method>-s<seed>/. Stopped by a signal, it saves; the same command continues.
+    """
+    preset, run = prepare(common, "pretrain")
+    from stages import pretrain as stage
+
+    stage.run(preset.pretrain, preset.model, run, method=method)
+
+
+@app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
+@with_common
+def behave(
+    common: Common,
+    task: Task = None,
+    prompt: Prompt = None,
+    video: Video = None,
+    tasks: Tasks = None,
+    method: Method = "bitagent",
+    oracle_reward: Annotated[
+        bool, typer.Option("--oracle-reward", help="Control row: train on the true reward of --task.")
+    ] = False,
+) -> None:
+    """Learn a policy for a task or a prompt, in imagination alone.
+
+    Writes policy/<method>-s<seed>/<task or prompt>/. Give one of --task, --prompt, --video, --tasks.
+    """
+    goal = goal_options(task, prompt, video, tasks)
+    preset, run = prepare(common, "behave")
+    from stages import behave as stage
+
+    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward)
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="Where runs would be written.", file_okay=False)] = Path("runs"),
+) -> None:
+    """Check this machine: versions, devices, renderers, backbone, compiler, disk; says how to get what is missing."""
+    from bitagent_cli.doctor import report
+
+    if not report(out):
+        raise typer.Exit(2)
+
+
+@app.command("inspect", epilog=_example("bitagent inspect runs/walker-laptop/model/bitagent-s0 --verify"))
+def inspect_artifact(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Also recompute every checksum.")] = False,
+) -> None:
+    """Say what an artifact is, what it was made from, and what it holds."""
+    from bitagent_cli.inspection import report
+
+    report(artifact, verify)

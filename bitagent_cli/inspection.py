@@ -1,0 +1,153 @@
+"""`bitagent inspect`: what an artifact is, what it was made from, and what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.errors import BadInput
+
+MAX_TENSORS = 40
+MAX_DEPTH = 12
+_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+def report(path: Path, verify: bool) -> None:
+    """Print everything about the artifact at `path`.
+
+    Raises:
+        BadInput: `path` is not an artifact, it is corrupted, or, with `verify`, a checksum differs.
+    """
+    found = artifacts.load(path)
+    if verify:
+        artifacts.verify(found)
+    for block in (_summary(found, verify), _provenance(found), _files(found), _contents(found), _config(found)):
+        print("\n".join(block))
+
+
+def _summary(found: Artifact, verified: bool) -> list[str]:
+    meta = found.meta
+    versions = ", ".join(f"{k} {v}" for k, v in _mapping(meta.get("versions")).items())
+    return [
+        f"{found.path}",
+        f"  stage      {meta['stage']} ({found.domain}), seed {meta['seed']}",
+        f"  id         {found.id}{', every checksum verified' if verified else ''}",
+        f"  made       {meta.get('created', '?')} in {meta.get('wall_seconds', '?')} s, commit {meta.get('commit') or '?'}",
+        f"  with       {versions or '?'}",
+        f"  schema     {meta['schema']}",
+    ]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A hand-edited artifact.json may hold anything here."""
+    return value if isinstance(value, dict) else {}
+
+
+# ---------------------------------------------------------------------------- provenance
+
+
+def _provenance(found: Artifact) -> list[str]:
+    lines = list(_tree(found, "  ", {found.id}, 0))
+    return ["made from", *lines] if lines else ["made from nothing: it starts a run"]
+
+
+def _tree(found: Artifact, indent: str, seen: set[str], depth: int) -> Iterator[str]:
+    """One line per input, inputs of inputs indented below it; each artifact is opened once."""
+    places = _mapping(found.meta.get("input_paths"))
+    for name, wanted in _mapping(found.meta.get("inputs")).items():
+        wanted = str(wanted)
+        where = (found.path / str(places.get(wanted, ""))).resolve()
+        if wanted in seen or depth >= MAX_DEPTH:
+            yield f"{indent}{name}  {wanted}  (listed above)"
+            continue
+        seen.add(wanted)
+        try:
+            parent = artifacts.load(where)
+        except BadInput:
+            yield f"{indent}{name}  {wanted}  (no longer on disk, was {places.get(wanted, 'at an unknown place')})"
+            continue
+        state = "" if parent.id == wanted else f"  (rebuilt since: {parent.id} there now)"
+        yield f"{indent}{name}  {wanted}  {_near(where)}{state}"
+        if not state:
+            yield from _tree(parent, indent + "  ", seen, depth + 1)
+
+
+def _near(path: Path) -> str:
+    """Relative to the working directory when below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+# ---------------------------------------------------------------------------- files and tensors
+
+
+def _files(found: Artifact) -> list[str]:
+    """Shapes, dtypes and sizes from the safetensors headers; no tensor is read."""
+    lines = ["files"]
+    for name in found.meta["files"]:
+        file = found.path / name
+        lines.append(f"  {name}  {_size(file.stat().st_size)}")
+        if name.endswith(".safetensors"):
+            lines += [f"    {row}" for row in _tensors(file)]
+    return lines
+
+
+def _tensors(file: Path) -> list[str]:
+    rows = []
+    with safe_open(str(file), framework="pt") as handle:
+        names = sorted(handle.keys())
+        for name in names[:MAX_TENSORS]:
+            part = handle.get_slice(name)
+            shape, dtype = part.get_shape(), part.get_dtype()
+            count = 1
+            for n in shape:
+                count *= n
+            rows.append(f"{name:<44} {dtype:<5} {shape!s:<22} {_size(count * _BYTES.get(dtype, 1))}")
+    if len(names) > MAX_TENSORS:
+        rows.append(f"... and {len(names) - MAX_TENSORS} more tensors")
+    return rows
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+# ---------------------------------------------------------------------------- contents and config
+
+
+def _contents(found: Artifact) -> list[str]:
+    return ["facts", *_plain(found.meta["extra"])]
+
+
+def _config(found: Artifact) -> list[str]:
+    return ["config", *_plain(found.meta["config"])]
+
+
+def _plain(value: dict[str, Any]) -> list[str]:
+    """A mapping as indented YAML, long lists shortened."""
+    short = {k: _shorten(v) for k, v in value.items()}
+    text = yaml.safe_dump(short, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return [f"  {line}" for line in text.splitlines()] if value else ["  none"]
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > 12:
+        return json.dumps(value[:6])[:-1] + f", ... {len(value)} in all]"
+    if isinstance(value, dict):
+        return {k: _shorten(v) for k, v in value.items()}
+    return value

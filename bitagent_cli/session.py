@@ -1,0 +1,70 @@
+"""From the common options to what a stage is given: a resolved preset and a `Run`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bitagent_cli import presets
+from bitagent_cli.options import Common
+from bitagent_cli.presets import Preset
+from stages.core.config import Run, resolve_device
+from stages.core.errors import BadInput
+
+# Minutes a stage takes for the walker: smoke and laptop on 2 CPU cores, paper on one GPU.
+MINUTES: dict[str, dict[str, float]] = {
+    "smoke": {},
+    "laptop": {},
+    "paper": {},
+}
+
+
+def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
+    """Resolve device, scale and preset, and print the line that says so.
+
+    Raises:
+        BadInput: anything in the common options that cannot be used.
+    """
+    device = resolve_device(common.device)
+    scale, why = resolve_scale(common.scale, device)
+    preset = presets.load(common.preset, scale, common.set)
+    root = common.out or Path("runs") / f"{preset.domain}-{scale}"
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"--out {root} is a file: give a folder")
+    quiet = common.quiet or os.environ.get("RANK", "0") != "0"  # of several torchrun processes, the first speaks
+    if not quiet:
+        print(announcement(stage, preset.domain, scale, why, device, common.seed, root), flush=True)
+    run = Run(
+        domain=preset.domain,
+        scale=scale,
+        root=root,
+        seed=common.seed,
+        device=device,
+        fresh=common.fresh,
+        quiet=quiet,
+        resolved=preset.model_dump(mode="json"),
+    )
+    return preset, run
+
+
+def resolve_scale(scale: str, device: str) -> tuple[str, str]:
+    """'auto' → the scale that suits the device, and the reason to print."""
+    if scale != "auto":
+        return scale, ""
+    if device == "cuda":
+        return "paper", " (auto: CUDA)"
+    return "laptop", " (auto: no CUDA)"
+
+
+def announcement(stage: str, domain: str, scale: str, why: str, device: str, seed: int, root: Path) -> str:
+    """The first line of every stage: what was resolved and how long it takes."""
+    minutes = MINUTES.get(scale, {}).get(stage)
+    estimate = "" if minutes is None else f"; about {duration(minutes)}"
+    return f"{stage}: {domain}, scale {scale}{why}, {device}, seed {seed}, in {root}{estimate}"
+
+
+def duration(minutes: float) -> str:
+    """0.2 → '12 s', 12 → '12 min', 90 → '1.5 h'."""
+    if minutes < 1.5:
+        return f"{round(minutes * 60)} s"
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"

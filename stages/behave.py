@@ -1,0 +1,307 @@
+"""Behave: learn a policy for a prompt in imagination, from offline pixels, with no true reward (Section 3.2).
+
+    bitagent behave --preset walker --task run
+    bitagent behave --preset walker --prompt "stand still on both legs"
+    bitagent behave --preset walker --tasks stand,walk,run        one policy for all three
+
+Reads runs/<run>/model/<method>-s<seed>, data/* and embeddings/*; writes runs/<run>/policy/<method>-s<seed>/<name>.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.core import artifacts, tasks
+from stages.core.actor_critic import ActorCritic, ActorCriticConfig
+from stages.core.agent import JointModel, Noise, State, TaskContext, load_model
+from stages.core.artifacts import Artifact
+from stages.core.backbones import load_backbone
+from stages.core.backbones.prompts import embed_prompt_video
+from stages.core.config import Run, Section
+from stages.core.distributed import World, world
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.grounding import Align, text_reward
+from stages.core.latents import Latents, encode
+from stages.core.naming import slug
+from stages.core.nets import MLP
+from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.core.training import (
+    Batch,
+    Compile,
+    Terms,
+    load_optimizer_tensors,
+    make_optimizer,
+    make_update,
+    optimizer_tensors,
+    should_compile,
+)
+
+
+class Config(Section):
+    """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+    starts: int
+    horizon: int
+    start_fraction: float
+    lr: float
+    clip: float
+    align: Align
+    oracle_updates: int
+    bf16: bool
+    compile: Compile
+    log_every: int
+    checkpoint_every: int
+    actor_critic: ActorCriticConfig
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the policy is asked for: the artifact's name, one prompt text per head and known task names."""
+
+    name: str
+    prompts: tuple[str, ...]
+    tasks: tuple[str, ...]
+    video: str = ""
+
+
+def parse_goal(domain: str, task: str | None, prompt: str | None, video: str | None, many: Sequence[str] = ()) -> Goal:
+    """Exactly one of task, prompt, video or several tasks. Raises BadInput for none, two or an unknown task."""
+    if sum(bool(x) for x in (task, prompt, video, many)) != 1:
+        raise BadInput("give exactly one of --task, --prompt, --video or --tasks")
+    if prompt:
+        return Goal(slug(prompt), (prompt,), ())
+    if video:
+        return Goal(slug(Path(video).stem), (f"video {Path(video).name}",), (), video)
+    names = tuple(many) or (str(task),)
+    return Goal("+".join(names), tuple(tasks.get_task(domain, n).prompt for n in names), names)
+
+
+def run(
+    config: Config,
+    run: Run,
+    *,
+    task: str | None = None,
+    prompt: str | None = None,
+    video: str | None = None,
+    many: Sequence[str] = (),
+    method: str = "bitagent",
+    oracle: bool = False,
+) -> Artifact:
+    """Train and save a policy.
+
+    Args:
+        task, prompt, video, many: see `parse_goal`.
+        oracle: the control row; the reward is a head fitted to the true reward of the named task.
+    """
+    goal = parse_goal(run.domain, task, prompt, video, many)
+    if oracle and len(goal.tasks) != 1:
+        raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
+    label = f"{method}-oracle" if oracle else method
+    path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
+    source = artifacts.load(
+        run.root / "model" / f"{method}-s{run.seed}", "pretrain", domain=run.domain,
+        made_by=run.command("pretrain", "--seed", str(run.seed)),
+    )  # fmt: skip
+    record = {
+        "behave": config.model_dump(), "model": source.meta["config"]["model"], "method": label,
+        "prompts": list(goal.prompts), "tasks": list(goal.tasks),
+    }  # fmt: skip
+    found = artifacts.reuse(path, "behave", record, run.seed, [source], run.fresh)
+    if found:
+        if not run.quiet:
+            print(f"reusing {path}")
+        return found
+    with world(run.device) as place, artifacts.locked(path):
+        began = time.time()
+        model = load_model(source, place.device)
+        embedding = embed_goal(goal, source, run)
+        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle)
+        made = artifacts.save(
+            path, "behave",
+            {"model": model.state_dict(), "actor_critic": trained.state_dict(), "prompt": {"embedding": embedding}},
+            domain=run.domain, config=record, seed=run.seed, inputs=[source], resolved=run.resolved, began=began,
+            extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")} | {"summary": summary},
+        )  # fmt: skip
+        artifacts.drop_checkpoint(path)
+        return made
+
+
+def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
+    """Unit-norm embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
+    backbone = load_backbone(source.meta["extra"]["backbone"], run.root, run.device)
+    if backbone.id != source.meta["extra"]["backbone_id"]:
+        raise BadInput(
+            f"{source.path} was trained with another backbone ({source.meta['extra']['backbone_id']}, now {backbone.id}); "
+            f"make it again with: {run.command('pretrain', '--fresh')}"
+        )
+    if goal.video:
+        return embed_prompt_video(backbone, Path(goal.video))[None].cpu()
+    return backbone.encode_text(list(goal.prompts)).cpu()
+
+
+def open_data(source: Artifact, run: Run) -> Dataset:
+    """The datasets the model was trained on. Raises BadInput when one has gone or changed."""
+    data, embeddings = [], []
+    for key, wanted in source.meta["inputs"].items():
+        found = artifacts.load(source.path / source.meta["input_paths"][wanted], domain=run.domain)
+        if found.id != wanted:
+            raise BadInput(f"{found.path} changed since {source.path} was trained on it; run: {run.command('pretrain', '--fresh')}")
+        (data if key.startswith("collect:") else embeddings).append(found.path)
+    return Dataset.open(data, run.domain, embeddings)
+
+
+class Behavior(nn.Module):
+    """One behaviour update as a loss: imagination and anchor, for K prompts at once."""
+
+    def __init__(
+        self, model: JointModel, learner: ActorCritic, prompts: TaskContext, config: Config, noise: Noise, oracle: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.model, self.learner, self.oracle = model, learner, oracle
+        self.prompts, self.config, self.noise = prompts, config, noise
+
+    def reward(self, task: TaskContext, features: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        """Text-conditioned reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
+        if self.oracle is not None:
+            return self.oracle(features[:, 1:]).squeeze(-1).float()
+        return text_reward(self.model, task, z, action, self.config.align)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """batch: h, z, e (N, H+1, ·), action (N, H, A), prompt (N,)."""
+        c, a = self.config, self.config.actor_critic
+        task = self.prompts.rows(batch["prompt"])
+        tau = task.tau.unsqueeze(1)  # (N, 1, dim_task)
+        state = State(batch["h"], batch["z"], batch["e"])
+        loss = torch.zeros((), device=tau.device)
+        terms: Terms = {}
+        data = torch.cat([state.features, tau.expand(-1, c.horizon + 1, -1)], -1)  # (N, H+1, I)
+        with torch.no_grad():
+            data_reward = self.reward(task, state.features, state.z, batch["action"])
+        anchor, data_critic, seen = self.learner.data_losses(data, batch["action"], data_reward)
+        loss = loss + a.anchor * anchor + a.data_value * data_critic
+        terms |= seen
+        start = State(*(getattr(state, k)[:, 0] for k in ("h", "z", "e")))
+        normal = self.noise.normal(len(tau), c.horizon, self.model.dim_action)
+
+        def act(features: Tensor, step: int) -> Tensor:
+            return self.learner.actor.sample(torch.cat([features.detach(), tau[:, 0]], -1), normal[:, step])
+
+        states, actions, _ = self.model.imagine(start, act, c.horizon, task, self.noise)
+        reward = self.reward(task, states.features, states.z, actions)
+        features = torch.cat([states.features, tau.expand(-1, c.horizon + 1, -1)], -1)
+        actor, critic, imagined = self.learner.imagination_losses(features, reward)
+        terms |= imagined | {"actor": actor.detach(), "critic": critic.detach(), "critic_data": data_critic.detach()}
+        return loss + a.imagination * actor + critic, terms
+
+
+def train(
+    config: Config,
+    run: Run,
+    place: World,
+    path: Path,
+    model: JointModel,
+    embedding: Tensor,
+    source: Artifact,
+    goal: Goal,
+    record: dict[str, Any],
+    oracle: bool,
+) -> tuple[ActorCritic, dict[str, float]]:
+    """Encode the data once under the prompts, then update actor and critic on latents alone."""
+    seed_everything(run.seed)
+    dataset = open_data(source, run)
+    with torch.no_grad():
+        prompts = model.task(embedding.to(place.device))
+    latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
+    head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
+    seed_everything(run.seed + 1)
+    width = model.config.deter + model.config.dim_z + model.config.dim_task
+    learner = ActorCritic(width, model.dim_action, config.actor_critic).to(place.device)
+    actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
+    about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
+    start = 0 if run.fresh else restore(path, about, learner, actor, critic)
+    noise = Noise(place.device, place.rank, place.size)
+    compiled = should_compile(config.compile, place.device)
+    update = make_update(
+        Behavior(model, learner, prompts, config, noise, head), [(actor, config.clip), (critic, config.clip)], place.device,
+        bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow,
+    )  # fmt: skip
+    metrics = Metrics(path.parent / f"{path.name}.log", start)
+    values: dict[str, float] = {}
+    bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
+    with stop_signals() as stop, bar:
+        for step in range(start + 1, config.updates + 1):
+            terms = update(draw_batch(latents, config, noise, len(prompts.tau)))
+            last = step == config.updates
+            if step % config.log_every == 0 or last:
+                values = {k: float(v) for k, v in terms.items()}
+                kept = artifacts.checkpoint_path(path)
+                require_finite(step, values, kept if kept.exists() else None, "behave.lr")
+                metrics.log(step, values)
+                bar.set_postfix(imagined=f"{values['imagined_reward']:.2f}", data=f"{values['data_reward']:.2f}", refresh=False)
+            bar.update()
+            if not last and (stop or step % config.checkpoint_every == 0):
+                groups = {"learner": learner.state_dict(), "actor": optimizer_tensors(actor), "critic": optimizer_tensors(critic),
+                          "rng": artifacts.rng_state()}  # fmt: skip
+                artifacts.save_checkpoint(path, step, groups, about)
+                if stop:
+                    raise stop.leave(run.command("behave", f"(same goal: {goal.name})"))
+    metrics.close()
+    return learner, values
+
+
+def draw_batch(latents: Latents, config: Config, noise: Noise, prompts: int) -> dict[str, Tensor]:
+    """Windows of the dataset; each row asks for one of the prompts."""
+    rows = latents.draw(config.starts, config.start_fraction, noise)
+    prompt = (noise.uniform(config.starts) * prompts).long().clamp(max=prompts - 1)
+    state, action, _ = latents.window(rows, prompt, config.horizon)
+    return {"h": state.h, "z": state.z, "e": state.e, "action": action, "prompt": prompt}
+
+
+def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:
+    """Load the checkpoint of this very run, if any; returns the update to go on from."""
+    found = artifacts.load_checkpoint(path, about)
+    if found is None:
+        return 0
+    step, groups = found
+    learner.load_state_dict(groups["learner"])
+    for optimizer, name in zip(optimizers, ("actor", "critic"), strict=True):
+        load_optimizer_tensors(optimizer, groups[name])
+    artifacts.set_rng_state(groups["rng"])
+    return step
+
+
+def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, place: World, quiet: bool) -> nn.Module:
+    """Control row only: regress the true reward per control step on (h, z), from the parts labelled `task`.
+
+    Rewards of other tasks' replays measure another goal, so only this task's parts are used.
+    """
+    parts = [p for p in dataset.parts if p.task == task]
+    if not parts:
+        raise BadInput(f"--oracle-reward needs data of task {task}; make it with: bitagent collect --source expert --task {task}")
+    rows = torch.cat([torch.arange(p.first_row, p.last_row) for p in parts]).to(place.device)
+    head = MLP(latents.h.shape[-1] + latents.z.shape[-1], 1, config.actor_critic.units, 2).to(place.device)
+    optimizer = make_optimizer(list(head.parameters()), 1e-3, 1e-4)
+
+    def loss(batch: Batch) -> tuple[Tensor, Terms]:
+        error = (head(batch["features"]).squeeze(-1).float() - batch["reward"]).square().mean()
+        return error, {"oracle": error.detach()}
+
+    update = make_update(loss, [(optimizer, 100.0)], place.device, bf16=config.bf16, compiled=False)
+    bar = progress(config.oracle_updates, 0, "fit true reward", "update", quiet)
+    for _ in range(config.oracle_updates):
+        index = rows[torch.randint(len(rows), (1024,), device=place.device)]
+        features = torch.cat([latents.h[0, index], latents.z[0, index]], -1).float()
+        terms = update({"features": features, "reward": latents.reward[index] / tasks.ACTION_REPEAT})
+        bar.set_postfix(mse=f"{float(terms['oracle']):.4f}", refresh=False)
+        bar.update()
+    bar.close()
+    return head.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""The small shared core: worlds, data, artifacts, backbones, the joint model and its losses."""

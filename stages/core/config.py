@@ -1,0 +1,57 @@
+"""Base classes of the preset's sections and of what one invocation of a stage is told.
+
+A stage declares its own section by subclassing `Section`; no field has a default here or there,
+because every default lives once, commented, in presets/paper.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from stages.core.errors import BadInput
+
+
+class Section(BaseModel):
+    """One part of a preset: strict (an unknown key is an error) and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one invocation of a stage is told beside its preset sections.
+
+    `root` is the folder that holds the artifacts of one domain at one scale (runs/walker-laptop);
+    `resolved` is the whole resolved preset, written into every artifact.
+    """
+
+    domain: str
+    scale: str
+    root: Path
+    seed: int = 0
+    device: str = "cpu"  # "cpu" or "cuda", already resolved
+    fresh: bool = False
+    quiet: bool = False
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    def command(self, stage: str, *options: str) -> str:
+        """The command line that would make a missing artifact, for error messages."""
+        return " ".join(
+            ["bitagent", stage, "--preset", self.domain, "--scale", self.scale, *options]
+        )
+
+
+def resolve_device(name: str) -> str:
+    """'auto', 'cpu' or 'cuda' → 'cpu' or 'cuda'. Raises BadInput when CUDA is asked for and absent."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise BadInput(f"unknown device {name!r}: use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("no CUDA device is visible to PyTorch: use --device cpu, or see `bitagent doctor`")
+    return name

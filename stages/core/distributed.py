@@ -1,0 +1,54 @@
+"""Several processes by torchrun: rank, world size, and a group that is closed on the way out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`; `device` is the one it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """True when any process says so, so that all stop at the same step."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return bool(told.item())
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Join the process group torchrun announces (nccl on CUDA, gloo on CPU); alone without one."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "cuda":
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(local)
+    else:
+        local = torch.device("cpu")
+    if size > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield World(rank, size, local)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

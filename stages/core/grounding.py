@@ -1,0 +1,47 @@
+"""How a prompt becomes reward: BiTAgent's text-conditioned imagination (Eq. 7, 8, 10)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core.agent import JointModel, TaskContext
+
+Align = Literal["none", "best"]
+
+
+def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor, align: Align) -> Tensor:
+    """r_t = cos(z_t, z̃^τ_t) (Eq. 10) along a real or imagined sequence.
+
+    The reference starts at f_map(τ) and follows the executed actions (`text_actions: policy`) or none;
+    it takes the mode at each step. With `align: best` each sequence is compared with the reference at
+    the offset in time that fits it best, for gaits out of phase.
+
+    Args:
+        task: context of N prompts.
+        z: (N, H+1, dim_z). action: (N, H, A).
+    Returns:
+        (N, H): reward for arriving at states 1..H.
+    """
+    reference, _ = model.text_rollout(action, task, None)  # (N, H+1, dim_z)
+    z, reference = F.normalize(z.float(), dim=-1), F.normalize(reference.float(), dim=-1)
+    if align == "none":
+        return (z * reference)[:, 1:].sum(-1)
+    similarity = z[:, 1:] @ reference.transpose(1, 2)  # (N, H, H+1)
+    return _best_offset(similarity)
+
+
+def _best_offset(similarity: Tensor) -> Tensor:
+    """similarity (N, H, H+1) of sequence steps and reference steps → (N, H) at the best common shift.
+
+    Shifts wrap within the reference, whose steps past the first pose are a stretch of a gait.
+    """
+    horizon = similarity.shape[1]
+    steps = torch.arange(horizon, device=similarity.device)
+    columns = (steps[:, None] + steps[None, :]) % horizon + 1  # (shift, t)
+    shifted = similarity[:, steps[None, :], columns]  # (N, shift, t)
+    best = shifted.mean(-1).argmax(-1)  # (N,)
+    return shifted[torch.arange(len(best), device=best.device), best]

@@ -1,0 +1,190 @@
+"""Building blocks: MLPs, the norm-GRU, image encoder and decoder, one-hot categoricals, the two-hot head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGE_CHANNELS = 3
+
+
+class MLP(nn.Sequential):
+    """`layers` blocks of Linear → LayerNorm → SiLU, then a Linear to `out` features."""
+
+    def __init__(self, inp: int, out: int, units: int, layers: int, *, zero_out: bool = False) -> None:
+        blocks: list[nn.Module] = []
+        for i in range(layers):
+            blocks += [nn.Linear(inp if i == 0 else units, units, bias=False), nn.LayerNorm(units), nn.SiLU()]
+        head = nn.Linear(units if layers else inp, out)
+        if zero_out:  # a critic that starts at zero does not drag early returns around
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        super().__init__(*blocks, head)
+
+
+class NormGRU(nn.Module):
+    """GRU cell with one LayerNorm over its three gates and an update gate biased to keep the past.
+
+    The input projection is separate, so that it runs for all time steps at once and the loop over
+    time holds one (B, D) × (D, 3D) product a step.
+    """
+
+    def __init__(self, inp: int, deter: int) -> None:
+        super().__init__()
+        self.deter = deter
+        self.inp = nn.Linear(inp, 3 * deter, bias=False)
+        self.rec = nn.Linear(deter, 3 * deter, bias=False)
+        self.norm = nn.LayerNorm(3 * deter)
+
+    def cell(self, projected: Tensor, h: Tensor) -> Tensor:
+        """projected = inp(x): (..., 3D), h: (..., D) → next h (..., D)."""
+        gates = self.norm(projected + self.rec(h))  # (..., 3D)
+        reset, candidate, update = gates.chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        update = torch.sigmoid(update - 1.0)
+        return update * candidate + (1.0 - update) * h
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.cell(self.inp(x), h)
+
+    def scan(self, x: Tensor, h: Tensor, reset: Tensor, h_reset: Tensor) -> Tensor:
+        """Run over time. x (B, T, I), h (B, D), reset (B, T) bool, h_reset (B, D) → (B, T, D).
+
+        Where reset[:, t] is true the state before step t is replaced by `h_reset`.
+        """
+        projected = self.inp(x)  # (B, T, 3D)
+        keep = (~reset).unsqueeze(-1).to(h.dtype)  # (B, T, 1)
+        states = []
+        for t in range(x.shape[1]):
+            h = h * keep[:, t] + h_reset * (1.0 - keep[:, t])
+            h = self.cell(projected[:, t], h).to(h.dtype)
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of a (N, C, H, W) map; free of copies in channels_last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ImageEncoder(nn.Sequential):
+    """uint8 image (N, 3, 64, 64) → (N, 8·depth·4·4); four stride-2 convolutions."""
+
+    def __init__(self, depth: int) -> None:
+        widths = [IMAGE_CHANNELS, depth, 2 * depth, 4 * depth, 8 * depth]
+        blocks: list[nn.Module] = []
+        for inp, out in zip(widths, widths[1:], strict=False):
+            blocks += [nn.Conv2d(inp, out, 4, 2, 1, bias=False), ChannelNorm(out), nn.SiLU()]
+        super().__init__(*blocks)
+        self.out_features = 8 * depth * 16
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = normalize_image(image).contiguous(memory_format=torch.channels_last)
+        return super().forward(x).flatten(1)
+
+
+class ImageDecoder(nn.Module):
+    """Latent (N, D) → image (N, 3, 64, 64) in [-0.5, 0.5] units (unbounded mean of a unit Gaussian)."""
+
+    def __init__(self, inp: int, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+        self.stem = nn.Linear(inp, 8 * depth * 16)
+        widths = [8 * depth, 4 * depth, 2 * depth, depth]
+        blocks: list[nn.Module] = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            blocks += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), ChannelNorm(b), nn.SiLU()]
+        blocks.append(nn.ConvTranspose2d(depth, IMAGE_CHANNELS, 4, 2, 1))
+        self.convs = nn.Sequential(*blocks)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stem(z).unflatten(-1, (8 * self.depth, 4, 4))
+        return self.convs(x.contiguous(memory_format=torch.channels_last))
+
+
+def normalize_image(image: Tensor) -> Tensor:
+    """uint8 → float in [-0.5, 0.5]."""
+    return image.float() / 255.0 - 0.5
+
+
+def to_uint8(decoded: Tensor) -> Tensor:
+    """Inverse of `normalize_image`, rounded and clipped."""
+    return ((decoded.float() + 0.5) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------- categoricals
+
+
+def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log of (1 - unimix)·softmax(logits) + unimix / K, over the last axis, in float32."""
+    probs = torch.softmax(logits.float(), -1)
+    return torch.log((1.0 - unimix) * probs + unimix / logits.shape[-1])
+
+
+def sample_one_hot(log_probs: Tensor, uniform: Tensor | None) -> Tensor:
+    """Straight-through one-hot sample of (..., C, K), flattened to (..., C·K).
+
+    `uniform` is noise in (0, 1) of the same shape (Gumbel-max); None takes the mode. The gradient is
+    that of the probabilities (DreamerV2/V3).
+    """
+    scores = log_probs if uniform is None else log_probs - torch.log(-torch.log(uniform.clamp(1e-6, 1 - 1e-6)))
+    hard = F.one_hot(scores.argmax(-1), log_probs.shape[-1]).to(log_probs.dtype)
+    probs = log_probs.exp()
+    return (hard + probs - probs.detach()).flatten(-2)
+
+
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) of log-probabilities (..., C, K), summed over the C variables → (...)."""
+    return (p.exp() * (p - q)).sum((-2, -1))
+
+
+# ---------------------------------------------------------------------------- two-hot regression
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x)·log(1 + |x|)."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+def two_hot(x: Tensor, bins: Tensor) -> Tensor:
+    """Weights (..., K) that put x (...) between its two neighbouring bins (K,), ascending (DreamerV3)."""
+    x = x.clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, x.contiguous()).clamp(1, len(bins) - 1)
+    low, high = bins[above - 1], bins[above]
+    weight = ((x - low) / (high - low)).unsqueeze(-1)
+    return F.one_hot(above - 1, len(bins)) * (1 - weight) + F.one_hot(above, len(bins)) * weight
+
+
+class TwoHotHead(nn.Module):
+    """An MLP that predicts a scalar as a categorical over symlog-spaced bins (DreamerV3)."""
+
+    bins: Tensor
+
+    def __init__(self, inp: int, units: int, layers: int, bins: int = 127, limit: float = 6.0) -> None:
+        super().__init__()
+        self.net = MLP(inp, bins, units, layers, zero_out=True)
+        self.register_buffer("bins", torch.linspace(-limit, limit, bins), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (..., I) → logits (..., K)."""
+        return self.net(x).float()
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """Expected value (...) of logits (..., K)."""
+        return symexp((torch.softmax(logits, -1) * self.bins).sum(-1))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy (...) against the two-hot code of target (...)."""
+        return -(two_hot(symlog(target), self.bins) * torch.log_softmax(logits, -1)).sum(-1)

@@ -1,0 +1,172 @@
+"""The joint objective: L_total = λ_WM L_WM + λ_MLLM L_MLLM + λ_JBO L_JBO (Eq. 9, 11-14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core.agent import JointModel, Noise, Observed, State, TaskContext
+from stages.core.config import Section
+from stages.core.nets import categorical_kl, normalize_image
+
+
+class ObjectiveConfig(Section):
+    """Weights and constants of the objective; defaults and comments in presets/paper.yaml."""
+
+    world_model: float
+    mllm: float
+    joint_behavior: float
+    text_imagination: float
+    semantic_prediction: float
+    kl_dynamics: float
+    kl_representation: float
+    free_nats: float
+    align_video: float
+    horizon: int
+    discount: float
+    pseudo_text: float
+    pseudo_text_noise: float
+
+
+@dataclass
+class Labels:
+    """What is known of each dataset part's task: text (P, dim_e), known (P,) bool, threshold (P,).
+
+    A replay spans random to expert behaviour, so a segment counts as a demonstration of its label
+    only when the backbone finds it at least `threshold` similar to the prompt.
+    """
+
+    text: Tensor
+    known: Tensor
+    threshold: Tensor
+
+
+@dataclass
+class Prompted:
+    """The prompt each sequence is read under: embedding (B, dim_e); `shown` (B,) 1 where the segment shows it."""
+
+    embedding: Tensor
+    shown: Tensor
+
+
+def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveConfig, noise: Noise) -> Prompted:
+    """The label's text, or pseudo-text: the segment's own video embedding, noised (LAFITE) and renormalised.
+
+    Args:
+        e: (B, T, dim_e) backbone embeddings. part: (B,) index into `labels`.
+    """
+    segment = F.normalize(e.mean(1), dim=-1)  # (B, dim_e)
+    direction = F.normalize(noise.normal(*segment.shape), dim=-1)
+    amount = config.pseudo_text_noise * noise.uniform(len(e), 1)
+    pseudo = F.normalize((1 - amount) * segment + amount * direction, dim=-1)
+    text = labels.text[part]  # (B, dim_e)
+    use_pseudo = (noise.uniform(len(e)) < config.pseudo_text) | ~labels.known[part]
+    shown = use_pseudo | ((segment * text).sum(-1) >= labels.threshold[part])
+    return Prompted(torch.where(use_pseudo.unsqueeze(-1), pseudo, text), shown.float())
+
+
+def world_model_loss(
+    model: JointModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
+
+    The first step of a window inside an episode has no past to be predicted from: its KL is left out.
+    """
+    mask = torch.ones_like(is_first, dtype=torch.float32)
+    mask[:, 0] = is_first[:, 0].float()
+    dynamics = categorical_kl(seen.posterior.detach(), seen.prior)  # (B, T)
+    representation = categorical_kl(seen.posterior, seen.prior.detach())
+    clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
+    decoded = model.decoder(seen.state.z.flatten(0, 1))  # (B·T, 3, 64, 64)
+    error = (decoded.float() - normalize_image(image.flatten(0, 1))).square()
+    return {
+        "kl": config.kl_dynamics * clipped[0] + config.kl_representation * clipped[1],
+        "image": error.flatten(1).sum(1).mean(),
+        "kl_nats": (dynamics * mask).mean().detach(),
+    }
+
+
+def mllm_loss(
+    model: JointModel, seen: Observed, task: TaskContext, shown: Tensor, config: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """L_MLLM (Eq. 13): ‖e - f_dec(z)‖² + ‖e - f_ψ(τ)‖², and the predictor of e used in imagination.
+
+    With a trainable e both raw terms have the optimum e = const; so e is a fixed target of the first,
+    and in the second each side moves toward the other's stop-gradient.
+    """
+    e = seen.state.e  # (B, T, dim_e)
+    reconstruction = (e.detach() - model.semantic_decoder(seen.state.z).float()).square().sum(-1).mean()
+    goal = task.semantics.unsqueeze(1)  # (B, 1, dim_e)
+    toward_video = (e.detach() - goal).square().sum(-1).mean(1)  # (B,)
+    toward_text = (e - goal.detach()).square().sum(-1).mean(1)
+    predicted = model.predict_semantics(seen.state.h, seen.s)
+    return {
+        "semantic_reconstruction": reconstruction,
+        "alignment": ((toward_video + config.align_video * toward_text) * shown).mean(),
+        "semantic_prediction": (e.detach() - predicted).square().sum(-1).mean(),
+    }
+
+
+def text_imagination_loss(
+    model: JointModel, seen: Observed, action: Tensor, is_first: Tensor, task: TaskContext, shown: Tensor
+) -> Tensor:
+    """Eq. 9 on the data's actions: KL(world model ‖ text imagination); the world model is the fixed teacher."""
+    text, _ = model.text_forced(seen.s, action, is_first, task)  # (B, T, C, K)
+    first = is_first.clone()
+    first[:, 0] = True
+    teacher = torch.where(first[..., None, None], seen.posterior, seen.prior).detach()
+    return (categorical_kl(teacher, text).mean(1) * shown).mean()
+
+
+def joint_behavior_loss(
+    model: JointModel, seen: Observed, action: Tensor, task: TaskContext, shown: Tensor, config: ObjectiveConfig, noise: Noise
+) -> Tensor:
+    """L_JBO (Eq. 14): discounted KL between a world-model rollout and a text rollout; gradients reach both.
+
+    Every sequence is cut into stretches of horizon + 1 frames; each stretch's first frame is a start,
+    its following actions drive both rollouts.
+    """
+    horizon = min(config.horizon, action.shape[1] - 1)
+    count = action.shape[1] // (horizon + 1)
+    starts = torch.arange(count, device=action.device) * (horizon + 1)
+    start = State(*(getattr(seen.state, k)[:, starts].flatten(0, 1) for k in ("h", "z", "e")))
+    steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (count, H)
+    actions = action[:, steps].flatten(0, 1)  # (B·count, H, A)
+    repeated = task.repeat_interleave(count)
+    _, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    _, text = model.text_rollout(actions, repeated, noise)
+    kl = categorical_kl(prior, text[:, 1:])  # (B·count, H)
+    weight = config.discount ** torch.arange(1, horizon + 1, device=kl.device)
+    return ((kl * weight).sum(1) / weight.sum() * shown.repeat_interleave(count)).mean()
+
+
+def joint_loss(
+    model: JointModel, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_total of Eq. 11 and its terms, on a batch of the sampler.
+
+    Args:
+        batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), part (B,).
+    """
+    image, action, is_first = batch["image"], batch["action"], batch["is_first"]
+    raw = batch["embedding"].float()
+    prompts = choose_prompts(raw, batch["task"], labels, config, noise)
+    task = model.task(prompts.embedding)
+    seen = model.observe(image, action, is_first, model.adapter(raw), task, noise)
+    terms = world_model_loss(model, seen, image, is_first, config)
+    terms |= mllm_loss(model, seen, task, prompts.shown, config)
+    total = config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
+    if config.mllm:
+        total = total + config.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
+    if config.text_imagination:
+        terms["text_imagination"] = text_imagination_loss(model, seen, action, is_first, task, prompts.shown)
+        total = total + config.text_imagination * terms["text_imagination"]
+    if config.joint_behavior:
+        terms["joint_behavior"] = joint_behavior_loss(model, seen, action, task, prompts.shown, config, noise)
+        total = total + config.joint_behavior * terms["joint_behavior"]
+    terms["gate"] = task.gates.mean()
+    return total, {k: v.detach() for k, v in terms.items()}

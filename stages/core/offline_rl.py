@@ -1,0 +1,239 @@
+"""TD3: the networks and updates shared by the online experts (state input) and the model-free rows.
+
+TD3: Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods". The
+networks carry a LayerNorm before each ReLU (Ball et al. 2023, RLPD), which keeps the critics sane at
+learning rates and replay sizes where plain ones diverge. Small matrices on one core spend most of
+their time between the products, so a whole network is one autograd node with its backward written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core.config import Section
+from stages.core.training import load_optimizer_tensors, optimizer_tensors
+
+Precision = Literal["auto", "float32", "bfloat16"]
+LN_EPS = 1e-5
+
+
+class TD3Config(Section):
+    """Section `collect.expert.td3` of the preset; defaults and comments in presets/paper.yaml."""
+
+    units: int
+    batch: int
+    lr: float
+    discount: float
+    tau: float
+    actor_every: int
+    target_noise: float
+    target_noise_clip: float
+    precision: Precision
+
+
+class _FusedMLP(torch.autograd.Function):
+    """K three-layer MLPs (Linear-LayerNorm-ReLU twice, Linear) as one autograd node.
+
+    forward(x, dtype, w1, b1, w2, b2, w3, b3): x (B, I), w (K, in, out), b (K, 1, out) → (K, B, O) in the
+    dtype of w3. The hidden products run in `dtype`; the last layer never does, since bfloat16 has too few
+    digits for values of a hundred. Gradients nobody asked for (weights of a frozen critic, inputs of a
+    trained one) are not computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *params: Tensor) -> Tensor:
+        w1, b1, w2, b2, w3, b3 = params
+        w1, w2 = w1.to(dtype), w2.to(dtype)
+        x = x.to(dtype).expand(len(w1), -1, -1)  # (K, B, I)
+        pre1, mean1, rstd1, h1 = _hidden(x, w1, b1.to(dtype))  # (K, B, H)
+        pre2, mean2, rstd2, h2 = _hidden(h1, w2, b2.to(dtype))  # (K, B, H)
+        ctx.save_for_backward(x, w1, w2, w3, pre1, mean1, rstd1, h1, pre2, mean2, rstd2, h2)
+        return torch.baddbmm(b3, h2.to(w3.dtype), w3)  # (K, B, O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, w2, w3, pre1, mean1, rstd1, h1, pre2, mean2, rstd2, h2 = ctx.saved_tensors
+        grad, keep = grads[0], w3.dtype
+        weights = ctx.needs_input_grad[2]
+        out: list[Tensor | None] = [None] * 8
+        if weights:
+            out[6], out[7] = torch.bmm(h2.to(keep).transpose(1, 2), grad), grad.sum(1, keepdim=True)
+        d = torch.bmm(grad, w3.transpose(1, 2)).to(h2.dtype)
+        d = _hidden_backward(d, pre2, mean2, rstd2, h2)
+        if weights:
+            out[4], out[5] = torch.bmm(h1.transpose(1, 2), d).to(keep), d.sum(1, keepdim=True).to(keep)
+        d = _hidden_backward(torch.bmm(d, w2.transpose(1, 2)), pre1, mean1, rstd1, h1)
+        if weights:
+            out[2], out[3] = torch.bmm(x.transpose(1, 2), d).to(keep), d.sum(1, keepdim=True).to(keep)
+        if ctx.needs_input_grad[0]:
+            out[0] = torch.bmm(d, w1.transpose(1, 2)).to(keep).sum(0)
+        return tuple(out)
+
+
+def _hidden(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pre = torch.baddbmm(b, x, w)
+    normed, mean, rstd = torch.ops.aten.native_layer_norm(pre, [pre.shape[-1]], None, None, LN_EPS)
+    return pre, mean, rstd, normed.relu_()
+
+
+def _hidden_backward(grad: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor, h: Tensor) -> Tensor:
+    grad = torch.ops.aten.threshold_backward(grad, h, 0.0)
+    shape = [pre.shape[-1]]
+    back = torch.ops.aten.native_layer_norm_backward(grad, pre, shape, mean, rstd, None, None, [True, False, False])
+    return back[0]
+
+
+class FusedMLP(nn.Module):
+    """`members` independent MLPs with two hidden layers, run as one: (B, I) → (members, B, O).
+
+    Args:
+        dtype: of the hidden products; the parameters stay float32.
+        last_gain: scale of the orthogonal initialisation of the last layer.
+    """
+
+    def __init__(self, members: int, inp: int, out: int, units: int, dtype: torch.dtype, last_gain: float = 1.0) -> None:
+        super().__init__()
+        self.dtype = dtype
+        params = []
+        for a, b, gain in ((inp, units, 2**0.5), (units, units, 2**0.5), (units, out, last_gain)):
+            maps = [nn.init.orthogonal_(torch.empty(b, a), gain).T for _ in range(members)]
+            params += [nn.Parameter(torch.stack(maps).contiguous()), nn.Parameter(torch.zeros(members, 1, b))]
+        self.params = nn.ParameterList(params)
+
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        """x (B, I) → (K, B, O), of the first `members` networks, or all."""
+        params = list(self.params) if members is None else [p[:members] for p in self.params]
+        return _FusedMLP.apply(x, self.dtype, *params)
+
+
+class Actor(FusedMLP):
+    """Deterministic policy: features (B, I) → action (B, A) in (-1, 1). Starts near zero action."""
+
+    def __init__(self, inp: int, action_dim: int, units: int, dtype: torch.dtype) -> None:
+        super().__init__(1, inp, action_dim, units, dtype, last_gain=0.01)
+
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        return torch.tanh(super().forward(x, members)[0])
+
+
+class Critics(FusedMLP):
+    """Twin action values: features (B, I), action (B, A) → (2, B), or (1, B) with `members` 1."""
+
+    def __init__(self, inp: int, action_dim: int, units: int, dtype: torch.dtype) -> None:
+        super().__init__(2, inp + action_dim, 1, units, dtype)
+
+    def value(self, x: Tensor, action: Tensor, members: int | None = None) -> Tensor:
+        return self(torch.cat([x, action], -1), members)[..., 0]
+
+
+class TD3:
+    """Actor, twin critics, their targets and optimizers; `update` is one gradient step of TD3."""
+
+    def __init__(self, config: TD3Config, inp: int, action_dim: int, seed: int) -> None:
+        self.config = config
+        dtype = resolve_precision(config.precision)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor = Actor(inp, action_dim, config.units, dtype)
+            self.critics = Critics(inp, action_dim, config.units, dtype)
+        self.actor_target = Actor(inp, action_dim, config.units, dtype).requires_grad_(False)
+        self.critics_target = Critics(inp, action_dim, config.units, dtype).requires_grad_(False)
+        self.actor_target.load_state_dict(self.actor.state_dict())
+        self.critics_target.load_state_dict(self.critics.state_dict())
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
+
+    def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """One update: critics always, actor every `actor_every` steps, then the slow targets.
+
+        Args:
+            batch: obs (B, I), action (B, A), reward (B,), discount (B,) (0 past a terminal), next_obs (B, I).
+                With n-step returns `reward` is their discounted sum and `discount` is γ^n.
+            generator: noise of the smoothed target action.
+        """
+        config = self.config
+        noise = torch.randn(batch["action"].shape, generator=generator)
+        target = self.target(batch, noise)
+        loss = critic_loss(self.critics, batch["obs"], batch["action"], target)
+        _minimise(loss, self.critic_optimizer)
+        terms = {"critic_loss": loss.detach(), "value": target.mean()}
+        if step % config.actor_every == 0:
+            self.critics.requires_grad_(False)
+            actor_objective = actor_loss(self.actor, self.critics, batch["obs"])
+            _minimise(actor_objective, self.actor_optimizer)
+            self.critics.requires_grad_(True)
+            terms["actor_loss"] = actor_objective.detach()
+        soft_update(self.critics_target, self.critics, config.tau)
+        soft_update(self.actor_target, self.actor, config.tau)
+        return terms
+
+    @torch.no_grad()
+    def target(self, batch: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,)."""
+        config = self.config
+        smooth = (noise * config.target_noise).clamp(-config.target_noise_clip, config.target_noise_clip)
+        action = (self.actor_target(batch["next_obs"]) + smooth).clamp(-1.0, 1.0)  # (B, A)
+        values = self.critics_target.value(batch["next_obs"], action)  # (2, B)
+        return batch["reward"] + batch["discount"] * values.amin(0)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint needs to continue bit for bit."""
+        modules = {"actor": self.actor, "critics": self.critics}
+        modules |= {"actor_target": self.actor_target, "critics_target": self.critics_target}
+        groups = {name: dict(module.state_dict()) for name, module in modules.items()}
+        groups["actor_optimizer"] = optimizer_tensors(self.actor_optimizer)
+        groups["critic_optimizer"] = optimizer_tensors(self.critic_optimizer)
+        return groups
+
+    def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Inverse of `tensors`."""
+        for name in ("actor", "critics", "actor_target", "critics_target"):
+            getattr(self, name).load_state_dict(dict(groups[name]))
+        load_optimizer_tensors(self.actor_optimizer, groups["actor_optimizer"])
+        load_optimizer_tensors(self.critic_optimizer, groups["critic_optimizer"])
+
+
+def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -> Tensor:
+    """Sum over the two critics of the mean squared error against target (B,)."""
+    values = critics.value(obs, action)  # (2, B)
+    return F.mse_loss(values, target.expand_as(values)) * len(values)
+
+
+def actor_loss(actor: Actor, critics: Critics, obs: Tensor) -> Tensor:
+    """Deterministic policy gradient through the first critic (TD3, Algorithm 1); freeze the critics first."""
+    return -critics.value(obs, actor(obs), members=1).mean()
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """target ← (1 - tau) target + tau online."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+
+
+def _minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def resolve_precision(precision: Precision) -> torch.dtype:
+    """The dtype of the hidden products; `auto` takes bfloat16 on a CPU that multiplies it natively."""
+    if precision == "auto":
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether /proc/cpuinfo lists native bfloat16 products (AVX512-BF16, AMX); false where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = set(text.split("flags", 1)[-1].split("\n", 1)[0].split())
+    return bool(flags & {"avx512_bf16", "amx_bf16"})

@@ -1,0 +1,160 @@
+"""Batches of windows from a dataset: a pure function of (seed, step), so any run can resume or split its batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+
+KEYS = ("image", "action", "reward", "is_first", "is_terminal")
+
+
+class Sampler:
+    """Draws (B, T) windows uniformly over all starts whose window stays inside its episode.
+
+    Args:
+        batch, length: B and T of the global batch.
+        start_fraction: this fraction of the windows begins at an episode's first row (on average
+            exactly; the rest are drawn from all starts).
+        part_weights: relative weight of each part of the dataset; default: by its number of windows.
+        embeddings: add `embedding` when the dataset was opened with embeddings.
+        keys: the arrays of a batch; default image, action, reward, is_first, is_terminal.
+        device: "cpu" maps the files and gathers there; any other device holds those arrays whole
+            and gathers on it (same batches). The dataset must fit.
+
+    Raises:
+        BadInput: no episode is long enough, no frames where images are asked for, or wrong weights.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch: int,
+        length: int,
+        seed: int,
+        start_fraction: float = 0.0,
+        part_weights: Sequence[float] | None = None,
+        embeddings: bool = True,
+        keys: Sequence[str] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.dataset, self.batch, self.length, self.seed = dataset, batch, length, seed
+        self.start_fraction = start_fraction
+        self.keys = list(KEYS if keys is None else keys)
+        if embeddings and dataset.has("embedding") and "embedding" not in self.keys:
+            self.keys.append("embedding")
+        for key in self.keys:
+            dataset.row_shape(key)  # says what to do when the dataset does not hold it
+        info = dataset.episode_info
+        long_enough = np.flatnonzero(info.length >= length)
+        if not len(long_enough):
+            raise BadInput(
+                f"no episode has {length} rows (the longest has {info.length.max()}); ask for shorter sequences"
+            )
+        self.first_row = info.start[long_enough]  # (E',)
+        starts = info.length[long_enough] - length + 1  # (E',) windows in each episode
+        self.cumulative = np.concatenate([[0], np.cumsum(starts)])  # (E'+1,)
+        part = info.part[long_enough]
+        self.part_bounds = np.searchsorted(part, np.arange(len(dataset.parts) + 1))  # (P+1,) into E'
+        self.part_ends = np.cumsum(self._probabilities(part_weights))  # (P,)
+        self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
+        self.device = device
+
+    def _probabilities(self, weights: Sequence[float] | None) -> np.ndarray:
+        windows = np.diff(self.cumulative[self.part_bounds])  # (P,)
+        if weights is None:
+            return windows / windows.sum()
+        given = np.asarray(weights, np.float64)
+        if given.shape != windows.shape or not np.isfinite(given).all() or (given < 0).any():
+            raise BadInput(
+                f"the dataset has {len(windows)} parts: give as many weights, none negative (got {list(weights)})"
+            )
+        given = np.where(windows > 0, given, 0.0)
+        if not given.sum():
+            raise BadInput(f"no part with a positive weight has an episode of {self.length} rows")
+        return given / given.sum()
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The global batch of one step: (B,) global first rows, (B,) part indices."""
+        random = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
+        u, v = random.random((2, self.batch))
+        part = np.searchsorted(self.part_ends, u * self.part_ends[-1], side="right")  # (B,)
+        low, high = self.part_bounds[part], self.part_bounds[part + 1]  # (B,) episodes of the part
+        first, last = self.cumulative[low], self.cumulative[high]
+        window = first + (v * (last - first)).astype(np.int64)  # (B,)
+        episode = np.searchsorted(self.cumulative, window, side="right") - 1
+        offset = window - self.cumulative[episode]
+        at_start = np.zeros(self.batch, bool)
+        count = int(self.batch * self.start_fraction + random.random())
+        at_start[random.permutation(self.batch)[:count]] = True
+        episode = np.where(at_start, low + (v * (high - low)).astype(np.int64), episode)
+        return self.first_row[episode] + np.where(at_start, 0, offset), part
+
+    def sample(self, step: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """The batch of one step, or the slice of it that process `rank` of `world` works on.
+
+        image (B, T, 3, H, H) uint8, action (B, T, A), reward (B, T), is_first and is_terminal (B, T)
+        bool, embedding (B, T, D) float16, and task (B,) int64: the index into dataset.parts.
+        """
+        if self.batch % world:
+            raise BadInput(f"a batch of {self.batch} does not divide over {world} processes; choose another batch size")
+        mine = slice(rank * self.batch // world, (rank + 1) * self.batch // world)
+        starts, part = (a[mine] for a in self.draw(step))
+        if self.resident:
+            rows = torch.from_numpy(starts).to(self.device)[:, None] + torch.arange(self.length, device=self.device)
+            batch = {name: array[rows] for name, array in self.resident.items()}
+        else:
+            batch = {k: torch.from_numpy(self.dataset.windows(k, starts, self.length)) for k in self.keys}
+        batch["task"] = torch.from_numpy(part).to(self.device)
+        return batch
+
+
+def _to_device(dataset: Dataset, name: str, device: str, rows: int = 8192) -> Tensor:
+    """One array of the whole dataset as a tensor on a device, copied in blocks of rows."""
+    first = torch.from_numpy(dataset.rows(name, np.arange(1)))
+    whole = torch.empty((dataset.n_frames, *first.shape[1:]), dtype=first.dtype, device=device)
+    for begin in range(0, dataset.n_frames, rows):
+        index = np.arange(begin, min(begin + rows, dataset.n_frames))
+        whole[begin : begin + len(index)] = torch.from_numpy(dataset.rows(name, index)).to(device)
+    return whole
+
+
+def prefetch(
+    sampler: Sampler,
+    start_step: int,
+    stop_step: int,
+    rank: int = 0,
+    world: int = 1,
+    depth: int = 2,
+    device: str = "cpu",
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of steps start_step..stop_step-1 in order, `depth` of them made ahead in a thread.
+
+    With a CUDA `device` the thread also copies them there, from pinned memory. Leaving the loop early
+    ends the thread.
+    """
+
+    def make(step: int) -> dict[str, Tensor]:
+        batch = sampler.sample(step, rank, world)
+        if device == "cpu" or sampler.device != "cpu":
+            return batch
+        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        queue = deque(pool.submit(make, step) for step in range(start_step, min(start_step + depth, stop_step)))
+        try:
+            for step in range(start_step, stop_step):
+                batch = queue.popleft().result()
+                if step + depth < stop_step:
+                    queue.append(pool.submit(make, step + depth))
+                yield batch
+        finally:
+            for waiting in queue:
+                waiting.cancel()

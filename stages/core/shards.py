@@ -1,0 +1,249 @@
+"""Shard files: safetensors written as a stream and read by memory mapping, without loading either whole.
+
+A shard holds whole episodes: arrays over N rows (one row a frame) plus `episode_start` (E+1 row
+offsets) and `episode_seed` (E). Images come first, on a page boundary, so that a window of frames is
+one contiguous, aligned block of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.artifacts import corrupted
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+ORDER = ("image", "embedding", "state", "episode_start", "episode_seed", "action", "reward", "is_first", "is_terminal")
+PAGE = 4096
+MAX_HEADER_BYTES = 2**20
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in its file: `offset` counts bytes from the start of the file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass
+class Episode:
+    """One whole episode; every array has a leading T (rows = decisions + the reset row).
+
+    image (T, 3, H, H) uint8 or None; action (T, A); reward (T,); is_first (T,) true at row 0 alone;
+    is_terminal (T,); state (T, nq+nv) float64 or None; `seed` is the one the episode was reset with.
+    """
+
+    image: np.ndarray | None
+    action: np.ndarray
+    reward: np.ndarray
+    is_first: np.ndarray
+    is_terminal: np.ndarray
+    state: np.ndarray | None
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its arrays with the dtypes of a shard. Raises ValueError saying what is wrong with them."""
+        found = {
+            "action": np.asarray(self.action, np.float32),
+            "reward": np.asarray(self.reward, np.float32),
+            "is_first": np.asarray(self.is_first, np.bool_),
+            "is_terminal": np.asarray(self.is_terminal, np.bool_),
+        }
+        if self.image is not None:
+            found["image"] = np.asarray(self.image)
+            if found["image"].dtype != np.uint8 or found["image"].ndim != 4 or found["image"].shape[1] != 3:
+                raise ValueError(f"images are {found['image'].dtype} {found['image'].shape}, not uint8 (T, 3, H, H)")
+        if self.state is not None:
+            found["state"] = np.asarray(self.state, np.float64)
+        for name, array in found.items():
+            if len(array) != len(self) or array.ndim != {"image": 4, "action": 2, "state": 2}.get(name, 1):
+                raise ValueError(f"{name} has shape {array.shape} in an episode of {len(self)} rows")
+        if len(self) < 2:
+            raise ValueError("it has fewer than two rows")
+        if not found["is_first"][0] or found["is_first"][1:].any():
+            raise ValueError("is_first is not true at the first row alone")
+        for name in ("action", "reward", "state"):
+            if name in found and not np.isfinite(found[name]).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        return found
+
+
+def as_episode(arrays: Arrays, rows: slice, seed: int) -> Episode:
+    """The episode that lies in these rows of a shard, as views."""
+    image, state = arrays.get("image"), arrays.get("state")
+    return Episode(
+        image=None if image is None else image[rows],
+        action=arrays["action"][rows],
+        reward=arrays["reward"][rows],
+        is_first=arrays["is_first"][rows],
+        is_terminal=arrays["is_terminal"][rows],
+        state=None if state is None else state[rows],
+        seed=seed,
+    )
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file. Raises BadInput on anything a sound file would not hold."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"its header claims {length} bytes in a file of {size}")
+            header = json.loads(handle.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+        header.pop("__metadata__", None)
+        return {str(name): _entry(name, about, 8 + length, size) for name, about in header.items()}
+    except (OSError, ValueError, RecursionError) as error:
+        raise corrupted(file, error) from None
+
+
+def _entry(name: str, about: Any, base: int, size: int) -> Entry:
+    try:
+        dtype, shape, (begin, end) = DTYPES[about["dtype"]], tuple(about["shape"]), about["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"tensor {name!r} has an unreadable description") from None
+    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor {name!r} has a shape or offset that is no count")
+    if base + end > size:
+        raise ValueError(f"tensor {name!r} ends outside the file")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"tensor {name!r} has {end - begin} bytes where its shape needs another number")
+    return Entry(dtype, shape, base + begin)
+
+
+class Shard:
+    """One memory-mapped file; `arrays` are read-only views, so opening reads the header alone."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        entries = read_header(file)
+        try:
+            with file.open("rb") as handle:
+                self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise corrupted(file, error) from None
+        self.arrays = {
+            name: np.ndarray(e.shape, e.dtype, buffer=self.map, offset=e.offset)
+            for name, e in entries.items()
+            if math.prod(e.shape)
+        }
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values()))) if self.arrays else 0
+
+    def release(self) -> None:
+        """Drop this process's mapped pages (the system's file cache keeps them): bounds resident memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
+
+
+def allow_open_files(count: int) -> None:
+    """Make room for `count` more mapped files where the soft limit allows too few (each mapping holds one)."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system: no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a small file, in memory. Raises BadInput when corrupted."""
+    entries = read_header(file)
+    content = file.read_bytes()
+    return {
+        name: np.frombuffer(content, e.dtype, math.prod(e.shape), e.offset).reshape(e.shape)
+        for name, e in entries.items()
+    }
+
+
+def check_episodes(file: Path, arrays: Arrays) -> None:
+    """Raise BadInput unless the arrays are those of a dataset shard: names, dtypes, shapes, episode bounds."""
+    rows = len(arrays["reward"]) if "reward" in arrays else 0
+    episodes = len(arrays.get("episode_seed", ()))
+    wanted: dict[str, tuple[Any, int, int]] = {
+        "action": (np.float32, 2, rows), "reward": (np.float32, 1, rows), "is_first": (np.bool_, 1, rows),
+        "is_terminal": (np.bool_, 1, rows), "episode_start": (np.int64, 1, episodes + 1),
+        "episode_seed": (np.int64, 1, episodes),
+    }  # fmt: skip
+    optional = {"image": (np.uint8, 4, rows), "state": (np.float64, 2, rows)}
+    wanted |= {name: about for name, about in optional.items() if name in arrays}
+    for name, (dtype, ndim, length) in wanted.items():
+        found = arrays.get(name)
+        if found is None or found.dtype != dtype or found.ndim != ndim or len(found) != length:
+            raise corrupted(file, ValueError(f"array {name!r} is missing or of the wrong dtype or shape"))
+    if "image" in arrays and (arrays["image"].shape[1] != 3 or arrays["image"].shape[2] != arrays["image"].shape[3]):
+        raise corrupted(file, ValueError("images are not (N, 3, size, size)"))
+    start = arrays["episode_start"]
+    if start[0] != 0 or start[-1] != rows or (np.diff(start) <= 0).any():
+        raise corrupted(file, ValueError("episode_start does not divide the rows into episodes"))
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def join(parts: Sequence[Arrays]) -> dict[str, list[np.ndarray]]:
+    """Concatenate shards lazily: name → blocks in order, with `episode_start` made anew.
+
+    Raises ValueError when the parts do not hold the same arrays with the same row shapes.
+    """
+    first = parts[0]
+    for part in parts:
+        for name in {*first, *part}:
+            if name not in first or name not in part:
+                raise ValueError(f"only some episodes have {name!r}")
+            if part[name].shape[1:] != first[name].shape[1:] or part[name].dtype != first[name].dtype:
+                raise ValueError(
+                    f"{name!r} is {first[name].shape[1:]} in one episode, {part[name].shape[1:]} in another"
+                )
+    blocks = {name: [part[name] for part in parts] for name in first}
+    if "episode_start" in blocks:
+        lengths = np.concatenate([np.diff(b) for b in blocks["episode_start"]])
+        blocks["episode_start"] = [np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)]
+    return blocks
+
+
+def write_shard(file: Path, blocks: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Write {name: blocks to concatenate along the first axis} as one safetensors file, block by block.
+
+    The bytes depend on the content alone: fixed tensor order, no metadata.
+    """
+    known = [n for n in ORDER if n in blocks] + sorted(n for n in blocks if n not in ORDER)
+    header: dict[str, Any] = {}
+    end = 0
+    for name in known:
+        head = blocks[name][0]
+        shape = [sum(len(b) for b in blocks[name]), *head.shape[1:]]
+        begin, end = end, end + math.prod(shape) * head.dtype.itemsize
+        header[name] = {"dtype": CODES[head.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE)
+    with file.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in known:
+            for block in blocks[name]:
+                handle.write(np.ascontiguousarray(block).data)

@@ -1,0 +1,169 @@
+"""The four domains and their tasks: prompts, score ranges, and the environment with action repeat 2.
+
+    env = make_env("walker", "walk", seed=0)
+    step = env.reset()
+    while not step.is_last:
+        step = env.step(policy(step.observation))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from dm_control.rl.control import flatten_observation
+
+from stages.core import worlds
+from stages.core.errors import BadInput, nearest
+from stages.core.render import Renderer
+
+DOMAINS: tuple[str, ...] = ("walker", "cheetah", "quadruped", "stickman")
+ACTION_REPEAT = 2
+CONTROL_STEPS = 1000  # an episode: 500 decisions, 501 frames with the reset frame
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, its default prompt and the returns that normalise its score (reference/tasks.md)."""
+
+    domain: str
+    name: str
+    prompt: str
+    min_return: float
+    max_return: float
+    training: bool  # one of the paper's ten; the others are for zero-shot prompts
+
+
+TASKS: tuple[Task, ...] = (
+    Task("walker", "stand", "standing up straight", 150, 970, True),
+    Task("walker", "walk", "walk fast clean", 45, 960, True),
+    Task("walker", "run", "run fast clean", 30, 770, True),
+    Task("cheetah", "run", "running like a quadruped", 9, 890, True),
+    Task("quadruped", "stand", "spider standing", 15, 990, True),
+    Task("quadruped", "walk", "spider walking fast", 10, 960, True),
+    Task("quadruped", "run", "spider running fast", 10, 930, True),
+    Task("stickman", "stand", "standing up", 70, 970, True),
+    Task("stickman", "walk", "robot walk fast clean", 35, 960, True),
+    Task("stickman", "run", "robot run fast clean", 25, 830, True),
+)
+
+
+def check_domain(domain: str) -> None:
+    """Raises BadInput with the nearest known name when `domain` is unknown."""
+    if domain not in DOMAINS:
+        raise BadInput(f"unknown domain {domain!r}: {nearest(domain, DOMAINS)}")
+
+
+def get_task(domain: str, name: str) -> Task:
+    """The task of that name. Raises BadInput with the nearest known name when there is none."""
+    check_domain(domain)
+    for task in TASKS:
+        if (task.domain, task.name) == (domain, name):
+            return task
+    raise BadInput(f"{domain} has no task {name!r}: {nearest(name, task_names(domain, training_only=False))}")
+
+
+def task_names(domain: str, training_only: bool = True) -> list[str]:
+    """Names of a domain's tasks: the paper's, or with `training_only=False` the zero-shot ones too."""
+    check_domain(domain)
+    return [task.name for task in TASKS if task.domain == domain and (task.training or not training_only)]
+
+
+def normalized_score(task: Task, episode_return: float) -> float:
+    """(return - random) / (expert - random)."""
+    return (float(episode_return) - task.min_return) / (task.max_return - task.min_return)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the environment returns for a reset or a decision."""
+
+    observation: np.ndarray  # (observation_dim,) float32, the suite's physics observation, flattened
+    state: np.ndarray  # (nq + nv,) float64
+    reward: float  # sum over the repeated control steps; 0 at a reset
+    is_first: bool
+    is_last: bool
+    is_terminal: bool
+
+
+class Env:
+    """One task with action repeat 2. Actions lie in [-1, 1] and span each actuator's control range."""
+
+    def __init__(self, domain: str, task: str, seed: int = 0) -> None:
+        get_task(domain, task)
+        self.domain, self.task = domain, task
+        self._random = np.random.RandomState(seed % 2**32)
+        self._physics = worlds.make_physics(domain)
+        self._task = worlds.make_task(domain, task, self._random)
+        self._substeps = worlds.substeps(domain, self._physics.timestep())
+        low, high = self._physics.model.actuator_ctrlrange.T  # (A,) each
+        self._centre, self._scale = (low + high) / 2, (high - low) / 2
+        self._renderers: dict[tuple[int, int | None, str], Renderer] = {}
+        self._steps = CONTROL_STEPS  # no episode is running until the first reset
+        self.action_dim: int = self._physics.model.nu
+        self.state_dim: int = self._physics.model.nq + self._physics.model.nv
+        self.observation_dim: int = self._observe().shape[0]
+
+    @property
+    def physics_model(self) -> mujoco.MjModel:
+        """The compiled MuJoCo model that is stepped."""
+        return self._physics.model.ptr
+
+    def reset(self, seed: int | None = None) -> Step:
+        """Start an episode; the same seed gives the same start, None goes on with the environment's own stream."""
+        if seed is not None:
+            self._random.seed(seed % 2**32)
+        with self._physics.reset_context():
+            self._task.initialize_episode(self._physics)
+        self._steps = 0
+        return self._step(0.0, is_first=True, is_terminal=False)
+
+    def step(self, action: np.ndarray) -> Step:
+        """Apply an action (A,), clipped to [-1, 1], for two control steps.
+
+        Raises RuntimeError when the episode is over and ValueError for a wrong shape or a NaN.
+        """
+        if self._steps >= CONTROL_STEPS:
+            raise RuntimeError("the episode is over: call reset() first")
+        action = np.asarray(action, np.float64)
+        if action.shape != (self.action_dim,) or np.isnan(action).any():
+            raise ValueError(f"an action of {self.domain} is {self.action_dim} finite numbers, got {action}")
+        control = self._centre + self._scale * np.clip(action, -1, 1)
+        reward, is_terminal = 0.0, False
+        for _ in range(ACTION_REPEAT):
+            self._task.before_step(control, self._physics)
+            self._physics.step(self._substeps)
+            self._task.after_step(self._physics)
+            reward += float(self._task.get_reward(self._physics))
+            self._steps += 1
+        return self._step(reward, is_first=False, is_terminal=is_terminal)
+
+    def render(self, size: int = 64, camera: int | None = None, backend: str = "ray") -> np.ndarray:
+        """The present frame, (3, size, size) uint8."""
+        key = (size, camera, backend)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(self.domain, size, camera, backend)
+        return self._renderers[key].render(self._state())
+
+    def _state(self) -> np.ndarray:
+        return np.concatenate([self._physics.data.qpos, self._physics.data.qvel])
+
+    def _observe(self) -> np.ndarray:
+        observation = flatten_observation(self._task.get_observation(self._physics))["observations"]
+        return observation.astype(np.float32)
+
+    def _step(self, reward: float, is_first: bool, is_terminal: bool) -> Step:
+        is_last = self._steps >= CONTROL_STEPS
+        return Step(self._observe(), self._state(), reward, is_first, is_last, is_terminal)
+
+
+def make_env(domain: str, task: str, seed: int = 0) -> Env:
+    """An environment of a task. Raises BadInput when the domain or the task is unknown."""
+    return Env(domain, task, seed)
+
+
+def action_dim(domain: str) -> int:
+    """Number of actuators of a domain."""
+    check_domain(domain)
+    return int(worlds.make_model(domain).nu)

@@ -1,0 +1,133 @@
+"""One optimizer update as a callable: eager, compiled, or compiled and captured in a CUDA graph.
+
+GPU updates of a model this small are bound by kernel launches; capturing forward, backward,
+clipping and the optimizer step as one graph leaves a single launch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.errors import BadInput
+
+Compile = Literal["auto", "off", "on"]
+Batch = Mapping[str, Tensor]
+Terms = dict[str, Tensor]
+Update = Callable[[Batch], Terms]
+
+
+def should_compile(choice: Compile, device: torch.device) -> bool:
+    """`auto` compiles on CUDA only. Raises BadInput for `on` without a C compiler on CPU."""
+    if choice == "auto":
+        return device.type == "cuda"
+    if choice == "on" and device.type == "cpu" and not any(shutil.which(c) for c in ("cc", "gcc", "g++", "clang")):
+        raise BadInput("compile=on needs a C compiler on this machine; install one (gcc) or use compile=off")
+    return choice == "on"
+
+
+def make_optimizer(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Fused AdamW; capturable on CUDA so that its step can be part of a graph."""
+    on_cuda = any(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=on_cuda)
+
+
+def make_update(
+    loss: Callable[[Batch], tuple[Tensor, Terms]],
+    optimizers: list[tuple[torch.optim.Optimizer, float]],
+    device: torch.device,
+    *,
+    bf16: bool,
+    compiled: bool,
+    captured: bool = False,
+    after: Callable[[], None] | None = None,
+) -> Update:
+    """Build update(batch) → terms: loss, backward, gradient clipping by norm, optimizer steps.
+
+    Args:
+        loss: returns the scalar to minimise and detached terms to log.
+        optimizers: each with the gradient norm its parameters are clipped to.
+        bf16: forward pass under bfloat16 autocast.
+        captured: replay the whole update as a CUDA graph (batches of one fixed shape).
+        after: extra in-place work after the step (slow targets).
+    """
+    forward = torch.compile(loss, dynamic=False) if compiled else loss
+
+    def update(batch: Batch) -> Terms:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            total, terms = forward(batch)
+        for optimizer, _ in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        terms = dict(terms, loss=total.detach())
+        for i, (optimizer, clip) in enumerate(optimizers):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+            terms[f"grad_norm{i or ''}"] = norm.detach()
+            optimizer.step()
+        if after is not None:
+            after()
+        return terms
+
+    return CapturedUpdate(update) if captured and device.type == "cuda" else update
+
+
+class CapturedUpdate:
+    """Replays `update` as one CUDA graph; the first calls run eagerly, as capture needs warm state."""
+
+    WARMUP = 3
+
+    def __init__(self, update: Update) -> None:
+        self.update, self.calls = update, 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.batch: dict[str, Tensor] = {}
+        self.terms: Terms = {}
+
+    def __call__(self, batch: Batch) -> Terms:
+        self.calls += 1
+        if self.graph is None and self.calls <= self.WARMUP:
+            return self._on_side_stream(batch)
+        if self.graph is None:
+            self._capture(batch)
+        for key, value in batch.items():
+            self.batch[key].copy_(value, non_blocking=True)
+        assert self.graph is not None
+        self.graph.replay()
+        return self.terms
+
+    def _on_side_stream(self, batch: Batch) -> Terms:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            terms = self.update(batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        return terms
+
+    def _capture(self, batch: Batch) -> None:
+        """Record one update. Recording executes nothing, so weights and random state stay as they were."""
+        self.batch = {k: v.clone() for k, v in batch.items()}
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.terms = self.update(self.batch)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state as flat tensors {'<parameter index>.<key>': tensor}, for safetensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": v for i, slots in state.items() for k, v in slots.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    whole = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    whole["state"] = state
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,196 @@
+"""Evaluate: run a policy in the real environment and normalise its return by random and expert.
+
+    bitagent evaluate --preset walker --task run
+    bitagent evaluate --preset walker --prompt "balance on one leg" --score-as one_foot
+
+Reads runs/<run>/policy/<method>-s<seed>/<name>; writes runs/<run>/evaluation/<method>-s<seed>/<name>.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from stages.core import artifacts, tasks
+from stages.core.artifacts import Artifact
+from stages.core.config import Run, Section
+from stages.core.errors import BadInput
+from stages.core.naming import slug
+from stages.core.policy import Policy
+from stages.core.running import progress, seed_everything
+from stages.core.tasks import Env
+
+VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
+FIRST_SEED = 100_000  # evaluation episodes start where no collected episode does
+
+
+class Config(Section):
+    """Section `evaluate` of the preset; defaults and comments in presets/paper.yaml."""
+
+    episodes: int
+    sample: bool
+    semantics_every: int
+    video: bool
+
+
+@dataclass
+class Rollout:
+    """N episodes of one task: rewards (N, T) a decision and, when kept, frames (N, T', 3, 64, 64)."""
+
+    reward: np.ndarray
+    frames: np.ndarray | None
+
+    @property
+    def returns(self) -> np.ndarray:
+        return self.reward.sum(1)
+
+
+def run(
+    config: Config,
+    run: Run,
+    *,
+    task: str | None = None,
+    prompt: str | None = None,
+    many: Sequence[str] = (),
+    score_as: str | None = None,
+    method: str = "bitagent",
+) -> Artifact:
+    """Evaluate one policy and save scores, table and videos.
+
+    Args:
+        task, prompt, many: which policy, as it was trained.
+        score_as: the task whose reward scores a policy trained on a free prompt.
+    """
+    name = slug(prompt) if prompt else "+".join(many) if many else task
+    if not name:
+        raise BadInput("give exactly one of --task, --prompt or --tasks: the policy to evaluate")
+    label = f"{method}-s{run.seed}"
+    source = artifacts.load(
+        run.root / "policy" / label / name, "behave", domain=run.domain,
+        made_by=run.command("behave", *(("--prompt", f'"{prompt}"') if prompt else ("--task", name))),
+    )  # fmt: skip
+    scored = scored_tasks(source, run, score_as)
+    path = run.root / "evaluation" / label / name
+    record = {"evaluate": config.model_dump(), "tasks": scored, "method": method}
+    found = artifacts.reuse(path, "evaluate", record, run.seed, [source], run.fresh)
+    if found:
+        if not run.quiet:
+            print(f"reusing {path}")
+        return found
+    began = time.time()
+    policy = Policy.load(source.path, run.device, semantics_every=config.semantics_every, sample=config.sample)
+    seed_everything(run.seed)
+    rows: list[dict[str, Any]] = []
+    rollouts: dict[str, Rollout] = {}
+    for index, task_name in enumerate(scored):
+        policy.reset(index if many else 0)
+        rollouts[task_name] = rollout(policy, run, task_name, config)
+        rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
+    with artifacts.locked(path), artifacts.writing(
+        path, "evaluate", domain=run.domain, config=record, seed=run.seed, inputs=[source], resolved=run.resolved, began=began,
+        extra={"rows": rows},
+    ) as draft:  # fmt: skip
+        rewards = {f"{t}.reward": torch.from_numpy(r.reward.astype(np.float32)) for t, r in rollouts.items()}
+        artifacts.write_tensors(draft / "episodes.safetensors", rewards)
+        write_tables(draft, rows)
+        for task_name, result in rollouts.items():
+            write_videos(draft, task_name, result)
+    if not run.quiet:
+        print(markdown(rows))
+    return artifacts.load(path, "evaluate")
+
+
+def scored_tasks(source: Artifact, run: Run, score_as: str | None) -> list[str]:
+    """The tasks whose rewards score this policy. Raises BadInput for a free prompt without `score_as`."""
+    names = list(source.meta["config"]["tasks"]) or ([score_as] if score_as else [])
+    if not names:
+        known = ", ".join(tasks.task_names(run.domain, training_only=False))
+        raise BadInput(f"a policy for a free prompt has no reward of its own: add --score-as TASK, one of {known}")
+    return [tasks.get_task(run.domain, n).name for n in names]
+
+
+def rollout(policy: Policy, run: Run, task: str, config: Config) -> Rollout:
+    """`config.episodes` episodes in step; one forward pass serves all environments."""
+    envs = [tasks.make_env(run.domain, task, seed=FIRST_SEED + i) for i in range(config.episodes)]
+    steps = [env.reset(seed=FIRST_SEED + i) for i, env in enumerate(envs)]
+    size = policy.backbone.frame_size
+    rewards: list[list[float]] = []
+    kept: list[np.ndarray] = []
+    bar = progress(0, 0, f"evaluate {task}", "step", run.quiet)
+    while not steps[0].is_last:
+        frames = np.stack([env.render() for env in envs])  # (N, 3, 64, 64)
+        if config.video and len(rewards) % VIDEO_STRIDE == 0:
+            kept.append(frames)
+        large = np.stack([env.render(size) for env in envs]) if size > frames.shape[-1] else None
+        actions = policy.act(frames, large)
+        steps = [env.step(a) for env, a in zip(envs, actions, strict=True)]
+        rewards.append([s.reward for s in steps])
+        bar.update()
+    bar.close()
+    return Rollout(np.array(rewards).T, np.stack(kept, 1) if kept else None)
+
+
+def random_returns(domain: str, task: str, episodes: int) -> np.ndarray:
+    """Returns of uniformly random actions from the same episode starts."""
+    rng = np.random.default_rng(FIRST_SEED)
+    out = []
+    for i in range(episodes):
+        env: Env = tasks.make_env(domain, task, seed=FIRST_SEED + i)
+        step, total = env.reset(seed=FIRST_SEED + i), 0.0
+        while not step.is_last:
+            step = env.step(rng.uniform(-1, 1, env.action_dim))
+            total += step.reward
+        out.append(total)
+    return np.array(out)
+
+
+def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episodes: int) -> dict[str, Any]:
+    """One line of the results table; scores are (return - random) / (expert - random), Section 4.1."""
+    about = tasks.get_task(run.domain, task)
+    scores = np.array([tasks.normalized_score(about, r) for r in returns])
+    random = random_returns(run.domain, task, episodes)
+    return {
+        "domain": run.domain, "task": task, "method": source.meta["config"]["method"], "seed": run.seed, "scale": run.scale,
+        "episodes": len(returns), "return": round(float(returns.mean()), 1), "score": round(float(scores.mean()), 3),
+        "stderr": round(float(scores.std(ddof=1) / len(scores) ** 0.5), 3) if len(scores) > 1 else 0.0,
+        "random_return": round(float(random.mean()), 1),
+        "random_score": round(float(np.mean([tasks.normalized_score(about, r) for r in random])), 3),
+        "policy": source.id,
+    }  # fmt: skip
+
+
+def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "scores.md").write_text(markdown(rows) + "\n")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The scores as a Markdown table."""
+    lines = ["| task | method | seed | score | ± stderr | return | random score |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['domain']} {r['task']} | {r['method']} | {r['seed']} | {r['score']:.3f} | {r['stderr']:.3f} | {r['return']:.0f} | "
+        f"{r['random_score']:.3f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def write_videos(folder: Path, task: str, result: Rollout) -> None:
+    """best and worst episode as GIFs."""
+    if result.frames is None:
+        return
+    for name, index in (("best", result.returns.argmax()), ("worst", result.returns.argmin())):
+        iio.imwrite(folder / f"{task}-{name}.gif", result.frames[index].transpose(0, 2, 3, 1), duration=80, loop=0)
