@@ -20,7 +20,7 @@ BITAGENT := $(BIN)/python -m bitagent_cli
 .PHONY: help venv test lint format smoke quickstart reproduce bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(READY) ## make the virtual environment (TORCH=torch for a CUDA build of your choice, PYTHON=..., VENV=...)
 
@@ -45,6 +45,29 @@ lint: $(READY) ## ruff and mypy
 format: $(READY) ## rewrite the code in ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# ------------------------------------------------------------------ the pipeline
+
+smoke: $(READY) ## every stage at toy size in a scratch folder, in minutes
+	rm -rf $(RUNS)/walker-smoke $(RUNS)/stickman-smoke
+	$(BITAGENT) collect --preset walker --scale smoke --out $(RUNS)/walker-smoke
+	$(BITAGENT) embed --preset walker --scale smoke --out $(RUNS)/walker-smoke
+	$(BITAGENT) pretrain --preset walker --scale smoke --out $(RUNS)/walker-smoke
+	$(BITAGENT) behave --preset walker --scale smoke --out $(RUNS)/walker-smoke --task walk
+	$(BITAGENT) evaluate --preset walker --scale smoke --out $(RUNS)/walker-smoke --task walk
+	@echo "smoke: every stage ran"
+
+QUICK := --preset walker --scale laptop --out $(RUNS)/walker-laptop
+quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to report
+	$(BITAGENT) collect $(QUICK)
+	$(BITAGENT) embed $(QUICK)
+	$(BITAGENT) pretrain $(QUICK)
+	for task in stand walk run; do \
+	  $(BITAGENT) behave $(QUICK) --task $$task && $(BITAGENT) evaluate $(QUICK) --task $$task || exit; \
+	done
+	$(BITAGENT) visualize $(QUICK)
+
+include reproduce.mk
 
 bench: $(READY) ## speed of rendering, data, embedding and training on this machine
 	$(BITAGENT) bench render

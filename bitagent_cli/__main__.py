@@ -2,4 +2,5 @@
 
 from bitagent_cli.app import app
 
-app(prog_name="bitagent")
+if __name__ == "__main__":
+    app(prog_name="bitagent")

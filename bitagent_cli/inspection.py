@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from stages.core import artifacts
@@ -16,6 +15,8 @@ from stages.core.errors import BadInput
 
 MAX_TENSORS = 40
 MAX_DEPTH = 12
+MAX_ITEMS = 8
+BAR = 40  # characters of the longest bar of a histogram
 _BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1,
@@ -42,7 +43,8 @@ def _summary(found: Artifact, verified: bool) -> list[str]:
         f"{found.path}",
         f"  stage      {meta['stage']} ({found.domain}), seed {meta['seed']}",
         f"  id         {found.id}{', every checksum verified' if verified else ''}",
-        f"  made       {meta.get('created', '?')} in {meta.get('wall_seconds', '?')} s, commit {meta.get('commit') or '?'}",
+        f"  made       {meta.get('created', '?')} in {meta.get('wall_seconds', '?')} s",
+        f"  commit     {meta.get('commit') or '?'}",
         f"  with       {versions or '?'}",
         f"  schema     {meta['schema']}",
     ]
@@ -131,23 +133,42 @@ def _size(count: int) -> str:
 
 
 def _contents(found: Artifact) -> list[str]:
+    if found.meta["stage"] == "collect":
+        return _dataset(found)
     return ["facts", *_plain(found.meta["extra"])]
+
+
+def _dataset(found: Artifact) -> list[str]:
+    """Episodes, frames, and a histogram of the returns of each part."""
+    from stages.core.episodes import Dataset
+
+    about = Dataset.open([found.path], found.domain).describe()
+    parts, edges = about.pop("parts"), about.pop("histogram_edges")
+    lines = ["dataset", *_plain(about)]
+    for part in parts:
+        name = " ".join(word for word in (part["source"], part["task"]) if word)
+        lines.append(
+            f"  {name}: {part['episodes']} episodes, {part['frames']} frames, return {part['return_min']:.0f} to "
+            f"{part['return_max']:.0f}, mean {part['return_mean']:.0f}, median {part['return_median']:.0f}"
+        )
+        most = max(*part["histogram"], 1)
+        for low, high, count in zip(edges, edges[1:], part["histogram"], strict=False):
+            lines.append(f"    {low:8.1f} to {high:8.1f}  {count:6d}  {'█' * round(BAR * count / most)}")
+    return lines
 
 
 def _config(found: Artifact) -> list[str]:
     return ["config", *_plain(found.meta["config"])]
 
 
-def _plain(value: dict[str, Any]) -> list[str]:
-    """A mapping as indented YAML, long lists shortened."""
-    short = {k: _shorten(v) for k, v in value.items()}
-    text = yaml.safe_dump(short, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-    return [f"  {line}" for line in text.splitlines()] if value else ["  none"]
-
-
-def _shorten(value: Any) -> Any:
-    if isinstance(value, list) and len(value) > 12:
-        return json.dumps(value[:6])[:-1] + f", ... {len(value)} in all]"
-    if isinstance(value, dict):
-        return {k: _shorten(v) for k, v in value.items()}
-    return value
+def _plain(value: dict[str, Any], indent: str = "  ") -> list[str]:
+    """A mapping, one key a line, blocks indented, long lists shortened."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{indent}{key}:", *_plain(item, indent + "  ")]
+        elif isinstance(item, list) and len(item) > MAX_ITEMS:
+            lines.append(f"{indent}{key}: {json.dumps(item[:MAX_ITEMS])[:-1]}, ... {len(item)} in all]")
+        else:
+            lines.append(f"{indent}{key}: {item if isinstance(item, str) else json.dumps(item)}")
+    return lines or [f"{indent}none"]

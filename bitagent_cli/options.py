@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -23,7 +24,8 @@ class Common:
     """The options shared by all stage commands."""
 
     preset: Annotated[
-        str, typer.Option(help="walker, cheetah, quadruped, stickman, or the path of a YAML file.", rich_help_panel=COMMON)
+        str,
+        typer.Option(help="walker, cheetah, quadruped, stickman, or the path of a YAML file.", rich_help_panel=COMMON),
     ] = "walker"
     scale: Annotated[
         str,
@@ -54,6 +56,10 @@ class Common:
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress bars, no summary lines.", rich_help_panel=COMMON)
     ] = False
+
+    def override(self, key: str, value: object) -> Common:
+        """The same options with one more `--set`: for an option that is short for a preset key."""
+        return replace(self, set=[*self.set, f"{key}={value}"])
 
 
 def with_common(command: Callable[..., None]) -> Callable[..., None]:
@@ -98,6 +104,13 @@ def check_text(text: str, what: str = "prompt") -> str:
     return text
 
 
+def check_name(name: str | None, option: str) -> str | None:
+    """A task or method name becomes part of a path: refuse anything but a plain word."""
+    if name is not None and not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+        raise BadInput(f"{option} {name[:40]!r} is not a name: use lower-case letters, digits, '_' and '-'")
+    return name
+
+
 def split_names(text: str | None) -> list[str] | None:
     """'stand, walk' → ['stand', 'walk']; None stays None."""
     if text is None:
@@ -105,4 +118,6 @@ def split_names(text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise BadInput("--tasks is empty: give task names separated by commas, e.g. stand,walk,run")
+    for name in names:
+        check_name(name, "--tasks")
     return names

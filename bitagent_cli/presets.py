@@ -13,11 +13,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stages.behave import Config as BehaveConfig
+from stages.collect import Config as CollectConfig
+from stages.core.agent import ModelConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
+from stages.embed import Config as EmbedConfig
+from stages.evaluate import Config as EvaluateConfig
+from stages.pretrain import Config as PretrainConfig
 
 SCALES = ("smoke", "laptop", "paper")
-MAX_FILE_BYTES = 2**20
+MAX_FILE_BYTES = 2**17
 MAX_SET_LENGTH = 10_000
 
 
@@ -25,6 +31,12 @@ class Preset(Section):
     """Everything a run is configured by: the domain and one section per stage, plus the model's."""
 
     domain: str
+    collect: CollectConfig
+    embed: EmbedConfig
+    model: ModelConfig
+    pretrain: PretrainConfig
+    behave: BehaveConfig
+    evaluate: EvaluateConfig
 
 
 def load(name: str, scale: str, settings: Sequence[str] = ()) -> Preset:
@@ -50,7 +62,9 @@ def load(name: str, scale: str, settings: Sequence[str] = ()) -> Preset:
     for source, layer in layers:
         _check_keys(layer, source)
         _merge(tree, layer)
-        origin.update((key, source) for key, _ in _leaves(layer))
+        for key, _ in _leaves(layer):
+            origin.pop(key, None)  # so that the latest source of a key comes last
+            origin[key] = source
     try:
         preset = Preset.model_validate(tree)
     except ValidationError as error:
@@ -177,7 +191,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of at most 1 MiB; an empty file is an empty mapping."""
+    """Read a YAML mapping of at most 128 KiB; an empty file is an empty mapping."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -187,7 +201,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise BadInput(f"the preset {path} is not text; give a YAML file") from None
     if len(data) > MAX_FILE_BYTES:
-        raise BadInput(f"the preset {path} is larger than 1 MiB; a preset holds only settings")
+        raise BadInput(f"the preset {path} is larger than 128 KiB; a preset holds only settings")
     tree = parse_yaml(text, str(path))
     if tree is None:
         return {}
@@ -223,10 +237,10 @@ _WANTED = {
 }
 
 
-def _explain(error: ValidationError, origin: Mapping[str, str]) -> BadInput:
+def _explain(error: ValidationError, origin: dict[str, str]) -> BadInput:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    given = next((k for k in origin if k == key or k.startswith(f"{key}.")), key)
+    given = next((k for k in reversed(origin) if k == key or k.startswith(f"{key}.")), key)
     source = origin.get(given, "the preset")
     if first["type"] == "extra_forbidden":
         return BadInput(f"unknown key {given!r} in {source} ({_nearest_key(given)})")

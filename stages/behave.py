@@ -108,13 +108,18 @@ def run(
     label = f"{method}-oracle" if oracle else method
     path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
     source = artifacts.load(
-        run.root / "model" / f"{method}-s{run.seed}", "pretrain", domain=run.domain,
+        run.root / "model" / f"{method}-s{run.seed}",
+        "pretrain",
+        domain=run.domain,
         made_by=run.command("pretrain", "--seed", str(run.seed)),
-    )  # fmt: skip
+    )
     record = {
-        "behave": config.model_dump(), "model": source.meta["config"]["model"], "method": label,
-        "prompts": list(goal.prompts), "tasks": list(goal.tasks),
-    }  # fmt: skip
+        "behave": config.model_dump(),
+        "model": source.meta["config"]["model"],
+        "method": label,
+        "prompts": list(goal.prompts),
+        "tasks": list(goal.tasks),
+    }
     found = artifacts.reuse(path, "behave", record, run.seed, [source], run.fresh)
     if found:
         if not run.quiet:
@@ -126,11 +131,18 @@ def run(
         embedding = embed_goal(goal, source, run)
         trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle)
         made = artifacts.save(
-            path, "behave",
+            path,
+            "behave",
             {"model": model.state_dict(), "actor_critic": trained.state_dict(), "prompt": {"embedding": embedding}},
-            domain=run.domain, config=record, seed=run.seed, inputs=[source], resolved=run.resolved, began=began,
-            extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")} | {"summary": summary},
-        )  # fmt: skip
+            domain=run.domain,
+            config=record,
+            seed=run.seed,
+            inputs=[source],
+            resolved=run.resolved,
+            began=began,
+            extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+            | {"summary": summary},
+        )
         artifacts.drop_checkpoint(path)
         return made
 
@@ -150,11 +162,14 @@ def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
 
 def open_data(source: Artifact, run: Run) -> Dataset:
     """The datasets the model was trained on. Raises BadInput when one has gone or changed."""
-    data, embeddings = [], []
+    data: list[Path] = []
+    embeddings: list[Path] = []
     for key, wanted in source.meta["inputs"].items():
         found = artifacts.load(source.path / source.meta["input_paths"][wanted], domain=run.domain)
         if found.id != wanted:
-            raise BadInput(f"{found.path} changed since {source.path} was trained on it; run: {run.command('pretrain', '--fresh')}")
+            raise BadInput(
+                f"{found.path} changed since {source.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
+            )
         (data if key.startswith("collect:") else embeddings).append(found.path)
     return Dataset.open(data, run.domain, embeddings)
 
@@ -163,7 +178,13 @@ class Behavior(nn.Module):
     """One behaviour update as a loss: imagination and anchor, for K prompts at once."""
 
     def __init__(
-        self, model: JointModel, learner: ActorCritic, prompts: TaskContext, config: Config, noise: Noise, oracle: nn.Module | None
+        self,
+        model: JointModel,
+        learner: ActorCritic,
+        prompts: TaskContext,
+        config: Config,
+        noise: Noise,
+        oracle: nn.Module | None,
     ) -> None:
         super().__init__()
         self.model, self.learner, self.oracle = model, learner, oracle
@@ -231,9 +252,14 @@ def train(
     noise = Noise(place.device, place.rank, place.size)
     compiled = should_compile(config.compile, place.device)
     update = make_update(
-        Behavior(model, learner, prompts, config, noise, head), [(actor, config.clip), (critic, config.clip)], place.device,
-        bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow,
-    )  # fmt: skip
+        Behavior(model, learner, prompts, config, noise, head),
+        [(actor, config.clip), (critic, config.clip)],
+        place.device,
+        bf16=config.bf16,
+        compiled=compiled,
+        captured=compiled,
+        after=learner.update_slow,
+    )
     metrics = Metrics(path.parent / f"{path.name}.log", start)
     values: dict[str, float] = {}
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
@@ -246,11 +272,17 @@ def train(
                 kept = artifacts.checkpoint_path(path)
                 require_finite(step, values, kept if kept.exists() else None, "behave.lr")
                 metrics.log(step, values)
-                bar.set_postfix(imagined=f"{values['imagined_reward']:.2f}", data=f"{values['data_reward']:.2f}", refresh=False)
+                bar.set_postfix(
+                    imagined=f"{values['imagined_reward']:.2f}", data=f"{values['data_reward']:.2f}", refresh=False
+                )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):
-                groups = {"learner": learner.state_dict(), "actor": optimizer_tensors(actor), "critic": optimizer_tensors(critic),
-                          "rng": artifacts.rng_state()}  # fmt: skip
+                groups = {
+                    "learner": learner.state_dict(),
+                    "actor": optimizer_tensors(actor),
+                    "critic": optimizer_tensors(critic),
+                    "rng": artifacts.rng_state(),
+                }
                 artifacts.save_checkpoint(path, step, groups, about)
                 if stop:
                     raise stop.leave(run.command("behave", f"(same goal: {goal.name})"))
@@ -286,8 +318,10 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
     """
     parts = [p for p in dataset.parts if p.task == task]
     if not parts:
-        raise BadInput(f"--oracle-reward needs data of task {task}; make it with: bitagent collect --source expert --task {task}")
-    rows = torch.cat([torch.arange(p.first_row, p.last_row) for p in parts]).to(place.device)
+        raise BadInput(
+            f"--oracle-reward needs data of task {task}; make it with: bitagent collect --source expert --task {task}"
+        )
+    rows = torch.cat([torch.arange(p.first_row, p.first_row + p.frames) for p in parts]).to(place.device)
     head = MLP(latents.h.shape[-1] + latents.z.shape[-1], 1, config.actor_critic.units, 2).to(place.device)
     optimizer = make_optimizer(list(head.parameters()), 1e-3, 1e-4)
 

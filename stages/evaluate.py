@@ -75,9 +75,11 @@ def run(
         raise BadInput("give exactly one of --task, --prompt or --tasks: the policy to evaluate")
     label = f"{method}-s{run.seed}"
     source = artifacts.load(
-        run.root / "policy" / label / name, "behave", domain=run.domain,
+        run.root / "policy" / label / name,
+        "behave",
+        domain=run.domain,
         made_by=run.command("behave", *(("--prompt", f'"{prompt}"') if prompt else ("--task", name))),
-    )  # fmt: skip
+    )
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name
     record = {"evaluate": config.model_dump(), "tasks": scored, "method": method}
@@ -95,10 +97,20 @@ def run(
         policy.reset(index if many else 0)
         rollouts[task_name] = rollout(policy, run, task_name, config)
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
-    with artifacts.locked(path), artifacts.writing(
-        path, "evaluate", domain=run.domain, config=record, seed=run.seed, inputs=[source], resolved=run.resolved, began=began,
-        extra={"rows": rows},
-    ) as draft:  # fmt: skip
+    with (
+        artifacts.locked(path),
+        artifacts.writing(
+            path,
+            "evaluate",
+            domain=run.domain,
+            config=record,
+            seed=run.seed,
+            inputs=[source],
+            resolved=run.resolved,
+            began=began,
+            extra={"rows": rows},
+        ) as draft,
+    ):
         rewards = {f"{t}.reward": torch.from_numpy(r.reward.astype(np.float32)) for t, r in rollouts.items()}
         artifacts.write_tensors(draft / "episodes.safetensors", rewards)
         write_tables(draft, rows)
@@ -159,13 +171,19 @@ def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episod
     scores = np.array([tasks.normalized_score(about, r) for r in returns])
     random = random_returns(run.domain, task, episodes)
     return {
-        "domain": run.domain, "task": task, "method": source.meta["config"]["method"], "seed": run.seed, "scale": run.scale,
-        "episodes": len(returns), "return": round(float(returns.mean()), 1), "score": round(float(scores.mean()), 3),
+        "domain": run.domain,
+        "task": task,
+        "method": source.meta["config"]["method"],
+        "seed": run.seed,
+        "scale": run.scale,
+        "episodes": len(returns),
+        "return": round(float(returns.mean()), 1),
+        "score": round(float(scores.mean()), 3),
         "stderr": round(float(scores.std(ddof=1) / len(scores) ** 0.5), 3) if len(scores) > 1 else 0.0,
         "random_return": round(float(random.mean()), 1),
         "random_score": round(float(np.mean([tasks.normalized_score(about, r) for r in random])), 3),
         "policy": source.id,
-    }  # fmt: skip
+    }
 
 
 def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,1 @@
-"""`bitagent bench`: measures speed on this machine; one module per subject."""
-
-from __future__ import annotations
-
-import typer
-
-app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+"""`bitagent bench`: measures speed on this machine; one module per subject, each prints JSON."""

@@ -129,9 +129,11 @@ class ActorCritic(nn.Module):
         logits = self.critic(features[:, :-1].detach())
         critic = (self.critic.loss(logits, returns.detach()) * weight).mean()
         metrics = {
-            "imagined_reward": reward.mean(), "imagined_return": returns.mean(), "return_scale": self.return_range,
+            "imagined_reward": reward.mean(),
+            "imagined_return": returns.mean(),
+            "return_scale": self.return_range,
             "policy_std": std.mean(),
-        }  # fmt: skip
+        }
         return -(objective * weight).mean(), critic, {k: v.detach() for k, v in metrics.items()}
 
     def data_losses(self, features: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -150,4 +152,8 @@ class ActorCritic(nn.Module):
         mean, std = self.actor(features[:, :-1])
         log_prob = gaussian_log_prob(action, mean, std)
         metrics = {"data_reward": reward.mean(), "data_return": returns.mean(), "anchor": -log_prob.mean()}
-        return -(weight * log_prob).mean(), self.critic.loss(logits, returns).mean(), {k: v.detach() for k, v in metrics.items()}
+        return (
+            -(weight * log_prob).mean(),
+            self.critic.loss(logits, returns).mean(),
+            {k: v.detach() for k, v in metrics.items()},
+        )

@@ -138,17 +138,29 @@ class JointModel(nn.Module):
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
         c = config
         dynamics = {
-            "dim_z": c.dim_z, "dim_action": dim_action, "deter": c.deter, "classes": c.classes,
-            "categories": c.categories, "units": c.units, "unimix": c.unimix,
-        }  # fmt: skip
+            "dim_z": c.dim_z,
+            "dim_action": dim_action,
+            "deter": c.deter,
+            "classes": c.classes,
+            "categories": c.categories,
+            "units": c.units,
+            "unimix": c.unimix,
+        }
         dim_s = c.classes * c.categories
         self.adapter = Adapter(dim_embedding)  # e_v = f_mllm(x), trainable part
         self.task_encoder = MLP(dim_embedding, c.dim_task, c.units, 1)  # f_task
         self.rssm = RSSM(**dynamics, depth=c.depth)  # type: ignore[arg-type]
         self.fusion = TAMF(
-            dim_semantic=dim_embedding, dim_state=dim_s, dim_task=c.dim_task, dim=c.dim_z, layers=c.fusion_layers,
-            hidden=c.expert_hidden, gate=c.gate, layer_scale=c.layer_scale, enabled=c.fusion == "tamf",
-        )  # fmt: skip
+            dim_semantic=dim_embedding,
+            dim_state=dim_s,
+            dim_task=c.dim_task,
+            dim=c.dim_z,
+            layers=c.fusion_layers,
+            hidden=c.expert_hidden,
+            gate=c.gate,
+            layer_scale=c.layer_scale,
+            enabled=c.fusion == "tamf",
+        )
         self.decoder = ImageDecoder(c.dim_z, c.depth)  # p(x | z), Eq. 12
         self.semantic_decoder = MLP(c.dim_z, dim_embedding, c.units, 1)  # f_dec, Eq. 13
         self.semantic_predictor = MLP(c.deter + dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
@@ -201,7 +213,9 @@ class JointModel(nn.Module):
 
     # ------------------------------------------------------------------ imagination
 
-    def imagine_step(self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None) -> tuple[State, Tensor]:
+    def imagine_step(
+        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
+    ) -> tuple[State, Tensor]:
         """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
 
         No camera looks into imagination: the semantics are predicted from the dynamics (`predict`) or
@@ -287,7 +301,8 @@ class JointModel(nn.Module):
             z̃^τ (N, H+1, dim_z) and log-probabilities (N, H+1, C, K).
         """
         h, log_probs = self.text_start(task)
-        latents, all_probs = [], []
+        latents: list[Tensor] = []
+        all_probs = []
         actions = self.text_action(actions)
         for step in range(actions.shape[1] + 1):
             if step:
@@ -331,4 +346,6 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
         module.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise BadInput(f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh") from None
+        raise BadInput(
+            f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh"
+        ) from None

@@ -127,16 +127,26 @@ def writing(
         yield draft
         files = {f.name: file_sha256(f) for f in sorted(draft.iterdir()) if f.is_file()}
         content = {
-            "stage": stage, "domain": domain, "config": dict(config), "seed": seed,
+            "stage": stage,
+            "domain": domain,
+            "config": dict(config),
+            "seed": seed,
             "inputs": input_ids(inputs),
-            "extra": extra or {}, "files": files,
-        }  # fmt: skip
+            "extra": extra or {},
+            "files": files,
+        }
         meta = {
-            "schema": SCHEMA, "id": digest(content), "name": path.name, **content,
+            "schema": SCHEMA,
+            "id": digest(content),
+            "name": path.name,
+            **content,
             "input_paths": {a.id: os.path.relpath(a.path, path) for a in inputs},
-            "resolved": dict(resolved or {}), "versions": versions(), "commit": git_commit(),
-            "wall_seconds": round(time.time() - began, 1), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }  # fmt: skip
+            "resolved": dict(resolved or {}),
+            "versions": versions(),
+            "commit": git_commit(),
+            "wall_seconds": round(time.time() - began, 1),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         (draft / "artifact.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
         replace_folder(draft, path)
     except BaseException:
@@ -207,11 +217,15 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise corrupted(file, error) from None
     if schema > SCHEMA:
-        raise BadInput(f"{path} was written by a newer BiTAgent (schema {schema}, this one reads {SCHEMA}); update BiTAgent")
+        raise BadInput(
+            f"{path} was written by a newer BiTAgent (schema {schema}, this one reads {SCHEMA}); update BiTAgent"
+        )
     if stage is not None and found_stage != stage:
         raise BadInput(f"{path} is a {found_stage} artifact, not {stage}; give the path of a {stage} artifact")
     if domain is not None and found_domain != domain:
-        raise BadInput(f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path")
+        raise BadInput(
+            f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path"
+        )
     for name in files:
         if "/" in name or name.startswith(".") or not (path / name).is_file():
             raise corrupted(path / name, ValueError("listed in artifact.json, not on disk"))
@@ -274,7 +288,9 @@ def checkpoint_path(path: Path) -> Path:
     return path.parent / f"{path.name}.checkpoint"
 
 
-def save_checkpoint(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
+) -> None:
     """Replace the checkpoint of artifact `path` atomically. `about` must name config and inputs."""
     target = checkpoint_path(path)
     draft = target.parent / f".{target.name}.tmp"
@@ -282,8 +298,12 @@ def save_checkpoint(path: Path, step: int, tensors: Mapping[str, Mapping[str, Te
     draft.mkdir(parents=True)
     for name, group in tensors.items():
         write_tensors(draft / f"{name}.safetensors", group)
-    state = {"schema": SCHEMA, "step": step, "about": about,
-             "files": {f.name: file_sha256(f) for f in sorted(draft.iterdir())}}  # fmt: skip
+    state = {
+        "schema": SCHEMA,
+        "step": step,
+        "about": about,
+        "files": {f.name: file_sha256(f) for f in sorted(draft.iterdir())},
+    }
     (draft / "checkpoint.json").write_text(json.dumps(state, default=str))
     replace_folder(draft, target)
 
@@ -335,7 +355,11 @@ def git_commit() -> str:
     here = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -41,9 +41,7 @@ class Run:
 
     def command(self, stage: str, *options: str) -> str:
         """The command line that would make a missing artifact, for error messages."""
-        return " ".join(
-            ["bitagent", stage, "--preset", self.domain, "--scale", self.scale, *options]
-        )
+        return " ".join(["bitagent", stage, "--preset", self.domain, "--scale", self.scale, *options])
 
 
 def resolve_device(name: str) -> str:

@@ -51,7 +51,14 @@ class Latents:
 
 @torch.no_grad()
 def encode(
-    model: JointModel, dataset: Dataset, prompts: TaskContext, horizon: int, device: torch.device, *, quiet: bool, bf16: bool
+    model: JointModel,
+    dataset: Dataset,
+    prompts: TaskContext,
+    horizon: int,
+    device: torch.device,
+    *,
+    quiet: bool,
+    bf16: bool,
 ) -> Latents:
     """Filter every episode from its first frame under each prompt, with the posterior's mode.
 
@@ -65,7 +72,7 @@ def encode(
     e_all = torch.empty(rows, model.dim_embedding, **half)  # type: ignore[call-overload]
     bar = progress(dataset.n_episodes, 0, "encode", "episode", quiet)
     for episodes in _equal_length_groups(dataset, rows_at_once=4096):
-        start, length = dataset.episode_start[episodes], int(dataset.episode_length[episodes[0]])
+        start, length = dataset.episode_info.start[episodes], int(dataset.episode_info.length[episodes[0]])
         index = start[:, None] + np.arange(length)  # (B, T)
         image = torch.from_numpy(dataset.rows("image", index)).to(device)
         action = torch.from_numpy(dataset.rows("action", index)).to(device)
@@ -86,24 +93,31 @@ def encode(
     starts, beginnings = _window_starts(dataset, horizon)
     everything = np.arange(rows)
     return Latents(
-        h, z, e_all, torch.from_numpy(dataset.rows("action", everything)).to(device),
-        torch.from_numpy(dataset.rows("reward", everything)).float().to(device), starts.to(device), beginnings.to(device),
-    )  # fmt: skip
+        h,
+        z,
+        e_all,
+        torch.from_numpy(dataset.rows("action", everything)).to(device),
+        torch.from_numpy(dataset.rows("reward", everything)).float().to(device),
+        starts.to(device),
+        beginnings.to(device),
+    )
 
 
 def _equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray]:
     """Episodes of one length together, about `rows_at_once` rows a group."""
     groups = []
-    for length in np.unique(dataset.episode_length):
-        same = np.flatnonzero(dataset.episode_length == length)
+    lengths = dataset.episode_info.length
+    for length in np.unique(lengths):
+        same = np.flatnonzero(lengths == length)
         size = max(1, rows_at_once // int(length))
         groups += [same[i : i + size] for i in range(0, len(same), size)]
     return groups
 
 
 def _window_starts(dataset: Dataset, horizon: int) -> tuple[Tensor, Tensor]:
-    long_enough = np.flatnonzero(dataset.episode_length > horizon)
+    info = dataset.episode_info
+    long_enough = np.flatnonzero(info.length > horizon)
     if not len(long_enough):
         raise BadInput(f"no episode is longer than behave.horizon = {horizon}; lower it or collect longer episodes")
-    starts = [dataset.episode_start[i] + np.arange(dataset.episode_length[i] - horizon) for i in long_enough]
-    return torch.from_numpy(np.concatenate(starts)), torch.from_numpy(dataset.episode_start[long_enough])
+    starts = [info.start[i] + np.arange(info.length[i] - horizon) for i in long_enough]
+    return torch.from_numpy(np.concatenate(starts)), torch.from_numpy(info.start[long_enough])

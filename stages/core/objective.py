@@ -82,10 +82,10 @@ def world_model_loss(
     representation = categorical_kl(seen.posterior, seen.prior.detach())
     clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
     decoded = model.decoder(seen.state.z.flatten(0, 1))  # (B·T, 3, 64, 64)
-    error = (decoded.float() - normalize_image(image.flatten(0, 1))).square()
+    error = F.mse_loss(decoded.float(), normalize_image(image.flatten(0, 1)), reduction="sum") / len(decoded)
     return {
         "kl": config.kl_dynamics * clipped[0] + config.kl_representation * clipped[1],
-        "image": error.flatten(1).sum(1).mean(),
+        "image": error,
         "kl_nats": (dynamics * mask).mean().detach(),
     }
 
@@ -123,7 +123,13 @@ def text_imagination_loss(
 
 
 def joint_behavior_loss(
-    model: JointModel, seen: Observed, action: Tensor, task: TaskContext, shown: Tensor, config: ObjectiveConfig, noise: Noise
+    model: JointModel,
+    seen: Observed,
+    action: Tensor,
+    task: TaskContext,
+    shown: Tensor,
+    config: ObjectiveConfig,
+    noise: Noise,
 ) -> Tensor:
     """L_JBO (Eq. 14): discounted KL between a world-model rollout and a text rollout; gradients reach both.
 
@@ -159,7 +165,9 @@ def joint_loss(
     seen = model.observe(image, action, is_first, model.adapter(raw), task, noise)
     terms = world_model_loss(model, seen, image, is_first, config)
     terms |= mllm_loss(model, seen, task, prompts.shown, config)
-    total = config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
+    total = (
+        config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
+    )
     if config.mllm:
         total = total + config.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
     if config.text_imagination:

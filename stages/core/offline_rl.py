@@ -97,7 +97,9 @@ class FusedMLP(nn.Module):
         last_gain: scale of the orthogonal initialisation of the last layer.
     """
 
-    def __init__(self, members: int, inp: int, out: int, units: int, dtype: torch.dtype, last_gain: float = 1.0) -> None:
+    def __init__(
+        self, members: int, inp: int, out: int, units: int, dtype: torch.dtype, last_gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.dtype = dtype
         params = []

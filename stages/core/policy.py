@@ -1,9 +1,9 @@
 """A trained policy, usable from Python in five lines.
 
-    from stages.core.policy import Policy
-    policy = Policy.load("runs/walker-laptop/policy/bitagent-s0/walk")
-    policy.reset()
-    action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in [-1, 1]
+from stages.core.policy import Policy
+policy = Policy.load("runs/walker-laptop/policy/bitagent-s0/walk")
+policy.reset()
+action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in [-1, 1]
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Policy:
         load_weights(learner, artifact.tensors("actor_critic"), artifact.path)
         backbone = load_backbone(artifact.meta["extra"]["backbone"], artifact.path.resolve().parents[2], device)
         if backbone.id != artifact.meta["extra"]["backbone_id"]:
-            raise BadInput(f"{path} was trained with backbone {artifact.meta['extra']['backbone_id']}, here is {backbone.id}")
+            raise BadInput(
+                f"{path} was trained with backbone {artifact.meta['extra']['backbone_id']}, here is {backbone.id}"
+            )
         embedding = artifact.tensors("prompt")["embedding"]
         learner.to(where).requires_grad_(False)
         return cls(

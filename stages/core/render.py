@@ -12,11 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-import mujoco
 import numpy as np
 
-from stages.core import shading, worlds
+from stages.core import worlds
 from stages.core.errors import BadInput, nearest
+from stages.core.opengl import GLDrawer
+from stages.core.shading import RayCaster
 
 BACKENDS = ("ray", "gl")
 DEFAULT_CAMERAS = {"walker": 0, "cheetah": 0, "quadruped": 2, "stickman": 0}
@@ -27,11 +28,18 @@ class Renderer:
     """Draws the states of one domain.
 
     `camera` is the model's camera index (None: the side view used by all tasks), `supersample` renders at
-    twice the size and averages 2 x 2 pixels. Raises BadInput for an unknown domain, backend or camera.
+    twice the size and averages 2 x 2 pixels, `effects` (gl only) adds shadows, reflections and multisampling.
+    Raises BadInput for an unknown domain, backend or camera, and for gl where no OpenGL works.
     """
 
     def __init__(
-        self, domain: str, size: int = 64, camera: int | None = None, backend: str = "ray", supersample: bool = False
+        self,
+        domain: str,
+        size: int = 64,
+        camera: int | None = None,
+        backend: str = "ray",
+        supersample: bool = False,
+        effects: bool = False,
     ) -> None:
         if domain not in worlds.WORLDS:
             raise BadInput(f"unknown domain {domain!r}: {nearest(domain, worlds.WORLDS)}")
@@ -44,7 +52,14 @@ class Renderer:
         self.camera = DEFAULT_CAMERAS[domain] if camera is None else camera
         if not 0 <= self.camera < self.model.ncam:
             raise BadInput(f"{domain} has no camera {camera}: choose 0 to {self.model.ncam - 1}")
-        self._draw = make_draw(self.model, size * 2 if supersample else size, self.camera, backend)
+        if effects and backend != "gl":
+            raise BadInput("shadows, reflections and multisampling need the gl renderer: choose it or leave them out")
+        drawn = size * 2 if supersample else size
+        self._draw: Callable[[np.ndarray], np.ndarray] = (  # (nq,) → (3, drawn, drawn) uint8
+            RayCaster(self.model, drawn, self.camera)
+            if backend == "ray"
+            else GLDrawer(self.model, drawn, self.camera, effects)
+        )
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput when the state has another length."""
@@ -53,11 +68,6 @@ class Renderer:
             raise BadInput(f"a {self.domain} state has {expected} numbers, got shape {np.shape(state)}")
         image = self._draw(np.asarray(state[: self.model.nq], np.float64))
         return halve(image) if self.supersample else image
-
-
-def make_draw(model: mujoco.MjModel, size: int, camera: int, backend: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function (nq,) → (3, size, size) uint8 of a backend."""
-    return shading.RayCaster(model, size, camera)
 
 
 def halve(image: np.ndarray) -> np.ndarray:

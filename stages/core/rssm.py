@@ -66,9 +66,14 @@ class RSSM(Dynamics):
         depth: int,
     ) -> None:
         super().__init__(
-            dim_z=dim_z, dim_action=dim_action, deter=deter, classes=classes, categories=categories,
-            units=units, unimix=unimix,
-        )  # fmt: skip
+            dim_z=dim_z,
+            dim_action=dim_action,
+            deter=deter,
+            classes=classes,
+            categories=categories,
+            units=units,
+            unimix=unimix,
+        )
         self.encoder = ImageEncoder(depth)
         self.posterior_net = MLP(self.encoder.out_features, classes * categories, units, 1)
         self.h_first = nn.Parameter(torch.zeros(deter))

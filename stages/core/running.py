@@ -107,9 +107,7 @@ def _tensorboard(folder: Path) -> Any:
 
 def progress(total: int, initial: int, desc: str, unit: str, quiet: bool) -> tqdm[Any]:
     """The one progress bar style: figures that matter as postfix, with rate and ETA."""
-    return tqdm(
-        total=total, initial=initial, desc=desc, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=1.0
-    )
+    return tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=1.0)
 
 
 def require_finite(step: int, terms: Mapping[str, float], checkpoint: Path | None, lower: str) -> None:

@@ -63,29 +63,28 @@ class Sampler:
         self.cumulative = np.concatenate([[0], np.cumsum(starts)])  # (E'+1,)
         part = info.part[long_enough]
         self.part_bounds = np.searchsorted(part, np.arange(len(dataset.parts) + 1))  # (P+1,) into E'
-        self.part_ends = np.cumsum(self._probabilities(part_weights))  # (P,)
+        ends = np.cumsum(self._weights(part_weights))
+        self.part_ends = ends / ends[-1]  # (P,) cumulative probability
         self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
         self.device = device
 
-    def _probabilities(self, weights: Sequence[float] | None) -> np.ndarray:
+    def _weights(self, weights: Sequence[float] | None) -> np.ndarray:
         windows = np.diff(self.cumulative[self.part_bounds])  # (P,)
         if weights is None:
-            return windows / windows.sum()
+            return windows
         given = np.asarray(weights, np.float64)
         if given.shape != windows.shape or not np.isfinite(given).all() or (given < 0).any():
-            raise BadInput(
-                f"the dataset has {len(windows)} parts: give as many weights, none negative (got {list(weights)})"
-            )
+            raise BadInput(f"the dataset has {len(windows)} parts: give as many weights, none negative")
         given = np.where(windows > 0, given, 0.0)
         if not given.sum():
-            raise BadInput(f"no part with a positive weight has an episode of {self.length} rows")
-        return given / given.sum()
+            raise BadInput(f"no part with a positive weight has an episode of {self.length} rows; weigh another one")
+        return given
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The global batch of one step: (B,) global first rows, (B,) part indices."""
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
         u, v = random.random((2, self.batch))
-        part = np.searchsorted(self.part_ends, u * self.part_ends[-1], side="right")  # (B,)
+        part = np.searchsorted(self.part_ends, u, side="right")  # (B,)
         low, high = self.part_bounds[part], self.part_bounds[part + 1]  # (B,) episodes of the part
         first, last = self.cumulative[low], self.cumulative[high]
         window = first + (v * (last - first)).astype(np.int64)  # (B,)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-AMBIENT, HEADLIGHT, SKYLIGHT = 0.45, 0.75, 0.25  # shares of white light: everywhere, from the camera, from above
+AMBIENT, HEADLIGHT, SKYLIGHT = 0.45, 0.65, 0.22  # white light: everywhere, along the camera's axis, from above
 FLOOR_COLORS = ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4))  # the suite's checker
-SQUARE = 0.5  # m, side of a checker square
-SKY_TOP, SKY_HORIZON = (0.4, 0.6, 0.8), (0.12, 0.18, 0.24)
+SQUARE = 1.0  # m, side of a checker square
+SKY_HORIZON, SKY_SLOPE = (0.2, 0.3, 0.4), 0.87  # colour at eye level; its relative change from there to straight up
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)  # MuJoCo's default view
 UNSET_RGBA = np.array([0.5, 0.5, 0.5, 1], np.float32)  # a geom with this colour takes its material's
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
@@ -27,10 +27,11 @@ class Rays:
     """What follows from camera orientation and image size alone; P = size * size pixels, row by row."""
 
     direction: np.ndarray  # (P, 3) float64, unit, world frame
+    backward: np.ndarray  # (3,) unit, from the scene to the camera
     floor_dx: np.ndarray  # (P,) floor hit per metre of camera height, from the point below the camera
     floor_dy: np.ndarray  # (P,)
     downward: np.ndarray  # (P,) bool
-    floor_light: np.ndarray  # (P,) float32
+    floor_light: float
     floor_width: np.ndarray  # (P,) pixel's footprint on the floor per metre of camera height, in squares
     sky: np.ndarray  # (3, P) float32, 0..255
 
@@ -76,18 +77,21 @@ class RayCaster:
         x, y = origin[0] + height * rays.floor_dx, origin[1] + height * rays.floor_dy  # (P,)
         centre, half = self.model.geom_pos[self.floor], self.model.geom_size[self.floor]
         on_floor = rays.downward & (np.abs(x - centre[0]) <= half[0]) & (np.abs(y - centre[1]) <= half[1])
-        odd = np.floor(x / SQUARE).astype(np.int32) + np.floor(y / SQUARE).astype(np.int32) & 1
+        # MuJoCo lays the checker from the plane's left far corner
+        column = np.floor((x - (centre[0] - half[0])) / SQUARE).astype(np.int32)
+        row = np.floor((centre[1] + half[1] - y) / SQUARE).astype(np.int32)
+        odd = column + row & 1
         # squares narrower than a pixel fade to their mean instead of flickering
         sharp = np.maximum(np.float32(1) - rays.floor_width * np.float32(height), 0)
         mix = (odd.astype(np.float32) - np.float32(0.5)) * sharp + np.float32(0.5)
-        dark, bright = np.array(FLOOR_COLORS, np.float32)[:, :, None] * 255  # (3, 1) each
-        return np.where(on_floor, (dark + (bright - dark) * mix) * rays.floor_light, rays.sky)
+        dark, bright = np.array(FLOOR_COLORS, np.float32)[:, :, None] * np.float32(255 * rays.floor_light)  # (3, 1)
+        return np.where(on_floor, dark + (bright - dark) * mix, rays.sky)
 
     def _candidates(self, origin: np.ndarray, camera: np.ndarray) -> np.ndarray:
         """Pixels inside the projected bounding box of any geom, one pixel wider on each side."""
         data, size = self.data, self.size
         turn = data.geom_xmat[self.shown].reshape(-1, 3, 3)  # (G, 3, 3)
-        world = np.einsum("gij,gcj->gci", turn, self.corners) + data.geom_xpos[self.shown, None]  # (G, 8, 3)
+        world = self.corners @ turn.swapaxes(1, 2) + data.geom_xpos[self.shown, None]  # (G, 8, 3)
         seen = (world - origin) @ camera  # (G, 8, 3) in the camera's frame, which looks along -z
         depth = -seen[..., 2]
         behind = depth.min(1) <= 0.01  # a box that reaches the camera may cover any pixel
@@ -111,8 +115,8 @@ class RayCaster:
             geom, distance, normal, n, mujoco.mjMAXVAL,
         )  # fmt: skip
         hit = np.flatnonzero((geom >= 0) & (geom != self.floor))
-        d, normals = direction[hit].T, normal.reshape(n, 3)[hit].T  # (3, hits)
-        facing = -(d[0] * normals[0] + d[1] * normals[1] + d[2] * normals[2])
+        b, normals = self.rays.backward, normal.reshape(n, 3)[hit].T  # (3,), (3, hits)
+        facing = b[0] * normals[0] + b[1] * normals[1] + b[2] * normals[2]
         light = AMBIENT + HEADLIGHT * np.maximum(facing, 0) + SKYLIGHT * np.maximum(normals[2], 0)
         image[:, pixels[hit]] = self.colors[:, geom[hit]] * light.astype(np.float32)
 
@@ -129,13 +133,12 @@ def make_rays(size: int, tangent: float, camera: np.ndarray) -> Rays:
     downward = falling > 1e-6
     safe = np.where(downward, falling, 1.0)
     dx, dy = direction[:, 0] / safe, direction[:, 1] / safe
-    light = AMBIENT + (HEADLIGHT + SKYLIGHT) * np.where(downward, falling, 0)
+    light = AMBIENT + HEADLIGHT * max(float(camera[2, 2]), 0.0) + SKYLIGHT  # the floor's normal is straight up
     pixel = 2 * tangent / size / (safe * safe)  # longer side of a pixel's footprint per metre of height
-    up = np.clip((direction[:, 2] + 0.2) / 1.0, 0, 1).astype(np.float32)
-    horizon, top = np.array((SKY_HORIZON, SKY_TOP), np.float32)[:, :, None] * 255
+    sky = np.array(SKY_HORIZON)[:, None] * 255 * (1 + SKY_SLOPE * direction[:, 2])  # (3, P)
     return Rays(
-        direction, dx, dy, downward, light.astype(np.float32), (pixel / SQUARE).astype(np.float32),
-        horizon + (top - horizon) * up,
+        direction, camera[:, 2].copy(), dx, dy, downward, light, (pixel / SQUARE).astype(np.float32),
+        sky.astype(np.float32),
     )  # fmt: skip
 
 

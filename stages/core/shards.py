@@ -59,31 +59,36 @@ class Episode:
     def __len__(self) -> int:
         return len(self.reward)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Its arrays with the dtypes of a shard. Raises ValueError saying what is wrong with them."""
-        found = {
-            "action": np.asarray(self.action, np.float32),
-            "reward": np.asarray(self.reward, np.float32),
-            "is_first": np.asarray(self.is_first, np.bool_),
-            "is_terminal": np.asarray(self.is_terminal, np.bool_),
-        }
-        if self.image is not None:
-            found["image"] = np.asarray(self.image)
-            if found["image"].dtype != np.uint8 or found["image"].ndim != 4 or found["image"].shape[1] != 3:
-                raise ValueError(f"images are {found['image'].dtype} {found['image'].shape}, not uint8 (T, 3, H, H)")
-        if self.state is not None:
-            found["state"] = np.asarray(self.state, np.float64)
-        for name, array in found.items():
-            if len(array) != len(self) or array.ndim != {"image": 4, "action": 2, "state": 2}.get(name, 1):
-                raise ValueError(f"{name} has shape {array.shape} in an episode of {len(self)} rows")
-        if len(self) < 2:
-            raise ValueError("it has fewer than two rows")
-        if not found["is_first"][0] or found["is_first"][1:].any():
-            raise ValueError("is_first is not true at the first row alone")
-        for name in ("action", "reward", "state"):
-            if name in found and not np.isfinite(found[name]).all():
-                raise ValueError(f"{name} holds values that are not finite")
-        return found
+
+def episode_arrays(episode: Episode) -> dict[str, np.ndarray]:
+    """An episode as the arrays of a one-episode shard. Raises ValueError saying what is wrong with them."""
+    rows = len(episode)
+    found = {
+        "action": np.asarray(episode.action, np.float32),
+        "reward": np.asarray(episode.reward, np.float32),
+        "is_first": np.asarray(episode.is_first, np.bool_),
+        "is_terminal": np.asarray(episode.is_terminal, np.bool_),
+    }
+    if episode.image is not None:
+        found["image"] = np.asarray(episode.image)
+        shape = found["image"].shape
+        if found["image"].dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"images are {found['image'].dtype} {shape}, not uint8 (T, 3, H, H)")
+    if episode.state is not None:
+        found["state"] = np.asarray(episode.state, np.float64)
+    for name, array in found.items():
+        if len(array) != rows or array.ndim != {"image": 4, "action": 2, "state": 2}.get(name, 1):
+            raise ValueError(f"{name} has shape {array.shape} in an episode of {rows} rows")
+    if rows < 2:
+        raise ValueError("it has fewer than two rows")
+    if not found["is_first"][0] or found["is_first"][1:].any():
+        raise ValueError("is_first is not true at the first row alone")
+    for name in ("action", "reward", "state"):
+        if name in found and not np.isfinite(found[name]).all():
+            raise ValueError(f"{name} holds values that are not finite")
+    found["episode_start"] = np.array([0, rows], np.int64)
+    found["episode_seed"] = np.array([episode.seed], np.int64)
+    return found
 
 
 def as_episode(arrays: Arrays, rows: slice, seed: int) -> Episode:

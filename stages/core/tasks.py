@@ -1,22 +1,21 @@
 """The four domains and their tasks: prompts, score ranges, and the environment with action repeat 2.
 
-    env = make_env("walker", "walk", seed=0)
-    step = env.reset()
-    while not step.is_last:
-        step = env.step(policy(step.observation))
+env = make_env("walker", "walk", seed=0)
+step = env.reset()
+while not step.is_last:
+    step = env.step(policy(step.observation))
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
-from dm_control.rl.control import flatten_observation
 
 from stages.core import worlds
 from stages.core.errors import BadInput, nearest
 from stages.core.render import Renderer
+from stages.core.worlds.suite import flatten_observation, mujoco
 
 DOMAINS: tuple[str, ...] = ("walker", "cheetah", "quadruped", "stickman")
 ACTION_REPEAT = 2
@@ -46,6 +45,27 @@ TASKS: tuple[Task, ...] = (
     Task("stickman", "stand", "standing up", 70, 970, True),
     Task("stickman", "walk", "robot walk fast clean", 35, 960, True),
     Task("stickman", "run", "robot run fast clean", 25, 830, True),
+    Task("walker", "one_foot", "standing on one foot", 20, 955, False),
+    Task("walker", "high_kick", "kicking one leg high in the air", 25, 960, False),
+    Task("walker", "lying_down", "lying down on the floor", 170, 975, False),
+    Task("walker", "sit_knees", "kneeling and sitting on the heels", 100, 945, False),
+    Task("walker", "lunge_pose", "lunge with one leg bent in front", 150, 945, False),
+    Task("walker", "flipping", "doing somersaults", 20, 720, False),
+    Task("cheetah", "standing", "standing on the hind legs like a human", 5, 930, False),
+    Task("cheetah", "lying_down", "lying down flat", 430, 920, False),
+    Task("quadruped", "jump", "spider jumping high", 15, 875, False),
+    Task("quadruped", "two_legs", "spider rearing up on two legs", 14, 875, False),
+    Task("quadruped", "lie_down", "spider lying down on the floor", 750, 965, False),
+    Task("stickman", "one_foot", "standing on one foot", 20, 865, False),
+    Task("stickman", "high_kick", "kicking one leg high in the air", 55, 920, False),
+    Task("stickman", "lying_down", "lying down on the floor", 380, 965, False),
+    Task("stickman", "legs_up", "lying on the back with the legs up", 115, 935, False),
+    Task("stickman", "sit_knees", "kneeling and sitting on the heels", 40, 966, False),
+    Task("stickman", "lunge_pose", "lunge with one leg bent in front", 100, 950, False),
+    Task("stickman", "headstand", "upside down in a headstand", 180, 955, False),
+    Task("stickman", "boxing", "boxing with raised fists", 80, 920, False),
+    Task("stickman", "hands_up", "standing with both hands up", 5, 830, False),
+    Task("stickman", "flipping", "doing somersaults", 45, 790, False),
 )
 
 
@@ -84,7 +104,7 @@ class Step:
     reward: float  # sum over the repeated control steps; 0 at a reset
     is_first: bool
     is_last: bool
-    is_terminal: bool
+    is_terminal: bool  # never here: every episode of the suite ends by time alone
 
 
 class Env:
@@ -117,7 +137,7 @@ class Env:
         with self._physics.reset_context():
             self._task.initialize_episode(self._physics)
         self._steps = 0
-        return self._step(0.0, is_first=True, is_terminal=False)
+        return self._step(0.0, is_first=True)
 
     def step(self, action: np.ndarray) -> Step:
         """Apply an action (A,), clipped to [-1, 1], for two control steps.
@@ -130,14 +150,14 @@ class Env:
         if action.shape != (self.action_dim,) or np.isnan(action).any():
             raise ValueError(f"an action of {self.domain} is {self.action_dim} finite numbers, got {action}")
         control = self._centre + self._scale * np.clip(action, -1, 1)
-        reward, is_terminal = 0.0, False
+        reward = 0.0
         for _ in range(ACTION_REPEAT):
             self._task.before_step(control, self._physics)
             self._physics.step(self._substeps)
             self._task.after_step(self._physics)
             reward += float(self._task.get_reward(self._physics))
             self._steps += 1
-        return self._step(reward, is_first=False, is_terminal=is_terminal)
+        return self._step(reward, is_first=False)
 
     def render(self, size: int = 64, camera: int | None = None, backend: str = "ray") -> np.ndarray:
         """The present frame, (3, size, size) uint8."""
@@ -153,9 +173,9 @@ class Env:
         observation = flatten_observation(self._task.get_observation(self._physics))["observations"]
         return observation.astype(np.float32)
 
-    def _step(self, reward: float, is_first: bool, is_terminal: bool) -> Step:
+    def _step(self, reward: float, is_first: bool) -> Step:
         is_last = self._steps >= CONTROL_STEPS
-        return Step(self._observe(), self._state(), reward, is_first, is_last, is_terminal)
+        return Step(self._observe(), self._state(), reward, is_first, is_last, is_terminal=False)
 
 
 def make_env(domain: str, task: str, seed: int = 0) -> Env:

@@ -1,25 +1,27 @@
-"""The four bodies: for each domain its model, its physics class and its dm_control tasks."""
+"""The four bodies: for each domain its model, its physics and its dm_control tasks."""
 
 from __future__ import annotations
 
-import mujoco
-from dm_control.suite import base, common
-from dm_control.suite.walker import mujoco as dm_mujoco
+from typing import Any
+
 from numpy.random import RandomState
 
 from stages.core.worlds import cheetah, quadruped, stickman, walker
+from stages.core.worlds.suite import base, common, mujoco, no_compiler_advice
 
-WORLDS = {"walker": walker, "cheetah": cheetah, "quadruped": quadruped, "stickman": stickman}
+WORLDS: dict[str, Any] = {"walker": walker, "cheetah": cheetah, "quadruped": quadruped, "stickman": stickman}
 
 
 def make_model(domain: str) -> mujoco.MjModel:
     """The compiled model of a domain; one per domain, whatever the task."""
-    return mujoco.MjModel.from_xml_string(WORLDS[domain].model_xml(), common.ASSETS)
+    with no_compiler_advice():
+        return mujoco.MjModel.from_xml_string(WORLDS[domain].model_xml(), common.ASSETS)
 
 
-def make_physics(domain: str) -> dm_mujoco.Physics:
+def make_physics(domain: str) -> Any:
     """A fresh dm_control physics of a domain."""
-    return WORLDS[domain].Physics.from_xml_string(WORLDS[domain].model_xml(), common.ASSETS)
+    with no_compiler_advice():
+        return WORLDS[domain].Physics.from_xml_string(WORLDS[domain].model_xml(), common.ASSETS)
 
 
 def make_task(domain: str, task: str, random: RandomState) -> base.Task:

@@ -1,14 +1,17 @@
-"""Walker: the suite's planar biped and its stand, walk and run."""
+"""Walker: the suite's planar biped, its stand, walk and run, and further poses (biped.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dm_control.suite import base, walker
 from numpy.random import RandomState
 
+from stages.core.worlds.biped import POSES, Physics
+from stages.core.worlds.suite import base, walker
+
+__all__ = ["CONTROL_TIMESTEP", "TASKS", "Physics", "model_xml"]
+
 CONTROL_TIMESTEP = 0.025
-Physics = walker.Physics
 
 
 def model_xml() -> str | bytes:
@@ -20,4 +23,5 @@ TASKS: dict[str, Callable[[RandomState], base.Task]] = {
     "stand": lambda random: walker.PlanarWalker(move_speed=0, random=random),
     "walk": lambda random: walker.PlanarWalker(move_speed=1, random=random),
     "run": lambda random: walker.PlanarWalker(move_speed=8, random=random),
+    **POSES,
 }

@@ -1,0 +1,183 @@
+"""`bitagent bench data`: the sampler beside two loaders that stack episodes with NumPy, and its peak memory.
+
+The data are synthetic episodes of random pixels; every loader reads the same ones at the same
+batch size, from files in the system's cache. Frames go through one thread in all of them.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.episodes import Dataset, DatasetWriter, Episode
+from stages.core.sampler import KEYS, Sampler
+
+ROWS, FRAME, ACTIONS, STATES = 501, (3, 64, 64), 6, 18
+BATCH, LENGTH = 64, 32
+WARM_UP = 5
+
+Batch = dict[str, Tensor]
+
+
+def run(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -> dict[str, Any]:
+    """Write `gigabytes` of episodes below `folder` (default: the system's temporary one), measure, delete them.
+
+    Returns:
+        milliseconds a batch (median) and GB/s of: the sampler; `episodes_in_memory`, a list of episodes
+        read whole into memory; `episodes_on_disk`, a list of uncompressed .npz files opened for each item;
+        `memory_copy`, one plain copy of a batch's frames. Also the sampler's ratio to each, its time to
+        open, and the peak resident memory of a process that samples the whole dataset.
+    """
+    episodes = max(int(gigabytes * 1e9 / (ROWS * np.prod(FRAME))), 2)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bitagent-bench-") as place:
+        path, files = Path(place) / "data", Path(place) / "npz"
+        write_episodes(path, files, episodes)
+        frame_bytes = BATCH * LENGTH * int(np.prod(FRAME))
+        sampler = Sampler(Dataset.open([path], "walker"), BATCH, LENGTH, seed=0)
+        loaders: dict[str, Callable[[int], Any]] = {
+            "sampler": sampler.sample,
+            "episodes_on_disk": list_loader(_EpisodesOnDisk(sorted(files.iterdir()))),
+            "memory_copy": copies(frame_bytes),
+        }
+        found = {name: measure(load, batches, frame_bytes) for name, load in loaders.items()}
+        memory = peak_memory(path, passes=2.0)
+        in_memory = [_read(file) for file in sorted(files.iterdir())]
+        found["episodes_in_memory"] = measure(list_loader(in_memory), batches, frame_bytes)
+        size = sum(file.stat().st_size for file in path.iterdir())
+    ours = found["sampler"]["ms"]
+    return {
+        "dataset_gb": round(size / 1e9, 2), "episodes": episodes, "batch": [BATCH, LENGTH], **found,
+        "times_episodes_on_disk": round(found["episodes_on_disk"]["ms"] / ours, 1),
+        "times_episodes_in_memory": round(found["episodes_in_memory"]["ms"] / ours, 2),
+        "share_of_memory_copy": round(found["memory_copy"]["ms"] / ours, 2),
+        **memory,
+    }  # fmt: skip
+
+
+def write_episodes(path: Path, files: Path, episodes: int) -> None:
+    """The same episodes as a dataset artifact and as one .npz each."""
+    files.mkdir(parents=True)
+    writer = DatasetWriter(
+        path, domain="walker", config={"bench": episodes}, seed=0, source="random", task="", renderer="noise",
+        image_size=FRAME[-1],
+    )  # fmt: skip
+    for number in range(episodes):
+        random = np.random.default_rng(number)
+        first = np.arange(ROWS) == 0
+        episode = Episode(
+            image=np.frombuffer(random.bytes(ROWS * int(np.prod(FRAME))), np.uint8).reshape(ROWS, *FRAME),
+            action=random.uniform(-1, 1, (ROWS, ACTIONS)).astype(np.float32),
+            reward=random.random(ROWS, np.float32),
+            is_first=first,
+            is_terminal=np.zeros(ROWS, bool),
+            state=random.normal(size=(ROWS, STATES)),
+            seed=number,
+        )
+        writer.append(number, episode)
+        np.savez(files / f"{number:06d}.npz", **{key: getattr(episode, key) for key in KEYS})
+    writer.finish()
+
+
+# ---------------------------------------------------------------------------- loaders to compare with
+
+
+class _EpisodesOnDisk:
+    """A list of episodes that reads the file of an item whenever it is asked for."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return _read(self.files[number])
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in KEYS}
+
+
+def list_loader(episodes: Any) -> Callable[[int], Batch]:
+    """The usual loader: for each item choose an episode and a start, slice, then stack the slices."""
+
+    def load(step: int) -> Batch:
+        random = np.random.default_rng(step)
+        items = []
+        for number in random.integers(0, len(episodes), BATCH):
+            episode = episodes[number]
+            start = random.integers(0, len(episode["reward"]) - LENGTH + 1)
+            items.append({key: array[start : start + LENGTH] for key, array in episode.items()})
+        return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in KEYS}
+
+    return load
+
+
+def copies(size: int) -> Callable[[int], np.ndarray]:
+    """Copies of `size` bytes out of a block larger than the caches: what one thread's memory bandwidth allows."""
+    blocks = np.zeros((20, size), np.uint8)
+    blocks[:] = np.arange(20, dtype=np.uint8)[:, None]
+    return lambda step: blocks[step % 20].copy()
+
+
+# ---------------------------------------------------------------------------- measuring
+
+
+def measure(load: Callable[[int], Any], batches: int, frame_bytes: int) -> dict[str, float]:
+    """Median milliseconds of a batch after a few unmeasured ones, and its frames' GB/s."""
+    times = []
+    for step in range(WARM_UP + batches):
+        began = time.perf_counter()
+        load(step)
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[WARM_UP:])
+    return {"ms": round(seconds * 1e3, 3), "gb_per_s": round(frame_bytes / seconds / 1e9, 2)}
+
+
+def peak_memory(path: Path, passes: float) -> dict[str, Any]:
+    """Sample about `passes` times the dataset's frames in a process of its own; see `_sample_all`."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_sample_all, path, passes).result()
+
+
+def _sample_all(path: Path, passes: float) -> dict[str, Any]:
+    before = _peak_bytes()
+    began = time.perf_counter()
+    dataset = Dataset.open([path], "walker")
+    opened = time.perf_counter() - began
+    sampler = Sampler(dataset, BATCH, LENGTH, seed=1)
+    for step in range(int(passes * dataset.n_frames / (BATCH * LENGTH))):
+        sampler.sample(step)
+    return {
+        "open_ms": round(opened * 1e3, 2),
+        "peak_rss_gb": round(_peak_bytes() / 1e9, 3),
+        "peak_rss_before_opening_gb": round(before / 1e9, 3),
+    }
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this program; /proc where there is one, as ru_maxrss may be the parent's."""
+    for line in _status():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status() -> Iterator[str]:
+    file = Path("/proc/self/status")
+    if file.exists():
+        yield from file.read_text().splitlines()

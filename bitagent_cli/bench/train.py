@@ -1,0 +1,218 @@
+"""Speed of the two training loops on synthetic batches of a preset's sizes: ms an update, frames/s, parts, FLOP/s."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stages import behave, pretrain
+from stages.core.actor_critic import ActorCritic
+from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
+from stages.core.distributed import World
+from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
+from stages.core.training import make_optimizer, make_update, should_compile
+
+DIM_EMBEDDING = {"internvideo2": 512}
+DIM_ACTION = 6
+
+
+def run(
+    pretrain_config: pretrain.Config,
+    behave_config: behave.Config,
+    model_config: ModelConfig,
+    device: str,
+    updates: int = 20,
+) -> dict[str, Any]:
+    """Measure both loops.
+
+    Returns:
+        {"pretrain": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times are medians in ms.
+    """
+    place = World(0, 1, torch.device(device))
+    dim = DIM_EMBEDDING.get(pretrain_config.backbone, 384)
+    torch.manual_seed(0)
+    model = JointModel(model_config, dim, DIM_ACTION).to(place.device)
+    ceiling = matmul_tflops(place.device)
+    result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
+    result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)
+    result["parts_ms"] = bench_parts(pretrain_config, model, place, max(3, updates // 4))
+    result["behave"] = bench_behave(behave_config, model, place, updates, ceiling)
+    return result
+
+
+def bench_pretrain(
+    config: pretrain.Config, model: JointModel, place: World, updates: int, ceiling: float
+) -> dict[str, Any]:
+    """The joint update on one resident batch (data wait is measured by `bench data`)."""
+    batch = synthetic_batch(config, model, place.device)
+    labels = synthetic_labels(model, place.device)
+    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    update = pretrain.build_update(model, labels, optimizer, config, place)
+    flops = count_flops(lambda: pretrain.JointObjective(model, labels, config.objective, Noise(place.device))(batch)[0])
+    seconds = time_calls(lambda: update(batch), place.device, updates)
+    return {
+        **figures(seconds, flops, ceiling, place.device),
+        "frames_per_second": round(config.batch * config.length / seconds),
+        "compiled": should_compile(config.compile, place.device),
+        "batch": [config.batch, config.length],
+    }
+
+
+def bench_behave(
+    config: behave.Config, model: JointModel, place: World, updates: int, ceiling: float
+) -> dict[str, Any]:
+    """The behaviour update on one batch of latents."""
+    model.requires_grad_(False)
+    c = model.config
+    n, h = config.starts, config.horizon
+    with torch.no_grad():
+        prompts = model.task(F.normalize(torch.randn(1, model.dim_embedding, device=place.device), dim=-1))
+    learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
+    actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
+    batch = {
+        "h": torch.rand(n, h + 1, c.deter, device=place.device) * 2 - 1,
+        "z": torch.randn(n, h + 1, c.dim_z, device=place.device),
+        "e": F.normalize(torch.randn(n, h + 1, model.dim_embedding, device=place.device), dim=-1),
+        "action": torch.rand(n, h, DIM_ACTION, device=place.device) * 2 - 1,
+        "prompt": torch.zeros(n, dtype=torch.long, device=place.device),
+    }
+    loss = behave.Behavior(model, learner, prompts, config, Noise(place.device), None)
+    compiled = should_compile(config.compile, place.device)
+    update = make_update(
+        loss,
+        [(actor, config.clip), (critic, config.clip)],
+        place.device,
+        bf16=config.bf16,
+        compiled=compiled,
+        captured=compiled,
+        after=learner.update_slow,
+    )
+    flops = count_flops(lambda: loss(batch)[0])
+    seconds = time_calls(lambda: update(batch), place.device, updates)
+    model.requires_grad_(True)
+    return {
+        **figures(seconds, flops, ceiling, place.device),
+        "imagined_steps_per_second": round(n * h / seconds),
+        "starts": n,
+        "horizon": h,
+    }
+
+
+def bench_parts(config: pretrain.Config, model: JointModel, place: World, updates: int) -> dict[str, float]:
+    """Forward and backward of each part alone, eager: where the time of an update goes."""
+    batch, c = synthetic_batch(config, model, place.device), model.config
+    b, t, dev = config.batch, config.length, place.device
+    noise = Noise(dev)
+    s = F.one_hot(torch.randint(c.categories, (b, t, c.classes), device=dev), c.categories).flatten(-2).float()
+    z = torch.randn(b, t, c.dim_z, device=dev)
+    e = batch["embedding"].float()
+
+    def task() -> TaskContext:
+        prompts = choose_prompts(e, batch["task"], synthetic_labels(model, dev), config.objective, noise)
+        return model.task(prompts.embedding)
+
+    def rollouts() -> Tensor:
+        seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task(), noise)
+        seen.state = State(*(x.detach() for x in (seen.state.h, seen.state.z, seen.state.e)))
+        ones = torch.ones(b, device=dev)
+        return joint_behavior_loss(model, seen, batch["action"], task(), ones, config.objective, noise)
+
+    parts: dict[str, Callable[[], Tensor]] = {
+        "encoder": lambda: model.rssm.posterior(batch["image"]).mean(),
+        "recurrence": lambda: model.rssm.scan(z, batch["action"], batch["is_first"], model.rssm.first(b)).mean(),
+        "fusion": lambda: model.fusion(e, s, task().gates.unsqueeze(1)).mean(),
+        "decoder": lambda: model.decoder(z.flatten(0, 1)).mean(),
+        "text_imagination": lambda: model.text_forced(s, batch["action"], batch["is_first"], task())[0].mean(),
+        "joint_behavior_rollouts": rollouts,
+    }
+
+    def timed(part: Callable[[], Tensor]) -> float:
+        def call() -> None:
+            with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+                value = part()
+            value.backward()
+
+        seconds = time_calls(call, dev, updates)
+        model.zero_grad(set_to_none=True)
+        return round(seconds * 1e3, 2)
+
+    found = {name: timed(part) for name, part in parts.items()}
+    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    found["optimizer"] = round(time_calls(optimizer.step, dev, updates) * 1e3, 2)
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.device) -> dict[str, Tensor]:
+    b, t = config.batch, config.length
+    return {
+        "image": torch.randint(0, 256, (b, t, 3, 64, 64), dtype=torch.uint8, device=device),
+        "action": torch.rand(b, t, model.dim_action, device=device) * 2 - 1,
+        "is_first": torch.zeros(b, t, dtype=torch.bool, device=device),
+        "embedding": F.normalize(torch.randn(b, t, model.dim_embedding, device=device), dim=-1).half(),
+        "task": torch.zeros(b, dtype=torch.long, device=device),
+    }
+
+
+def synthetic_labels(model: JointModel, device: torch.device) -> Labels:
+    text = F.normalize(torch.randn(1, model.dim_embedding, device=device), dim=-1)
+    return Labels(text, torch.ones(1, dtype=torch.bool, device=device), torch.zeros(1, device=device))
+
+
+def figures(seconds: float, flops: int, ceiling: float, device: torch.device) -> dict[str, Any]:
+    tflops = 3 * flops / seconds / 1e12  # backward costs twice the forward pass
+    found = {
+        "ms": round(seconds * 1e3, 2),
+        "tflops": round(tflops, 3),
+        "share_of_matmul_ceiling": round(tflops / ceiling, 3),
+    }
+    if device.type == "cuda":
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return found
+
+
+def count_flops(forward: Callable[[], Tensor]) -> int:
+    """Floating-point operations of one forward pass (matrix products and convolutions)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return int(counter.get_total_flops())
+
+
+def time_calls(call: Callable[[], object], device: torch.device, count: int, warmup: int = 5) -> float:
+    """Median seconds of one call, after a warm-up that lets compilation and capture happen."""
+    for _ in range(warmup):
+        call()
+    seconds = []
+    for _ in range(count):
+        synchronize(device)
+        began = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_tflops(device: torch.device, size: int | None = None) -> float:
+    """bf16 matrix product rate of this device, in TFLOP/s: the ceiling the loops are held against."""
+    size = size or (8192 if device.type == "cuda" else 1024)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    seconds = time_calls(lambda: a @ a, device, 10)
+    return round(2 * size**3 / seconds / 1e12, 3)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

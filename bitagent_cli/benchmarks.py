@@ -1,0 +1,47 @@
+"""The commands of `bitagent bench`; each prints what its module measured as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bitagent_cli.options import Common, with_common
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine; prints JSON.")
+
+
+def _print(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(result, indent=2))
+
+
+@app.command(epilog="Example: [bold]bitagent bench train --preset walker --scale laptop[/bold]")
+@with_common
+def train(
+    common: Common,
+    updates: Annotated[int, typer.Option(min=1, help="Timed updates of each loop.")] = 20,
+) -> None:
+    """Pretraining and behaviour updates: ms, frames/s, parts, share of the matmul ceiling."""
+    from bitagent_cli.session import prepare
+
+    preset, run = prepare(dataclasses.replace(common, quiet=True), "bench")  # stdout holds JSON alone
+    from bitagent_cli.bench import train as bench
+
+    _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, updates))
+
+
+@app.command(epilog="Example: [bold]bitagent bench data --gigabytes 4[/bold]")
+def data(
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic dataset.")] = 2.0,
+    batches: Annotated[int, typer.Option(min=1, help="Timed batches a loader.")] = 60,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to write it; default: the system's temporary folder.")
+    ] = None,
+) -> None:
+    """The sequence sampler beside loaders that stack episodes: ms a batch, GB/s, peak memory."""
+    from bitagent_cli.bench import data as bench
+
+    _print(bench.run(gigabytes, batches, folder))

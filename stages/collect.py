@@ -1,0 +1,341 @@
+"""Collect: the datasets of a domain, by a random policy and by the replays of experts trained online.
+
+    bitagent collect --preset walker
+    bitagent collect --preset walker --source expert --task run --workers 2
+    bitagent collect --preset walker --states-only
+    bitagent collect --preset walker --render runs/walker-laptop/states/random --size 224
+    bitagent collect --preset walker --import genrl/walker --task walk
+
+Writes runs/<run>/data/random and runs/<run>/data/expert-<task>; states/ with --states-only; frames of
+another size or camera under frames/. An expert learns from physics observations; the frames of the
+episodes kept are rendered afterwards from the recorded states.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.core import artifacts, tasks
+from stages.core.artifacts import Artifact
+from stages.core.config import Run, Section
+from stages.core.derive import render_dataset
+from stages.core.episodes import DatasetWriter
+from stages.core.errors import BadInput, nearest
+from stages.core.experts import (
+    DECISIONS,
+    ExpertConfig,
+    ExpertJob,
+    derive_seed,
+    kept_episodes,
+    load_episode,
+    play,
+    random_policy,
+    task_decisions,
+    train_expert,
+)
+from stages.core.genrl_import import import_genrl
+from stages.core.render import DEFAULT_CAMERAS, render_states
+from stages.core.running import progress, stop_signals
+from stages.core.shards import Episode
+from stages.core.workers import Channel, Pool
+
+SOURCES = ("random", "expert", "all")
+ROWS = DECISIONS + 1
+CHUNK = 8  # episodes a rendering job
+FRAME_SIZE = 64
+
+
+class Config(Section):
+    """Section `collect` of the preset; defaults and comments in presets/paper.yaml."""
+
+    random_episodes: int
+    random_correlation: float
+    expert: ExpertConfig
+
+
+@dataclass(frozen=True)
+class Look:
+    """How frames are made: pixels, camera (None: the domain's own), or none at all."""
+
+    size: int
+    camera: int | None
+    states_only: bool
+
+
+@dataclass
+class Target:
+    """One dataset to make: `record` decides its content, `episodes` of its source are kept, in order."""
+
+    run: Run
+    source: str
+    task: str
+    path: Path
+    record: dict[str, Any]
+    look: Look
+    episodes: list[int]
+    job: ExpertJob | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    rendering: int = 0  # rendering jobs still to come back
+
+    @property
+    def label(self) -> str:
+        return self.path.name
+
+    def writer(self, fresh: bool = False) -> DatasetWriter:
+        """A writer on this target; each process makes its own."""
+        size = 0 if self.look.states_only else self.look.size
+        return DatasetWriter(
+            self.path, domain=self.run.domain, config=self.record, seed=self.run.seed, source=self.source,
+            task=self.task, renderer="" if self.look.states_only else "ray", image_size=size,
+            about={"camera": self.look.camera}, resolved=self.run.resolved, fresh=fresh,
+        )  # fmt: skip
+
+
+def run(
+    config: Config,
+    run: Run,
+    *,
+    source: str = "all",
+    task: str | None = None,
+    frames: int | None = None,
+    workers: int | None = None,
+    states_only: bool = False,
+    render: Path | None = None,
+    size: int | None = None,
+    camera: int | None = None,
+    import_dir: Path | None = None,
+    strict: bool = False,
+) -> list[Artifact]:
+    """Make the datasets of a source, or of all, reusing finished ones; or render or import one.
+
+    Args:
+        task: a task of the domain; None for all of the paper's.
+        frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
+        workers: processes; None for one a core. Datasets are made side by side, the longest first.
+
+    Raises:
+        BadInput: unknown source or task, an unusable size or count, a dataset made another way.
+        Interrupted: stopped by a signal, after saving.
+    """
+    check(run, source, task, frames, workers, size)
+    workers, look = workers or os.cpu_count() or 1, make_look(run.domain, size, camera, states_only)
+    if import_dir is not None:
+        return [import_dataset(run, import_dir, task or "", workers, strict)]
+    if render is not None:
+        return [render_again(run, render, look, workers)]
+    targets = plan(config, run, source, task, frames, look)
+    with ExitStack() as locks:
+        for target in targets:
+            locks.enter_context(artifacts.locked(target.path))
+        open_targets = [t for t in targets if not _reuse(t, run)]
+        _make(config, run, open_targets, workers, f"--source {source}")
+    return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
+
+
+def check(run: Run, source: str, task: str | None, frames: int | None, workers: int | None, size: int | None) -> None:
+    """Raise BadInput for options no dataset can be made from."""
+    tasks.check_domain(run.domain)
+    if source not in SOURCES:
+        raise BadInput(f"unknown source {source!r}: {nearest(source, SOURCES)}")
+    if task:
+        tasks.get_task(run.domain, task)
+    for name, value, least in (("--frames", frames, 1), ("--workers", workers, 1), ("--size", size, 8)):
+        if value is not None and value < least:
+            raise BadInput(f"{name} {value} is too small: give {least} or more")
+
+
+def make_look(domain: str, size: int | None, camera: int | None, states_only: bool) -> Look:
+    """The look asked for; the domain's own camera by number is the same as none."""
+    return Look(size or FRAME_SIZE, None if camera == DEFAULT_CAMERAS[domain] else camera, states_only)
+
+
+def import_dataset(run: Run, folder: Path, task: str, workers: int, strict: bool) -> Artifact:
+    """Read GenRL's .npz episodes into data/imported[-task], with their embeddings where all carry them."""
+    name = f"imported-{task}" if task else "imported"
+    artifact, embeddings, skipped = import_genrl(
+        folder, run.root / "data" / name, run.root / "embeddings" / "internvideo2" / name, domain=run.domain,
+        task=task, strict=strict, seed=run.seed, workers=workers, resolved=run.resolved, fresh=run.fresh,
+        quiet=run.quiet,
+    )  # fmt: skip
+    if not run.quiet:
+        for skip in skipped:
+            print(f"skipped {skip.file}: {skip.reason}")
+        with_embeddings = "with" if embeddings else "without"
+        episodes = artifact.meta["extra"]["episodes"]
+        print(f"{artifact.path}: {episodes} episodes imported {with_embeddings} embeddings, {len(skipped)} skipped")
+    return artifact
+
+
+def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
+    """Frames of a dataset's states: into data/ when they look as a stage expects, else into frames/."""
+    found = artifacts.load(source, "collect", domain=run.domain)
+    standard = (look.size, look.camera) == (FRAME_SIZE, None)
+    suffix = f"-{look.size}" + ("" if look.camera is None else f"-camera{look.camera}")
+    path = run.root / ("data" if standard else "frames") / (str(found.meta["name"]) + ("" if standard else suffix))
+    if path.resolve() == source.resolve():
+        raise BadInput(f"{source} has frames already; give another --size or --camera")
+    artifact = render_dataset(
+        found, path, look.size, look.camera, workers, resolved=run.resolved, fresh=run.fresh, quiet=run.quiet
+    )
+    if not run.quiet:
+        print(f"{path}: {artifact.meta['extra']['frames']} frames rendered from {source}")
+    return artifact
+
+
+def plan(config: Config, run: Run, source: str, task: str | None, frames: int | None, look: Look) -> list[Target]:
+    """The datasets that `source` and `task` name: experts with the largest budget first, then random."""
+    found = []
+    if source in ("expert", "all"):
+        names = [task] if task else tasks.task_names(run.domain)
+        found = [_expert_target(config.expert, run, name, frames, look) for name in names]
+        found.sort(key=lambda t: -t.job.episodes if t.job else 0)
+    if source in ("random", "all"):
+        found.append(_random_target(config, run, task, frames if source == "random" else None, look))
+    return found
+
+
+def _folder(run: Run, look: Look) -> Path:
+    return run.root / ("states" if look.states_only else "data")
+
+
+def _record(look: Look, **about: Any) -> dict[str, Any]:
+    return {**about, "size": look.size, "camera": look.camera, "states_only": look.states_only}
+
+
+def _expert_target(config: ExpertConfig, run: Run, task: str, frames: int | None, look: Look) -> Target:
+    path = _folder(run, look) / f"expert-{task}"
+    episodes = -(-(frames or task_decisions(config, task)) // DECISIONS)
+    settings = config.model_dump(exclude={"decisions"})
+    record = _record(look, source="expert", task=task, episodes=episodes, expert=settings)
+    job = ExpertJob(run.domain, task, run.seed, episodes, path, config)
+    return Target(run, "expert", task, path, record, look, kept_episodes(episodes, config.keep_episodes), job)
+
+
+def _random_target(config: Config, run: Run, task: str | None, frames: int | None, look: Look) -> Target:
+    """Random data carries no task; its rewards are those of `task`, by default the domain's first."""
+    task = task or tasks.task_names(run.domain)[0]
+    episodes = -(-frames // DECISIONS) if frames else config.random_episodes
+    about = {"episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
+    path = _folder(run, look) / "random"
+    return Target(run, "random", "", path, _record(look, source="random", **about), look, list(range(episodes)))
+
+
+def _reuse(target: Target, run: Run) -> Artifact | None:
+    """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
+    found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
+    if found and not run.quiet:
+        print(f"{target.path}: finished earlier with the same settings, reused")
+    if found or run.fresh:
+        _drop_work(target)
+    return found
+
+
+def _drop_work(target: Target) -> None:
+    artifacts.drop_checkpoint(target.path)
+    if target.job:
+        shutil.rmtree(target.job.replay, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------- making
+
+
+def _make(config: Config, run: Run, targets: list[Target], workers: int, how: str) -> None:
+    """Train, play and render side by side; every dataset is finished as soon as its parts are there."""
+    with stop_signals() as stop, _bar(run, targets) as report, Pool(workers, lambda: bool(stop), report) as pool:
+        for target in targets:
+            target.writer(fresh=run.fresh)
+            if target.job:
+                pool.submit(target.label, train_expert, target.job)
+            else:
+                _submit_chunks(pool, target, play_random, config.random_correlation)
+        by_label = {t.label: t for t in targets}
+        for label, result in pool.results():
+            target = by_label[label]
+            if target.job and not target.facts:
+                if result is not None:
+                    target.facts = result
+                    _submit_chunks(pool, target, render_replay)
+                continue
+            target.rendering -= result
+            if not target.rendering:
+                _finish(target, run)
+        if stop:
+            raise stop.leave(run.command("collect", how))
+
+
+def _submit_chunks(pool: Pool, target: Target, function: Any, *args: Any) -> None:
+    """Queue the jobs that write this target's episodes, CHUNK at a time, leaving out what is on disk."""
+    have = set(target.writer().numbers())
+    todo = [(new, old) for new, old in enumerate(target.episodes) if new not in have]
+    target.rendering = len(todo)
+    pool.report(target.label, ROWS * len(have), None)
+    for i in range(0, len(todo), CHUNK):
+        pool.submit(target.label, function, target, todo[i : i + CHUNK], *args)
+    if not todo:
+        pool.submit(target.label, _nothing_left)
+
+
+def _nothing_left(channel: Channel) -> int:
+    """Every episode was written before a stop: only the merge remains."""
+    return 0
+
+
+def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
+    """Write episodes of an expert's replay with their frames; (number in the dataset, in the replay)."""
+    writer, job = target.writer(), target.job
+    assert job is not None
+    return sum(_write(writer, target, new, load_episode(job.replay, old).episode, channel) for new, old in numbers)
+
+
+def play_random(target: Target, numbers: list[tuple[int, int]], correlation: float, channel: Channel) -> int:
+    """Play and write episodes of a random policy."""
+    writer, written = target.writer(), 0
+    env = tasks.make_env(target.run.domain, target.record["reward_task"])
+    for new, _ in numbers:
+        seed = derive_seed(target.run.seed, target.run.domain, "random", new)
+        written += _write(writer, target, new, play(env, seed, random_policy(env, seed, correlation)).episode, channel)
+    return written
+
+
+def _write(writer: DatasetWriter, target: Target, number: int, episode: Episode, channel: Channel) -> int:
+    """Render and append one episode unless asked to stop; how many were written."""
+    if channel.stopped():
+        return 0
+    if not target.look.states_only:
+        assert episode.state is not None
+        episode.image = render_states(target.run.domain, episode.state, target.look.size, target.look.camera)
+    writer.append(number, episode)
+    channel.report(len(episode))
+    return 1
+
+
+def _finish(target: Target, run: Run) -> None:
+    artifact = target.writer().finish(len(target.episodes), about=target.facts)
+    _drop_work(target)
+    if not run.quiet:
+        extra = artifact.meta["extra"]
+        score = f", score {extra['normalized_score']:.2f} without noise" if "normalized_score" in extra else ""
+        print(f"{target.path}: {extra['episodes']} episodes, {extra['frames']} frames{score}")
+
+
+@contextmanager
+def _bar(run: Run, targets: list[Target]) -> Iterator[Any]:
+    """The one bar over all datasets: decisions trained on and frames rendered, with the last returns."""
+    trained = sum(t.job.episodes * DECISIONS for t in targets if t.job)
+    total = trained + sum(ROWS * len(t.episodes) for t in targets)
+    returns: dict[str, str] = {}
+    with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
+
+        def report(label: str, frames: int, episode_return: float | None) -> None:
+            bar.update(frames)
+            if episode_return is not None:
+                returns[label.removeprefix("expert-")] = f"{episode_return:.0f}"
+                bar.set_postfix(returns)
+
+        yield report

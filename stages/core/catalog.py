@@ -1,0 +1,167 @@
+"""Which parts, episodes and shards a dataset consists of: opened, checked and numbered through.
+
+Used by `stages.core.episodes.Dataset`; nothing here reads a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.errors import BadInput
+from stages.core.shards import Shard, allow_open_files, check_episodes
+
+FACTS = {
+    "source": str, "task": str, "renderer": str, "image_size": int, "action_dim": int, "state_dim": int,
+    "episodes": int, "frames": int, "returns": list,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset artifact of an opened Dataset, with its place in the numbering of the whole."""
+
+    artifact: Artifact
+    source: str
+    task: str
+    episodes: int
+    frames: int
+    first_episode: int
+    first_row: int
+
+    @property
+    def last_row(self) -> int:
+        """The row after its last one."""
+        return self.first_row + self.frames
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """Facts of every episode, as arrays over all episodes: `part` indexes Dataset.parts, `start` is a global row."""
+
+    part: np.ndarray  # (E,) int64
+    source: np.ndarray  # (E,) str
+    task: np.ndarray  # (E,) str
+    returns: np.ndarray  # (E,) float64, sum of the task reward
+    length: np.ndarray  # (E,) int64, rows
+    start: np.ndarray  # (E,) int64
+    seed: np.ndarray  # (E,) int64
+
+
+def load_datasets(paths: Sequence[Path], domain: str) -> list[Artifact]:
+    """The dataset artifacts at `paths`. Raises BadInput when one is missing or they do not mix."""
+    if not paths:
+        raise BadInput(f"no dataset to open; make one with: bitagent collect --preset {domain}")
+    made_by = f"bitagent collect --preset {domain}"
+    found = [artifacts.load(path, "collect", domain=domain, made_by=made_by) for path in paths]
+    for artifact in found:
+        _check_facts(artifact)
+    first = found[0].meta["extra"]
+    for artifact in found[1:]:
+        for key in ("image_size", "renderer", "camera", "action_dim"):
+            here = artifact.meta["extra"].get(key)
+            if here != first.get(key):
+                raise BadInput(
+                    f"{found[0].path} and {artifact.path} do not mix: {key} is {first.get(key)!r} in one and {here!r} "
+                    f"in the other; make one of them again, or its frames with `bitagent collect --render`"
+                )
+    return found
+
+
+def _check_facts(artifact: Artifact) -> None:
+    extra = artifact.meta["extra"]
+    for key, kind in FACTS.items():
+        if type(extra.get(key)) is not kind:
+            raise artifacts.corrupted(artifact.path / "artifact.json", ValueError(f"it has no sound {key!r}"))
+    if not all(isinstance(r, int | float) and math.isfinite(r) for r in extra["returns"]):
+        raise artifacts.corrupted(artifact.path / "artifact.json", ValueError("a return is not a finite number"))
+
+
+def open_shards(artifact: Artifact) -> list[Shard]:
+    """Map the shards of one dataset. Raises BadInput when they are not what artifact.json says."""
+    names = sorted(n for n in artifact.meta["files"] if n.startswith("shard-") and n.endswith(".safetensors"))
+    extra = artifact.meta["extra"]
+    allow_open_files(len(names))
+    shards = [Shard(artifact.path / name) for name in names]
+    for shard in shards:
+        check_episodes(shard.file, shard.arrays)
+        for key, value in dimensions(shard.arrays).items():
+            if extra[key] != value:
+                raise artifacts.corrupted(shard.file, ValueError(f"{key} is {value}, artifact.json says {extra[key]}"))
+    episodes = sum(len(s.arrays["episode_seed"]) for s in shards)
+    frames = sum(len(s.arrays["reward"]) for s in shards)
+    if not shards or (extra["episodes"], extra["frames"], len(extra["returns"])) != (episodes, frames, episodes):
+        raise artifacts.corrupted(artifact.path / "artifact.json", ValueError("its counts differ from the shards"))
+    return shards
+
+
+def dimensions(arrays: Any) -> dict[str, int]:
+    """action_dim, state_dim and image_size of a shard's arrays; 0 for what it does not hold."""
+    return {
+        "action_dim": int(arrays["action"].shape[1]),
+        "state_dim": int(arrays["state"].shape[1]) if "state" in arrays else 0,
+        "image_size": int(arrays["image"].shape[2]) if "image" in arrays else 0,
+    }
+
+
+def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]]) -> tuple[list[Part], EpisodeInfo]:
+    """Number the episodes and rows of all parts through."""
+    parts: list[Part] = []
+    starts, seeds, row, episode = [], [], 0, 0
+    for artifact, group in zip(found, shards, strict=True):
+        extra = artifact.meta["extra"]
+        parts.append(Part(artifact, extra["source"], extra["task"], extra["episodes"], extra["frames"], episode, row))
+        for shard in group:
+            starts.append(shard.arrays["episode_start"][:-1] + row)
+            seeds.append(np.array(shard.arrays["episode_seed"]))
+            row += len(shard.arrays["reward"])
+        episode += extra["episodes"]
+    start = np.concatenate(starts)
+    part = np.repeat(np.arange(len(parts)), [p.episodes for p in parts])
+    info = EpisodeInfo(
+        part=part,
+        source=np.array([p.source for p in parts])[part],
+        task=np.array([p.task for p in parts])[part],
+        returns=np.concatenate([np.asarray(a.meta["extra"]["returns"], np.float64) for a in found]),
+        length=np.diff(np.append(start, row)),
+        start=start,
+        seed=np.concatenate(seeds),
+    )
+    return parts, info
+
+
+def open_embeddings(paths: Sequence[Path], found: Sequence[Artifact], shards: Sequence[Sequence[Shard]]) -> list[Shard]:
+    """Map the sidecar embeddings of each dataset. Raises BadInput when they are not of that dataset."""
+    again = f"run: bitagent embed --preset {found[0].domain}"
+    if len(paths) != len(found):
+        raise BadInput(f"{len(found)} datasets but {len(paths)} sets of embeddings; {again}")
+    twins: list[Shard] = []
+    for path, dataset, group in zip(paths, found, shards, strict=True):
+        sidecar = artifacts.load(
+            path, "embed", domain=dataset.domain, made_by=f"bitagent embed --preset {dataset.domain}"
+        )
+        if dataset.id not in sidecar.meta["inputs"].values():
+            raise BadInput(f"{path} was not made from {dataset.path} as it is now; {again}")
+        allow_open_files(len(group))
+        twins += [_open_twin(path, shard) for shard in group]
+    if len({twin.arrays["embedding"].shape[1] for twin in twins}) > 1:
+        raise BadInput(f"the embeddings come from backbones of different sizes; use one for all datasets, {again}")
+    return twins
+
+
+def _open_twin(folder: Path, shard: Shard) -> Shard:
+    twin = Shard(folder / shard.file.name)
+    embedding = twin.arrays.get("embedding")
+    if embedding is None or embedding.dtype != np.float16 or embedding.ndim != 2:
+        raise artifacts.corrupted(twin.file, ValueError("it holds no (N, D) float16 'embedding'"))
+    rows = len(shard.arrays["reward"])
+    if len(embedding) != rows:
+        raise artifacts.corrupted(twin.file, ValueError(f"it has {len(embedding)} rows for {rows} frames"))
+    return twin

@@ -1,0 +1,308 @@
+"""Looking into a trained model: open-loop prediction, decoded text imaginations, and the learned reward judged.
+
+Nothing here trains. The true reward appears only as a yardstick, recomputed from physics states, so
+that every episode can be scored for every task of its domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import RandomState
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from stages.core import worlds
+from stages.core.agent import JointModel, State, TaskContext
+from stages.core.backbones.behaviours import memberships
+from stages.core.backbones.motion import window_features
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.nets import normalize_image, sample_one_hot, to_uint8
+
+WINDOW = 8  # frames a reward is averaged over before it is ranked
+AT_ONCE = 16  # sequences in memory together
+
+# (context of N prompts, states (N, H+1, ...), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
+RewardFunction = Callable[[TaskContext, State, Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------- open loop
+
+
+@dataclass
+class OpenLoop:
+    """Real and predicted frames (N, C+H, 3, 64, 64) uint8, and errors (N, H), sums of squares over a frame in [0, 1].
+
+    The first C predicted frames are reconstructions (the model still looks); `copy` is the error of
+    repeating the last frame it saw.
+    """
+
+    real: np.ndarray
+    predicted: np.ndarray
+    error: np.ndarray
+    copy: np.ndarray
+
+
+@torch.no_grad()
+def open_loop(model: JointModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
+    """Look at `context` frames, then predict `horizon` more from the data's actions alone.
+
+    The task embedding is pseudo-text of the context, so nothing of the predicted stretch leaks in.
+
+    Args:
+        starts: (N,) global rows; each window of context + horizon rows lies inside one episode.
+    """
+    parts = [_open_loop(model, dataset, chunk, context, horizon) for chunk in _chunks(starts)]
+    return OpenLoop(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("real", "predicted", "error", "copy")))
+
+
+def _open_loop(model: JointModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
+    device = next(model.parameters()).device
+    length = context + horizon
+    image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
+    e = F.normalize(e.float(), dim=-1)
+    task = model.task(F.normalize(e[:, :context].mean(1), dim=-1))
+    is_first = torch.zeros(image.shape[:2], dtype=torch.bool, device=device)
+    seen = model.observe(
+        image[:, :context], action[:, :context], is_first[:, :context], model.adapter(e[:, :context]), task, None
+    )
+    last = State(*(getattr(seen.state, k)[:, -1] for k in ("h", "z", "e")))
+    imagined, _, _ = model.imagine(last, lambda _, t: action[:, context + t], horizon, task, None)
+    z = torch.cat([seen.state.z, imagined.z[:, 1:]], 1)  # (N, C+H, dim_z)
+    predicted = decode(model, z)
+    future = normalize_image(image[:, context:])
+    error = (normalize_image(predicted[:, context:]) - future).square().sum((2, 3, 4))
+    copy = (normalize_image(image[:, context - 1 : context]) - future).square().sum((2, 3, 4))
+    return OpenLoop(*(t.cpu().numpy() for t in (image, predicted, error, copy)))
+
+
+def open_loop_summary(result: OpenLoop) -> dict[str, Any]:
+    """Mean errors by horizon, as JSON: the model's, copying's, and what the acceptance of issue 5 asks."""
+    model, copy = result.error.mean(0), result.copy.mean(0)
+    ratio = copy / np.maximum(model, 1e-9)
+    return {
+        "windows": len(result.error),
+        "unit": "sum of squared errors over a frame, pixels in [0, 1]",
+        "held_out": False,
+        "horizon": list(range(1, len(model) + 1)),
+        "model": model.round(3).tolist(),
+        "copy_last_frame": copy.round(3).tolist(),
+        "better_than_copying": int(np.argmax(ratio < 1)) if (ratio < 1).any() else len(ratio),
+        "times_better_at_10": round(float(ratio[9]), 3) if len(ratio) >= 10 else None,
+    }
+
+
+@torch.no_grad()
+def decode(model: JointModel, z: Tensor) -> Tensor:
+    """Latents (N, T, dim_z) → frames (N, T, 3, 64, 64) uint8, on the model's device."""
+    return torch.stack([to_uint8(model.decoder(sequence)) for sequence in z])
+
+
+def draw_windows(dataset: Dataset, count: int, length: int, seed: int) -> np.ndarray:
+    """Global start rows (count,) of windows of `length` rows, evenly over the dataset's parts.
+
+    Raises BadInput when no episode is long enough.
+    """
+    info, rng = dataset.episode_info, np.random.default_rng(seed)
+    fitting = [np.flatnonzero((info.part == p) & (info.length >= length)) for p in range(len(dataset.parts))]
+    fitting = [episodes for episodes in fitting if len(episodes)]
+    if not fitting:
+        raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
+    chosen = np.array([rng.choice(fitting[i % len(fitting)]) for i in range(count)])
+    return info.start[chosen] + (rng.random(count) * (info.length[chosen] - length + 1)).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------- dreams
+
+
+@torch.no_grad()
+def text_dream(model: JointModel, task: TaskContext, actions: Tensor) -> np.ndarray:
+    """What the model thinks each prompt looks like (Eq. 7, 8): frames (K, H+1, 3, 64, 64) uint8.
+
+    Args:
+        actions: (K, H, A) executed actions; zeros where there are none to follow.
+    """
+    z, _ = model.text_rollout(actions, task, None)
+    return decode(model, z).cpu().numpy()
+
+
+# ---------------------------------------------------------------------------- true reward
+
+
+def true_reward(domain: str, task: str, states: np.ndarray) -> np.ndarray:
+    """The task's reward of one control step at each physics state: (N, nq+nv) → (N,) in [0, 1].
+
+    Equals what the environment returned for the last control step that led to the state.
+    """
+    physics, judge = worlds.make_physics(domain), worlds.make_task(domain, task, RandomState(0))
+    nq = physics.model.nq
+    out = np.empty(len(states))
+    for i, state in enumerate(states):
+        physics.data.qpos[:], physics.data.qvel[:] = state[:nq], state[nq:]
+        physics.forward()  # rewards read sensors
+        out[i] = judge.get_reward(physics)
+    return out
+
+
+# ---------------------------------------------------------------------------- learned reward
+
+
+@torch.no_grad()
+def episode_rewards(
+    model: JointModel,
+    dataset: Dataset,
+    episodes: np.ndarray,
+    prompts: TaskContext,
+    functions: Mapping[str, RewardFunction],
+    horizon: int,
+) -> dict[str, np.ndarray]:
+    """Learned rewards along whole episodes of equal length T, as behaviour learning computes them.
+
+    Episodes are filtered from their first frame and cut into stretches of `horizon` steps.
+
+    Returns:
+        {name: (K, E, n·horizon)} for each of K prompts; column t is the reward of arriving at row t + 1.
+    """
+    length = int(dataset.episode_info.length[episodes[0]])
+    count = (length - 1) // horizon
+    if not count or (dataset.episode_info.length[episodes] != length).any():
+        raise BadInput(f"the reward along episodes needs episodes of one length, longer than {horizon} decisions")
+    device = next(model.parameters()).device
+    index = torch.arange(count, device=device)[:, None] * horizon + torch.arange(horizon + 1, device=device)  # (n, H+1)
+    found: dict[str, list[Tensor]] = {name: [] for name in functions}
+    for chunk in _chunks(episodes, 4):
+        starts = dataset.episode_info.start[chunk]
+        image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
+        s = sample_one_hot(model.rssm.posterior(image), None)  # (B, T, S)
+        e = model.adapter(F.normalize(e.float(), dim=-1))
+        is_first = torch.zeros(image.shape[:2], dtype=torch.bool, device=device)
+        is_first[:, 0] = True
+        for k in range(len(prompts.tau)):
+            task = prompts.rows(torch.tensor([k], device=device))
+            z = model.fusion(e, s, task.gates.unsqueeze(1))
+            h = model.rssm.scan(z, action, is_first, model.rssm.first(len(chunk)))
+            state = State(*(x[:, index].flatten(0, 1) for x in (h, z, e)))  # (B·n, H+1, ·)
+            steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
+            for name, function in functions.items():
+                reward = function(task.expand(len(steps)), state, steps)  # (B·n, H)
+                found[name].append(reward.float().cpu().reshape(len(chunk), -1))
+    return {name: _by_prompt(chunks, len(prompts.tau)) for name, chunks in found.items()}
+
+
+def _by_prompt(chunks: list[Tensor], prompts: int) -> np.ndarray:
+    """Chunks in the order (episodes, prompt) → (K, E, ·)."""
+    return np.stack([torch.cat(chunks[k::prompts]).numpy() for k in range(prompts)])
+
+
+def choose_episodes(dataset: Dataset, count: int) -> np.ndarray:
+    """About `count` episodes of the most frequent length, shared by the parts and even over the ranks of return."""
+    info = dataset.episode_info
+    lengths, frequency = np.unique(info.length, return_counts=True)
+    usual = info.length == lengths[frequency.argmax()]
+    share = max(1, count // len(dataset.parts))
+    chosen = []
+    for part in range(len(dataset.parts)):
+        mine = np.flatnonzero((info.part == part) & usual)
+        ranked = mine[np.argsort(info.returns[mine], kind="stable")]
+        if len(ranked):
+            chosen.append(ranked[np.unique(np.linspace(0, len(ranked) - 1, share).round().astype(int))])
+    return np.concatenate(chosen)
+
+
+def reward_diagnostics(
+    dataset: Dataset,
+    task: str,
+    episodes: np.ndarray,
+    rewards: Mapping[str, np.ndarray],
+    windows: int,
+    seed: int,
+) -> dict[str, Any]:
+    """How well learned rewards rank the true reward of `task` over 8-frame windows drawn from all sources.
+
+    Args:
+        episodes: (E,) of `choose_episodes`; rewards: {name: (E, T')} of `episode_rewards` for this task's prompt.
+        windows: how many windows are drawn.
+    Returns:
+        Spearman's rank correlation of each reward, over all windows and within each source; the mean of each
+        reward by source and by what the body does (weighted by graded behaviours of the physics state).
+    """
+    if not dataset.has("state"):
+        raise BadInput("imported data holds no physics state, so no true reward to compare with; collect data instead")
+    info = dataset.episode_info
+    usable = next(iter(rewards.values())).shape[1]
+    size = min(WINDOW, usable)
+    rng = np.random.default_rng(seed)
+    which = rng.integers(len(episodes), size=windows)  # (W,)
+    column = rng.integers(usable - size + 1, size=windows)
+    columns = column[:, None] + np.arange(size)  # (W, 8)
+    rows = info.start[episodes[which]][:, None] + columns + 1
+    states = dataset.rows("state", rows)  # (W, 8, S)
+    truth = true_reward(dataset.domain, task, states.reshape(-1, states.shape[-1])).reshape(windows, size).mean(1)
+    learned = {name: value[which[:, None], columns].mean(1) for name, value in rewards.items()}
+    names = np.array([source_name(dataset, int(p), task) for p in info.part[episodes[which]]])
+    behaviours = _behaviours(dataset.domain, states)
+    return {
+        "windows": windows,
+        "frames_a_window": size,
+        "episodes": len(episodes),
+        "held_out": False,
+        "spearman": {name: _spearman(value, truth) for name, value in learned.items()},
+        "by_source": {
+            source: {
+                "windows": int((names == source).sum()),
+                "true": _mean(truth[names == source]),
+                "spearman": {n: _spearman(v[names == source], truth[names == source]) for n, v in learned.items()},
+                "mean": {n: _mean(v[names == source]) for n, v in learned.items()},
+            }
+            for source in np.unique(names)
+        },
+        "by_behaviour": {
+            name: {
+                "windows": round(float(weight.sum()), 1),
+                "true": _mean(truth, weight),
+                "mean": {n: _mean(v, weight) for n, v in learned.items()},
+            }
+            for name, weight in sorted(behaviours.items())
+            if weight.sum() >= 0.01 * windows
+        },
+    }
+
+
+def source_name(dataset: Dataset, part: int, task: str) -> str:
+    """'random', 'explore', 'expert' for the task's own replay, 'expert of run' for another's."""
+    about = dataset.parts[part]
+    return f"{about.source} of {about.task}" if about.task and about.task != task else about.source
+
+
+def _behaviours(domain: str, states: np.ndarray) -> dict[str, np.ndarray]:
+    """Graded behaviours of windows (W, F, S), each frame averaged over the frames before it in the window: (W,)."""
+    count, size, width = states.shape
+    starts = np.arange(count + 1) * size
+    features = window_features(worlds.make_model(domain), domain, states.reshape(-1, width), starts)
+    last = starts[1:] - 1
+    return memberships(domain, {name: value[last] for name, value in features.items()})
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Rank correlation, None where one side does not vary."""
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return round(float(spearmanr(a, b).statistic), 3)
+
+
+def _mean(values: np.ndarray, weight: np.ndarray | None = None) -> float:
+    return round(float(np.average(values, weights=weight)), 4)
+
+
+def _window(dataset: Dataset, name: str, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(dataset.windows(name, starts, length)).to(device)
+
+
+def _chunks(items: np.ndarray, size: int = AT_ONCE) -> Sequence[np.ndarray]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

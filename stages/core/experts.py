@@ -1,0 +1,332 @@
+"""The online expert: TD3 from physics observations on one task, its whole replay kept on disk.
+
+    train_expert(job, channel)      # runs or continues; returns when the budget of decisions is spent
+    load_episode(job.replay, 12)    # any episode of the replay, random to expert
+
+Training goes episode by episode: play one with a fixed policy and noise, store it, then update. Everything
+random is drawn from generators seeded by (seed, task, episode), so a checkpoint is the networks, the
+optimizers and the number of episodes: a stopped run continues to the same bits as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core import artifacts, tasks
+from stages.core.config import Section
+from stages.core.errors import BadInput
+from stages.core.nets import symlog
+from stages.core.offline_rl import TD3, TD3Config
+from stages.core.running import Metrics, require_finite
+from stages.core.shards import Episode, episode_arrays, read_arrays, write_shard
+from stages.core.workers import Channel
+
+DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
+Policy = Callable[[np.ndarray, int], np.ndarray]
+
+
+class ExpertConfig(Section):
+    """Section `collect.expert` of the preset; defaults and comments in presets/paper.yaml."""
+
+    decisions: dict[str, int]
+    keep_episodes: int
+    random_episodes: int
+    updates_per_decision: float
+    n_step: int
+    noise_start: float
+    noise_end: float
+    noise_decisions: int
+    noise_correlation: float
+    evaluation_episodes: int
+    checkpoint_episodes: int
+    td3: TD3Config
+
+
+@dataclass(frozen=True)
+class ExpertJob:
+    """One expert to train: `path` is the dataset artifact to be, beside which its work files lie."""
+
+    domain: str
+    task: str
+    seed: int
+    episodes: int
+    path: Path
+    config: ExpertConfig
+
+    @property
+    def replay(self) -> Path:
+        """Folder of the replay's episodes, one file each."""
+        return self.path.parent / f"{self.path.name}.replay"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        config = self.config.model_dump(exclude={"decisions", "keep_episodes"})
+        budget = {"seed": self.seed, "episodes": self.episodes}
+        return {"domain": self.domain, "task": self.task, **budget, "config": config}
+
+    def seed_of(self, *parts: object) -> int:
+        """The seed of one thing in this job: an episode's number, "networks", ..."""
+        return derive_seed(self.seed, self.domain, self.task, *parts)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed from anything printable: stable over processes and machines."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
+
+
+# ---------------------------------------------------------------------------- playing
+
+
+@dataclass
+class Rollout:
+    """One played episode and the observations (T, O) its policy saw."""
+
+    episode: Episode
+    observation: np.ndarray
+
+    @property
+    def episode_return(self) -> float:
+        return float(self.episode.reward.sum(dtype=np.float64))
+
+
+def play(env: tasks.Env, seed: int, policy: Policy) -> Rollout:
+    """Play one episode of DECISIONS decisions; `policy` maps (observation, decision number) to an action."""
+    step = env.reset(seed)
+    steps, actions = [step], [np.zeros(env.action_dim, np.float32)]
+    for decision in range(DECISIONS):
+        action = np.asarray(policy(step.observation, decision), np.float32)
+        step = env.step(action)
+        steps.append(step)
+        actions.append(action)
+        if step.is_last:
+            break
+    rewards = [0.0, *(s.reward for s in steps[1:])]
+    episode = Episode(
+        image=None,
+        action=np.stack(actions),
+        reward=np.asarray(rewards, np.float32),
+        is_first=np.arange(len(steps)) == 0,
+        is_terminal=np.asarray([s.is_terminal for s in steps]),
+        state=np.stack([s.state for s in steps]),
+        seed=seed,
+    )
+    return Rollout(episode, np.stack([s.observation for s in steps]).astype(np.float32))
+
+
+def correlated_noise(rng: np.random.Generator, length: int, dim: int, correlation: float) -> np.ndarray:
+    """First-order autoregressive noise (length, dim), unit variance at every step.
+
+    White noise averages out over a stride; noise that lasts pushes a kneeling walker over and up.
+    """
+    white = rng.standard_normal((length, dim))
+    noise = white.copy()
+    for t in range(1, length):
+        noise[t] = correlation * noise[t - 1] + math.sqrt(1.0 - correlation**2) * white[t]
+    return noise
+
+
+def random_policy(env: tasks.Env, seed: int, correlation: float) -> Policy:
+    """Uniform actions; with `correlation` the Gaussian behind each uniform is autoregressive in time."""
+    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, correlation)
+    uniform = torch.erf(torch.from_numpy(noise) / math.sqrt(2.0)).numpy()  # Gaussian → U(-1, 1)
+    return lambda observation, decision: uniform[decision]
+
+
+def actor_policy(agent: TD3, noise: np.ndarray) -> Policy:
+    """The actor's action plus noise (DECISIONS, A), clipped to [-1, 1]."""
+
+    def act(observation: np.ndarray, decision: int) -> np.ndarray:
+        with torch.no_grad():
+            action = agent.actor(symlog(torch.from_numpy(observation))[None])[0].numpy()
+        return np.clip(action + noise[decision], -1.0, 1.0)
+
+    return act
+
+
+# ---------------------------------------------------------------------------- replay
+
+
+class Replay:
+    """All transitions of a run in preallocated tensors, as n-step returns; samples are uniform."""
+
+    def __init__(self, episodes: int, obs_dim: int, action_dim: int, n_step: int, discount: float) -> None:
+        decisions = episodes * DECISIONS
+        self.n_step, self.discount, self.size, self.rows = n_step, discount, 0, 0
+        self.obs = torch.zeros(decisions + episodes, obs_dim)  # (N, O)
+        self.row = torch.zeros(decisions, dtype=torch.int64)
+        self.next_row = torch.zeros(decisions, dtype=torch.int64)
+        self.action = torch.zeros(decisions, action_dim)
+        self.reward = torch.zeros(decisions)
+        self.bootstrap = torch.zeros(decisions)
+
+    def add(self, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, is_terminal: np.ndarray) -> None:
+        """Append one episode of T rows (Dreamer convention: action[t] led to row t)."""
+        count = len(reward) - 1
+        here, at = slice(self.size, self.size + count), self.rows
+        self.obs[at : at + count + 1] = symlog(torch.from_numpy(np.ascontiguousarray(observation)))
+        per_step = reward[1:].astype(np.float64) / tasks.ACTION_REPEAT  # keeps values below 1 / (1 - discount)
+        start = np.arange(count)
+        end = np.minimum(start + self.n_step, count)  # time limits bootstrap; only a terminal state does not
+        total = np.zeros(count)
+        for k in range(self.n_step):
+            inside = start + k < count
+            total[inside] += self.discount**k * per_step[start[inside] + k]
+        self.row[here] = torch.from_numpy(at + start)
+        self.next_row[here] = torch.from_numpy(at + end)
+        self.action[here] = torch.from_numpy(np.ascontiguousarray(action[1:]))
+        self.reward[here] = torch.from_numpy(total).float()
+        self.bootstrap[here] = torch.from_numpy(self.discount ** (end - start) * ~is_terminal[end]).float()
+        self.size += count
+        self.rows += count + 1
+
+    def sample(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch for `TD3.update`."""
+        i = torch.randint(self.size, (batch,), generator=generator)
+        return {
+            "obs": self.obs[self.row[i]],
+            "next_obs": self.obs[self.next_row[i]],
+            "action": self.action[i],
+            "reward": self.reward[i],
+            "discount": self.bootstrap[i],
+        }
+
+
+def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
+    """Write one episode of the replay; durable when this returns."""
+    arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
+    file = folder / f"episode-{number:06d}.safetensors"
+    draft = file.with_name(f".{file.name}.tmp")
+    write_shard(draft, {name: [array] for name, array in arrays.items()})
+    artifacts._fsync(draft)
+    draft.rename(file)
+
+
+def load_episode(folder: Path, number: int) -> Rollout:
+    """Read one episode of the replay. Raises BadInput when it is missing or corrupted."""
+    arrays = read_arrays(folder / f"episode-{number:06d}.safetensors")
+    names = ("action", "reward", "is_first", "is_terminal", "state")
+    episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
+    return Rollout(episode, arrays["observation"])
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
+    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
+
+    Returns:
+        facts for artifact.json: the learning curve, the final evaluation and the normalised score.
+    """
+    torch.set_num_threads(1)
+    config, env = job.config, tasks.make_env(job.domain, job.task)
+    agent = TD3(config.td3, env.observation_dim, env.action_dim, job.seed_of("networks"))
+    replay = Replay(job.episodes, env.observation_dim, env.action_dim, config.n_step, config.td3.discount)
+    job.replay.mkdir(parents=True, exist_ok=True)
+    done, returns = _resume(job, agent, replay)
+    channel.report(done * DECISIONS, returns[-1] if returns else None)
+    metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=done)
+    for number in range(done, job.episodes):
+        if channel.stopped():
+            _checkpoint(job, number, agent)
+            return None
+        rollout = _explore(job, env, agent, number)
+        store_episode(job.replay, number, rollout)
+        returns.append(_remember(replay, rollout))
+        terms = _improve(job, agent, replay, number)
+        metrics.log(number, {"decisions": (number + 1) * DECISIONS, "return": returns[-1], **terms})
+        channel.report(DECISIONS, returns[-1])
+        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
+            _checkpoint(job, number + 1, agent)
+    metrics.close()
+    return _summary(job, env, agent, returns)
+
+
+def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
+    config, seed = job.config, job.seed_of(number)
+    if number < config.random_episodes:
+        return play(env, seed, random_policy(env, seed, config.noise_correlation))
+    progress = min(1.0, number * DECISIONS / config.noise_decisions)
+    scale = config.noise_start + (config.noise_end - config.noise_start) * progress
+    rng = np.random.default_rng(seed)
+    correlation = rng.uniform(0.0, config.noise_correlation)  # white noise suits gaits, lasting noise escapes poses
+    noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
+    return play(env, seed, actor_policy(agent, scale * noise))
+
+
+def _remember(replay: Replay, rollout: Rollout) -> float:
+    episode = rollout.episode
+    replay.add(rollout.observation, episode.action, episode.reward, episode.is_terminal)
+    return rollout.episode_return
+
+
+def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[str, float]:
+    """The updates that follow episode `number`; the terms of the last two, none while acting is still random."""
+    config, terms = job.config, dict[str, Tensor]()
+    if number + 1 < config.random_episodes:
+        return {}
+    generator = torch.Generator().manual_seed(job.seed_of(number, "updates"))
+    for step in range(round(DECISIONS * config.updates_per_decision)):
+        terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
+    figures = {name: float(value) for name, value in terms.items()}
+    saved = artifacts.checkpoint_path(job.path)
+    require_finite(number, figures, saved if saved.exists() else None, "collect.expert.td3.lr")
+    return figures
+
+
+def _checkpoint(job: ExpertJob, episodes: int, agent: TD3) -> None:
+    artifacts.save_checkpoint(job.path, episodes, agent.tensors(), job.about)
+
+
+def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
+    """Restore networks and replay from the last checkpoint; (episodes done, their returns)."""
+    found = artifacts.load_checkpoint(job.path, job.about)
+    if found is None:
+        return 0, []
+    done, groups = found
+    agent.load(groups)
+    return done, [_remember(replay, load_episode(job.replay, number)) for number in range(done)]
+
+
+def _summary(job: ExpertJob, env: tasks.Env, agent: TD3, returns: list[float]) -> dict[str, Any]:
+    """Evaluate without noise on episodes of their own seeds; the facts for artifact.json."""
+    config, task = job.config, tasks.get_task(job.domain, job.task)
+    quiet = np.zeros((DECISIONS, env.action_dim))
+    scores = [
+        play(env, job.seed_of("evaluation", i), actor_policy(agent, quiet)).episode_return
+        for i in range(config.evaluation_episodes)
+    ]
+    mean = float(np.mean(scores))
+    return {
+        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns)],
+        "evaluation_returns": [round(r, 2) for r in scores],
+        "evaluation_return": round(mean, 2),
+        "normalized_score": round(tasks.normalized_score(task, mean), 4),
+        "hidden_dtype": str(agent.actor.dtype).removeprefix("torch."),
+    }
+
+
+def kept_episodes(episodes: int, keep: int) -> list[int]:
+    """Which of a run's episodes to keep: all for `keep` 0, else `keep` spread evenly, first and last among them."""
+    if keep == 0 or keep >= episodes:
+        return list(range(episodes))
+    spread = np.linspace(0, episodes - 1, keep)
+    return sorted({round(x) for x in spread})
+
+
+def task_decisions(config: ExpertConfig, task: str) -> int:
+    """The budget of one task: `decisions[task]`, else `decisions.default`. Raises BadInput when there is neither."""
+    found = config.decisions.get(task, config.decisions.get("default"))
+    if found is None:
+        raise BadInput(f"no budget for {task}: set collect.expert.decisions.{task} or collect.expert.decisions.default")
+    return found

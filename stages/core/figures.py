@@ -1,0 +1,228 @@
+"""Pictures: strips and films of frames, and the charts of the report. White paper, colours told apart by everyone.
+
+Charts are drawn on matplotlib figures of their own, without pyplot's global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
+GAP = 3
+HEADER = 16
+DPI = 110
+
+Clip = np.ndarray  # frames (T, 3, H, W) uint8
+
+
+# ---------------------------------------------------------------------------- frames
+
+
+def strip(rows: Sequence[tuple[str, Clip]], header: Sequence[str] = ()) -> np.ndarray:
+    """Clips as rows of frames, label at the left, one header word over each column: (H', W', 3) uint8.
+
+    Clips may differ in length; the picture is as wide as the longest.
+    """
+    size = rows[0][1].shape[-1]
+    columns = max(len(clip) for _, clip in rows)
+    left, top = _label_width([label for label, _ in rows]), HEADER if header else GAP
+    sheet = Image.new("RGB", (left + columns * (size + GAP), top + len(rows) * (size + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, word in enumerate(header):
+        draw.text((left + column * (size + GAP) + size // 2, HEADER // 2), word, INK, font, "mm")
+    for row, (label, clip) in enumerate(rows):
+        y = top + row * (size + GAP)
+        draw.multiline_text((6, y + size // 2), label, INK, font, "lm", spacing=2)
+        for column, frame in enumerate(clip):
+            sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left + column * (size + GAP), y))
+    return np.asarray(sheet)
+
+
+def film(rows: Sequence[tuple[str, Sequence[Clip]]], seen: int = 0, scale: int = 2) -> np.ndarray:
+    """Clips of equal length side by side, rows of them with a label each: (T, H', W', 3) uint8.
+
+    Args:
+        seen: frames the model still looks at; a bar over the film is grey during them, then orange.
+            0 draws no bar.
+    """
+    size = rows[0][1][0].shape[-1] * scale
+    length, columns = len(rows[0][1][0]), len(rows[0][1])
+    left = _label_width([label for label, _ in rows])
+    top = HEADER if seen else GAP
+    shape = (left + columns * (size + GAP), top + len(rows) * (size + GAP))
+    font = ImageFont.load_default(11)
+    pages = []
+    for t in range(length):
+        page = Image.new("RGB", shape, PAPER)
+        draw = ImageDraw.Draw(page)
+        if seen:
+            word, color = ("context", SEEN) if t < seen else (f"imagined, step {t - seen + 1}", IMAGINED)
+            draw.rectangle((left, HEADER - 5, left + (shape[0] - left) * (t + 1) // length, HEADER - 3), fill=color)
+            draw.text((left, 0), word, color, font)
+        for row, (label, clips) in enumerate(rows):
+            y = top + row * (size + GAP)
+            draw.multiline_text((6, y + size // 2), label, INK, font, "lm", spacing=2)
+            for column, clip in enumerate(clips):
+                frame = Image.fromarray(clip[t].transpose(1, 2, 0)).resize((size, size), Image.Resampling.NEAREST)
+                page.paste(frame, (left + column * (size + GAP), y))
+        pages.append(np.asarray(page))
+    return np.stack(pages)
+
+
+def _label_width(labels: Sequence[str]) -> int:
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(11)
+    return max(int(draw.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + 12
+
+
+def save_gif(path: Path, pages: np.ndarray, milliseconds: int) -> None:
+    """Write (T, H, W, 3) uint8 as an endless GIF."""
+    iio.imwrite(path, pages, duration=milliseconds, loop=0)
+
+
+def read_gif(path: Path) -> Clip:
+    """The frames of a GIF as (T, 3, H, W) uint8."""
+    pages = iio.imread(path)
+    return np.ascontiguousarray(pages[..., :3].transpose(0, 3, 1, 2))
+
+
+# ---------------------------------------------------------------------------- charts
+
+
+@contextmanager
+def chart(path: Path, rows: int, columns: int, width: float = 3.2, height: float = 2.3) -> Iterator[list[Axes]]:
+    """A grid of axes of `width` × `height` inches each, saved as PNG on the way out; unused ones are hidden."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.set_axisbelow(True)
+    yield axes
+    for ax in axes:
+        if not ax.has_data():
+            ax.set_visible(False)
+    figure.savefig(path, dpi=DPI)
+
+
+def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
+    """Error of open-loop prediction by horizon, beside copying the last frame seen."""
+    with chart(path, 1, 1, 5.5, 3.2) as (ax,):
+        ax.plot(
+            summary["horizon"], summary["copy_last_frame"], color=COLORS[6], linestyle="--", label="copy last frame"
+        )
+        ax.plot(summary["horizon"], summary["model"], color=COLORS[0], label="imagination")
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("steps ahead", fontsize=9)
+        ax.set_ylabel("squared error a frame", fontsize=9)
+        ax.set_title(f"Open-loop prediction, mean over {summary['windows']} windows", fontsize=10)
+        ax.legend(fontsize=8, frameon=False)
+
+
+def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> None:
+    """Gate p of each TAMF layer (Eq. 5) by prompt: 0 takes the semantic expert, 1 the dynamic one."""
+    layers = len(next(iter(gates.values())))
+    with chart(path, 1, 1, max(4.5, 1.4 * layers * len(gates) ** 0.5), 3.0) as (ax,):
+        width = 0.8 / len(gates)
+        for i, ((name, values), color) in enumerate(zip(gates.items(), cycle(COLORS), strict=False)):
+            x = np.arange(layers) + (i - (len(gates) - 1) / 2) * width
+            ax.bar(x, values, width * 0.92, color=color, label=name)
+        ax.axhline(0.5, color="#888888", linewidth=0.8)
+        ax.set_ylim(0, 1)
+        ax.set_xticks(np.arange(layers), [f"layer {i + 1}" for i in range(layers)])
+        ax.set_ylabel("gate: semantic 0, dynamic 1", fontsize=9)
+        ax.set_title("Gates by prompt (Eq. 5)", fontsize=10)
+        ax.legend(fontsize=8, frameon=False, ncols=min(4, len(gates)))
+
+
+def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
+    """Learned reward (left axis) over the true one (right axis, 0 to 1) along episodes.
+
+    Args:
+        traces: {task: {which episode: (learned (T,), true (T,))}}.
+    """
+    columns = max(len(group) for group in traces.values())
+    lows = [learned.min() for group in traces.values() for learned, _ in group.values()]
+    highs = [learned.max() for group in traces.values() for learned, _ in group.values()]
+    with chart(path, len(traces), columns, 3.6, 2.1) as axes:
+        for row, (task, group) in enumerate(traces.items()):
+            for column, (episode, (learned, true)) in enumerate(group.items()):
+                ax = axes[row * columns + column]
+                ax.plot(learned, color=COLORS[0], linewidth=0.9, label="learned")
+                ax.set_ylim(min(lows), max(highs))
+                other = ax.twinx()
+                other.plot(true, color=COLORS[1], linewidth=0.9, label="true")
+                other.set_ylim(-0.02, 1.02)
+                other.tick_params(labelsize=8, colors=COLORS[1])
+                ax.tick_params(axis="y", colors=COLORS[0])
+                ax.set_title(f"{task}: {episode}", fontsize=9)
+                if row == column == 0:
+                    ax.legend(handles=[*ax.get_lines(), *other.get_lines()], fontsize=7, loc="lower right")
+
+
+def score_bars(
+    path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]], ylabel: str = "normalised score"
+) -> None:
+    """Bars with whiskers: {task: {method: (mean, half-width)}}; a method keeps its colour."""
+    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
+    with chart(path, 1, 1, max(4.5, 0.55 * len(groups) * len(methods) + 1.5), 3.2) as (ax,):
+        width = 0.8 / len(methods)
+        for i, (method, color) in enumerate(zip(methods, cycle(COLORS), strict=False)):
+            at = [(t, group[method]) for t, group in enumerate(groups.values()) if method in group]
+            x = [t + (i - (len(methods) - 1) / 2) * width for t, _ in at]
+            bars = ax.bar(x, [m for _, (m, _) in at], width * 0.92, yerr=[e for _, (_, e) in at],
+                          color=color, label=method, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
+            ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+        ax.axhline(0, color="#888888", linewidth=0.8)
+        ax.set_xticks(range(len(groups)), list(groups))
+        ax.set_ylabel(ylabel, fontsize=9)
+        ax.margins(y=0.15)
+        ax.legend(fontsize=8, frameon=False)
+
+
+def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
+    """Training curves, one panel a metric, one line a name; several seeds of a name become mean and range.
+
+    Args:
+        logs: {name: [rows of metrics.jsonl, one list a seed]}.
+    """
+    skip = ("step", "seconds")
+    keys = list(dict.fromkeys(k for runs in logs.values() for run in runs for row in run for k in row if k not in skip))
+    columns = min(columns, len(keys))
+    with chart(path, -(-len(keys) // columns), columns) as axes:
+        for ax, key in zip(axes, keys, strict=False):
+            for (name, runs), color in zip(logs.items(), cycle(COLORS), strict=False):
+                series = [_series(run, key) for run in runs if any(key in row for row in run)]
+                if series:
+                    _band(ax, series, name, color)
+            ax.set_title(key, fontsize=9)
+        if len(logs) > 1:
+            axes[0].legend(fontsize=7, frameon=False)
+
+
+def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["step"], row[key]) for row in run if key in row]
+    return np.array([s for s, _ in points]), np.array([v for _, v in points])
+
+
+def _band(ax: Axes, series: Sequence[tuple[np.ndarray, np.ndarray]], name: str, color: str) -> None:
+    """Mean line, and the range over seeds on the steps of the first, as far as all of them go."""
+    steps = series[0][0]
+    steps = steps[steps <= min(s[-1] for s, _ in series)]
+    if len(series) == 1 or not len(steps):
+        ax.plot(*series[0], color=color, linewidth=1.1, label=name)
+        return
+    values = np.stack([np.interp(steps, s, v) for s, v in series])
+    ax.plot(steps, values.mean(0), color=color, linewidth=1.1, label=f"{name} ({len(series)} seeds)")
+    ax.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)

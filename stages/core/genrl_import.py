@@ -1,0 +1,263 @@
+"""GenRL's public datasets: one .npz an episode, read into shards without trusting a byte of them.
+
+    artifact, embeddings, skipped = import_genrl(
+        Path("genrl/walker"), Path("data/imported"), Path("embeddings/internvideo2/imported"), domain="walker", task=""
+    )
+
+Format (GenRL, Mazzaglia et al. 2024): arrays with a leading T: observation, action, reward, is_first,
+is_terminal, and perhaps clip_video, the InternVideo2 embedding of frames t-7..t. Other arrays are
+ignored. There is no physics state, so an imported dataset cannot be rendered again.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.derive import write_embeddings
+from stages.core.episodes import Dataset, DatasetWriter
+from stages.core.errors import BadInput
+from stages.core.running import progress, stop_signals
+from stages.core.shards import Episode, episode_arrays
+from stages.core.tasks import action_dim
+
+BACKBONE = "internvideo2"
+CLIP_DIM = 512
+WINDOW = 8  # frames a clip_video row looks back on
+FRAME = (3, 64, 64)
+MAX_ROWS = 20_000  # 40 times a full episode: 240 MB of frames
+MAX_NPY_HEADER = 10_000
+# What zipfile and NumPy raise on files that are not what they should be.
+BROKEN = (
+    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+class Skipped(NamedTuple):
+    """An episode left out: its file, relative to the folder, and what is wrong with it."""
+
+    file: str
+    reason: str
+
+
+def import_genrl(
+    folder: Path,
+    data_path: Path,
+    embedding_path: Path,
+    *,
+    domain: str,
+    task: str = "",
+    source: str = "imported",
+    strict: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+    resolved: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    quiet: bool = True,
+) -> tuple[Artifact, Artifact | None, list[Skipped]]:
+    """Import a folder of GenRL episodes, searched recursively, in natural order of their names.
+
+    A broken or odd episode is skipped and named in the result, or stops the import when `strict`.
+    Episodes without clip_video are good ones; but one of them means no sidecar embeddings at all
+    (None), as a sidecar covers every frame: `bitagent embed` makes embeddings then. Episode seeds
+    are unknown: -1. A stopped import continues where it was.
+
+    Raises:
+        BadInput: no .npz in the folder, none usable, or (strict) the first bad one.
+    """
+    files = find_episodes(folder)
+    listing = [[name, file.stat().st_size] for name, file in files.items()]
+    config = {"import": "genrl", "files": artifacts.digest(listing), "source": source, "task": task}
+    with artifacts.locked(data_path):
+        artifact = artifacts.reuse(data_path, "collect", config, seed, [], fresh)
+        if artifact is not None:
+            skipped = [Skipped(*pair) for pair in artifact.meta["extra"]["skipped"]]
+            if strict and skipped:
+                raise _refusal(folder, skipped[0])
+        else:
+            writer = DatasetWriter(
+                data_path, domain=domain, config=config, seed=seed, source=source, task=task, renderer="genrl",
+                image_size=FRAME[-1], resolved=resolved, fresh=fresh,
+            )  # fmt: skip
+            artifact, skipped = _import_episodes(folder, files, writer, action_dim(domain), strict, workers, quiet)
+    left_out = {skip.file for skip in skipped}
+    used = [file for name, file in files.items() if name not in left_out]
+    return artifact, _import_embeddings(used, artifact, embedding_path, resolved, fresh), skipped
+
+
+def find_episodes(folder: Path) -> dict[str, Path]:
+    """{relative name: file} of every .npz below a folder, in natural order. Raises BadInput when there is none."""
+    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.npz") if file.is_file()}
+    if not found:
+        raise BadInput(f"{folder} holds no .npz episode; give the folder of a GenRL dataset")
+    return {name: found[name] for name in sorted(found, key=lambda n: [*map(_natural, re.split(r"(\d+)", n))])}
+
+
+def _natural(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
+
+
+def _refusal(folder: Path, skip: Skipped) -> BadInput:
+    return BadInput(f"{folder / skip.file}: {skip.reason}; remove the file, or import without --strict to skip it")
+
+
+def _import_episodes(
+    folder: Path, files: dict[str, Path], writer: DatasetWriter, actions: int, strict: bool, workers: int, quiet: bool
+) -> tuple[Artifact, list[Skipped]]:
+    names = list(files)
+
+    def convert(number: int) -> str:
+        """Import one file under its place in the listing; returns '' or what is wrong with it."""
+        if writer.has(number):
+            return ""
+        try:
+            episode = read_episode(files[names[number]], actions)
+        except BROKEN as error:
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        writer.append(number, episode)
+        return ""
+
+    skipped: list[Skipped] = []
+    bar = progress(len(files), 0, "import", "episode", quiet)
+    with stop_signals() as stop, bar, ThreadPoolExecutor(max(workers, 1)) as pool:
+        for number, reason in enumerate(pool.map(convert, range(len(files)))):
+            bar.update()
+            if reason:
+                skipped.append(Skipped(names[number], reason))
+            if (reason and strict) or stop:
+                pool.shutdown(wait=True, cancel_futures=True)
+            if reason and strict:
+                raise _refusal(folder, skipped[-1])
+            if stop:
+                raise stop.leave("the same command")
+    left_out = {skip.file for skip in skipped}
+    numbers = [number for number, name in enumerate(names) if name not in left_out]
+    if not numbers:
+        raise BadInput(
+            f"none of the {len(files)} episodes in {folder} can be used; {skipped[0].file}: {skipped[0].reason}"
+        )
+    return writer.finish(numbers, about={"skipped": [list(skip) for skip in skipped]}), skipped
+
+
+def _import_embeddings(
+    files: list[Path], artifact: Artifact, path: Path, resolved: Mapping[str, Any] | None, fresh: bool
+) -> Artifact | None:
+    """The sidecar of clip_video, or None when an episode has none."""
+    config, seed = {"import": "genrl", "backbone": BACKBONE}, artifact.meta["seed"]
+    if not all(_has_clip(file) for file in files):
+        return None
+    with artifacts.locked(path):
+        found = artifacts.reuse(path, "embed", config, seed, [artifact], fresh)
+        if found is not None:
+            return found
+        blocks = _embedding_blocks(files, artifact)
+        return write_embeddings(path, artifact, blocks, backbone=BACKBONE, config=config, seed=seed, resolved=resolved)
+
+
+def _has_clip(file: Path) -> bool:
+    with _reopened(file) as archive:
+        return has_clip(archive)
+
+
+def _embedding_blocks(files: list[Path], artifact: Artifact) -> Iterator[np.ndarray]:
+    """One (N, 512) block a shard, read again from the files of its episodes."""
+    remaining = iter(files)
+    for shard in Dataset.open([artifact.path], artifact.domain).shards:
+        block = []
+        for length in np.diff(shard.arrays["episode_start"]):
+            with _reopened(next(remaining)) as archive:
+                block.append(read_clip(archive, int(length)))
+        yield np.concatenate(block)
+
+
+@contextmanager
+def _reopened(file: Path) -> Iterator[zipfile.ZipFile]:
+    """A file that was sound when its episode was imported."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except BROKEN as error:
+        raise BadInput(f"{file} changed while it was imported ({error}); import again with --fresh") from None
+
+
+# ---------------------------------------------------------------------------- one file
+
+
+def read_episode(file: Path, actions: int) -> Episode:
+    """One .npz as an Episode of `actions`-dimensional actions.
+
+    The first row's action and reward, which led to no frame, become 0. Raises one of BROKEN saying
+    what is wrong: truncated, pickled, a missing array, an unexpected dtype or shape.
+    """
+    with zipfile.ZipFile(file) as archive:
+        episode = Episode(
+            image=read_array(archive, "observation", np.uint8, FRAME),
+            action=read_array(archive, "action", np.float32, (actions,)),
+            reward=read_array(archive, "reward", np.float32, (), (1,)).reshape(-1),
+            is_first=read_array(archive, "is_first", np.bool_, ()),
+            is_terminal=read_array(archive, "is_terminal", np.bool_, ()),
+            state=None,
+            seed=-1,
+        )
+        if has_clip(archive):
+            read_clip(archive, len(episode))
+    episode.action[:1], episode.reward[:1] = 0, 0
+    episode_arrays(episode)
+    return episode
+
+
+def has_clip(archive: zipfile.ZipFile) -> bool:
+    return "clip_video.npy" in archive.namelist()
+
+
+def read_clip(archive: zipfile.ZipFile, rows: int) -> np.ndarray:
+    """clip_video (T, 512) as unit-norm embeddings, rows 0-6 (no full window yet) filled from row 7."""
+    clip = read_array(archive, "clip_video", np.float32, (CLIP_DIM,))
+    if len(clip) != rows or rows < WINDOW:
+        raise ValueError(
+            f"clip_video has {len(clip)} rows in an episode of {rows}; it needs as many, and {WINDOW} or more"
+        )
+    norm = np.linalg.norm(clip[WINDOW - 1 :], axis=1, keepdims=True)  # (T-7, 1)
+    if not (np.isfinite(norm).all() and (norm > 0.1).all()):
+        raise ValueError("clip_video holds rows that are not embeddings (no unit norm)")
+    unit = clip[WINDOW - 1 :] / norm
+    return np.concatenate([np.repeat(unit[:1], WINDOW - 1, axis=0), unit])
+
+
+def read_array(archive: zipfile.ZipFile, name: str, dtype: Any, *tails: tuple[int, ...]) -> np.ndarray:
+    """One array (T, *tail) of an .npz; what its header declares is checked before any memory is asked for."""
+    try:
+        member = archive.getinfo(f"{name}.npy")
+    except KeyError:
+        raise ValueError(f"it has no array {name!r}") from None
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is in an unknown .npy version {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, found = read(stream, max_header_size=MAX_NPY_HEADER)
+        if found.hasobject:
+            raise ValueError(f"{name} holds pickled objects, which are never loaded")
+        if found != dtype or not shape or shape[1:] not in tails:
+            raise ValueError(f"{name} is {found} {shape}, not {np.dtype(dtype)} {('T', *tails[0])}")
+        if not 0 < shape[0] <= MAX_ROWS:
+            raise ValueError(f"{name} has {shape[0]} rows; an episode has 1 to {MAX_ROWS}")
+        if math.prod(shape) * found.itemsize != member.file_size - stream.tell():
+            raise ValueError(f"{name} declares {shape}, which is not what it holds")
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=MAX_NPY_HEADER)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,308 @@
+"""How a joint model is trained and saved: the loop behind the stages `pretrain` and `transfer`.
+
+A `Job` says what is trained from what; `make_model` reuses, resumes or trains it, and writes the model artifact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core import artifacts, tasks
+from stages.core.agent import JointModel, ModelConfig, Noise
+from stages.core.artifacts import Artifact
+from stages.core.backbones import load_backbone
+from stages.core.config import Run, Section
+from stages.core.distributed import World, world
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.objective import Labels, ObjectiveConfig, joint_loss
+from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.core.sampler import Sampler, prefetch
+from stages.core.training import (
+    Batch,
+    Compile,
+    Terms,
+    Update,
+    load_optimizer_tensors,
+    make_optimizer,
+    make_update,
+    optimizer_tensors,
+    should_compile,
+)
+
+
+class TrainingConfig(Section):
+    """Fields of the section `pretrain`; defaults and comments in presets/paper.yaml."""
+
+    backbone: str
+    updates: int
+    batch: int
+    length: int
+    lr: float
+    weight_decay: float
+    clip: float
+    start_fraction: float
+    label_quantile: float
+    bf16: bool
+    compile: Compile
+    log_every: int
+    checkpoint_every: int
+    objective: ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One joint model to make.
+
+    Args:
+        method: names the artifact, model/<method>-s<seed>.
+        data, embeddings: what it is trained on, one of each for every dataset.
+        command: the command line that goes on after a stop.
+        about: what else decides the content, for the record.
+        source: the model whose weights it starts from, and `init`, which carries them over.
+    """
+
+    config: TrainingConfig
+    model_config: ModelConfig
+    run: Run
+    method: str
+    data: list[Artifact]
+    embeddings: list[Artifact]
+    command: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    source: Artifact | None = None
+    init: Callable[[JointModel], None] | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.run.root / "model" / f"{self.method}-s{self.run.seed}"
+
+    @property
+    def inputs(self) -> list[Artifact]:
+        return [*self.data, *self.embeddings, *([self.source] if self.source else [])]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        model = self.model_config.model_dump()
+        return {"pretrain": self.config.model_dump(), "model": model, "method": self.method, **self.about}
+
+
+def make_model(job: Job) -> Artifact:
+    """The model artifact of a job: the finished one, or trained (from its checkpoint) and saved.
+
+    Raises BadInput when another configuration is there, Interrupted on a signal.
+    """
+    run, path = job.run, job.path
+    found = artifacts.reuse(path, "pretrain", job.record, run.seed, job.inputs, run.fresh)
+    if found:
+        if not run.quiet:
+            print(f"reusing {path}")
+        return found
+    with world(run.device) as place:
+        if not place.is_main:
+            train(job, place)
+            place.barrier()
+            return artifacts.load(path, "pretrain")
+        with artifacts.locked(path):
+            began = time.time()
+            model, summary = train(job, place)
+            made = artifacts.save(
+                path,
+                "pretrain",
+                {"model": model.state_dict()},
+                domain=run.domain,
+                config=job.record,
+                seed=run.seed,
+                inputs=job.inputs,
+                resolved=run.resolved,
+                began=began,
+                extra=describe(job, model, summary),
+            )
+            artifacts.drop_checkpoint(path)
+            place.barrier()
+            return made
+
+
+def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str, Any]:
+    """What later stages need to rebuild the model, and its last losses."""
+    return {
+        "dim_embedding": model.dim_embedding,
+        "dim_action": model.dim_action,
+        "backbone": job.config.backbone,
+        "backbone_id": job.embeddings[0].meta["extra"]["backbone_id"],
+        "losses": summary,
+    }
+
+
+# ---------------------------------------------------------------------------- data
+
+
+def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]]:
+    """Every finished dataset of the run and its embeddings. Raises BadInput naming what makes them."""
+    data_folder, slug = run.root / "data", backbone.replace("/", "--")
+    paths = sorted(p.parent for p in data_folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
+    if not paths:
+        raise BadInput(f"no data in {data_folder}; make it with: {run.command('collect')}")
+    data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
+    embed = run.command("embed", "--backbone", backbone)
+    made = [
+        artifacts.load(run.root / "embeddings" / slug / p.name, "embed", domain=run.domain, made_by=embed)
+        for p in paths
+    ]
+    return data, made
+
+
+def open_training_data(model: Artifact, run: Run) -> Dataset:
+    """The datasets a model was trained on. Raises BadInput when one has gone or changed."""
+    data: list[Path] = []
+    embeddings: list[Path] = []
+    for key, wanted in model.meta["inputs"].items():
+        kind = key.split(":")[0]
+        if kind not in ("collect", "embed"):
+            continue  # the model it was carried over from
+        found = artifacts.load(model.path / model.meta["input_paths"][wanted], kind, domain=run.domain)
+        if found.id != wanted:
+            raise BadInput(
+                f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
+            )
+        (data if kind == "collect" else embeddings).append(found.path)
+    return Dataset.open(data, run.domain, embeddings)
+
+
+def make_labels(dataset: Dataset, run: Run, config: TrainingConfig) -> Labels:
+    """Prompt embeddings of labelled parts, and the similarity a segment needs to count as showing its prompt.
+
+    The threshold is the `label_quantile` of the similarities within the part, on an even sample of rows.
+    """
+    known = [bool(part.task) for part in dataset.parts]
+    text = torch.zeros(len(known), dataset.dim_embedding)
+    threshold = torch.zeros(len(known))
+    if any(known):
+        backbone = load_backbone(config.backbone, run.root, run.device)
+        for i, part in enumerate(dataset.parts):
+            if known[i]:
+                text[i] = backbone.encode_text([tasks.get_task(run.domain, part.task).prompt])[0].cpu()
+                rows = np.linspace(part.first_row, part.last_row - 1, 4096).astype(np.int64)
+                e = torch.from_numpy(dataset.rows("embedding", rows)).float()
+                threshold[i] = torch.quantile(F.normalize(e, dim=-1) @ text[i], config.label_quantile)
+    device = run.device
+    return Labels(text.to(device), torch.tensor(known, device=device), threshold.to(device))
+
+
+def data_device(dataset: Dataset, device: torch.device) -> str:
+    """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
+    if device.type == "cpu":
+        return "cpu"
+    free, _ = torch.cuda.mem_get_info(device)
+    row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1
+    return str(device) if dataset.n_frames * row < free // 2 else "cpu"
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+class JointObjective(nn.Module):
+    """The joint loss as a module of the batch alone, so that DistributedDataParallel can wrap it."""
+
+    def __init__(self, model: JointModel, labels: Labels, config: ObjectiveConfig, noise: Noise) -> None:
+        super().__init__()
+        self.model, self.labels, self.config, self.noise = model, labels, config, noise
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        return joint_loss(self.model, batch, self.labels, self.config, self.noise)
+
+
+def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
+    """The training loop: resumes from a checkpoint, saves one regularly and when a signal asks to stop."""
+    config, run, path = job.config, job.run, job.path
+    dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
+    seed_everything(run.seed)
+    model = JointModel(job.model_config, dataset.dim_embedding, dataset.action_dim)
+    if job.init:
+        job.init(model)
+    model.to(place.device)
+    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
+    start = restore(path, about, model, optimizer) if not run.fresh else 0
+    update = build_update(model, make_labels(dataset, run, config), optimizer, config, place)
+    sampler = Sampler(
+        dataset,
+        config.batch,
+        config.length,
+        run.seed,
+        config.start_fraction,
+        keys=("image", "action", "is_first", "embedding"),
+        device=data_device(dataset, place.device),
+    )
+    metrics = Metrics(path.parent / f"{path.name}.log", start) if place.is_main else None
+    bar = progress(config.updates, start, "pretrain", "update", run.quiet or not place.is_main)
+    values: dict[str, float] = {}
+    with stop_signals() as stop, bar:
+        batches = prefetch(sampler, start, config.updates, place.rank, place.size, device=str(place.device))
+        for step, batch in enumerate(batches, start + 1):
+            terms = update(batch)
+            if step % config.log_every == 0 or step == config.updates:
+                values = {k: float(v) for k, v in terms.items()}
+                kept = artifacts.checkpoint_path(path)
+                require_finite(step, values, kept if kept.exists() else None, "pretrain.lr")
+                if metrics:
+                    metrics.log(step, values)
+                bar.set_postfix(image=f"{values['image']:.1f}", kl=f"{values['kl_nats']:.1f}", refresh=False)
+            bar.update()
+            stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
+            if place.is_main and step < config.updates and (stopping or step % config.checkpoint_every == 0):
+                require_finite(step, {k: float(v) for k, v in terms.items()}, None, "pretrain.lr")
+                checkpoint(path, step, about, model, optimizer)
+            if stopping and step < config.updates:
+                raise stop.leave(job.command)
+    if metrics:
+        metrics.close()
+    return model, values
+
+
+def build_update(
+    model: JointModel, labels: Labels, optimizer: torch.optim.Optimizer, config: TrainingConfig, place: World
+) -> Update:
+    """The joint update for one or several processes, compiled and captured where that pays."""
+    noise = Noise(place.device, place.rank, place.size)
+    objective: nn.Module = JointObjective(model, labels, config.objective, noise)
+    if place.size > 1:
+        objective = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
+    compiled = should_compile(config.compile, place.device)
+    return make_update(
+        objective,
+        [(optimizer, config.clip)],
+        place.device,
+        bf16=config.bf16,
+        compiled=compiled,
+        captured=compiled and place.size == 1,
+    )
+
+
+def checkpoint(
+    path: Path, step: int, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer
+) -> None:
+    """Everything the loop needs to go on bit for bit; the sampler's position is the step itself."""
+    groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), "rng": artifacts.rng_state()}
+    artifacts.save_checkpoint(path, step, groups, about)
+
+
+def restore(path: Path, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer) -> int:
+    """Load the checkpoint if there is one of this very run; returns the step to go on from."""
+    found = artifacts.load_checkpoint(path, about)
+    if found is None:
+        return 0
+    step, groups = found
+    model.load_state_dict(groups["model"])
+    load_optimizer_tensors(optimizer, groups["optimizer"])
+    artifacts.set_rng_state(groups["rng"])
+    return step

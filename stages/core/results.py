@@ -1,0 +1,332 @@
+"""Tables of scores: gathered from evaluation artifacts, aggregated over seeds, the paper's values beside ours.
+
+A cell that was not run is blank. The paper's published values stand in columns of their own, marked
+as the paper's, and never enter an average.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from scipy.stats import bootstrap, trim_mean
+
+from stages.core import artifacts, tasks
+from stages.core.artifacts import Artifact
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Result:
+    """One policy scored on one task; `goal` is the folder it was trained under (a task, tasks, or a prompt)."""
+
+    task: str
+    method: str
+    seed: int
+    goal: str
+    score: float
+    stderr: float  # over episodes
+    returns: float
+    scale: str
+    random_score: float
+    artifact: Artifact
+
+    @property
+    def single_task(self) -> bool:
+        """Whether the policy was trained for this task alone."""
+        return self.goal == self.task
+
+    @property
+    def multi_task(self) -> bool:
+        """Whether it is one policy for several tasks."""
+        return "+" in self.goal
+
+
+def gather(root: Path, domain: str) -> list[Result]:
+    """Every evaluation of a run, in a stable order. Raises BadInput when one is corrupted."""
+    found = []
+    for file in sorted(root.glob("evaluation/*/*/artifact.json")):
+        if file.parent.name.startswith("."):
+            continue
+        artifact = artifacts.load(file.parent, "evaluate", domain=domain)
+        for row in artifact.meta["extra"]["rows"]:
+            found.append(
+                Result(
+                    row["task"],
+                    row["method"],
+                    row["seed"],
+                    file.parent.name,
+                    row["score"],
+                    row["stderr"],
+                    row["return"],
+                    row["scale"],
+                    row["random_score"],
+                    artifact,
+                )
+            )
+    return found
+
+
+# ---------------------------------------------------------------------------- aggregation
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Scores of one task and method, one a seed."""
+
+    scores: tuple[float, ...]
+    episode_stderr: float  # of the only seed, where there is one
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error over seeds, or over episodes where there is one seed."""
+        if len(self.scores) == 1:
+            return self.episode_stderr
+        return float(np.std(self.scores, ddof=1) / len(self.scores) ** 0.5)
+
+    def text(self) -> str:
+        if len(self.scores) == 1:
+            return f"{self.mean:.2f} [{self.stderr:.2f}]"
+        return f"{self.mean:.2f} ± {self.stderr:.2f} ({len(self.scores)})"
+
+
+def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> Any:
+    """Mean of the middle half of all samples together (Agarwal et al. 2021)."""
+    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+
+def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Interquartile mean over tasks and seeds, with its stratified-bootstrap confidence interval.
+
+    Args:
+        groups: scores by task, one a seed, at least two each; seeds are resampled within their task.
+    Returns:
+        (mean, low, high).
+    """
+    samples = [np.asarray(group, np.float64) for group in groups]
+    interval = bootstrap(
+        samples,
+        interquartile_mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interquartile_mean(*samples)), float(interval.low), float(interval.high)
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    kind: Literal["text", "random", "ours", "paper"]
+
+
+@dataclass
+class Table:
+    """A table ready to be written: a header and rows of text, and the numbers behind them."""
+
+    title: str
+    note: str
+    columns: list[Column]
+    rows: list[list[str]]
+    numbers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@cache
+def paper_results() -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """{table: {'walker run': {method: (mean, standard error)}}} as published."""
+    return yaml.safe_load((Path(__file__).with_name("paper_results.yaml")).read_text())
+
+
+SCORE = (
+    "Score = (return - random) / (expert - random): mean ± standard error (seeds); with one seed, [standard error over "
+    "episodes]."
+)
+PUBLISHED = "Columns marked paper hold its published values (InternVideo2, 10 seeds, paper scale), not ours."
+BACKBONES = {"offline": "offline, a small in-domain stand-in for a pretrained video-language model"}
+
+
+def tasks_table(results: Sequence[Result], domain: str) -> Table:
+    """Scores by task and method with the paper's beside (the domain's part of Table 1)."""
+    single = [r for r in results if r.single_task]
+    return _table("Scores by task", single, domain, paper_results()["table1"])
+
+
+def multi_task_table(results: Sequence[Result], domain: str) -> Table | None:
+    """Scores of policies that serve several tasks; None when there are none."""
+    several = [r for r in results if r.multi_task]
+    return _table("One policy for several tasks", several, domain, {}) if several else None
+
+
+def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
+    """Table 2: components added one by one; None when no ablation was run or the paper has none here."""
+    published = {k: v for k, v in paper_results()["table2"].items() if k.startswith(f"{domain} ")}
+    methods = list(next(iter(published.values()), {}))
+    mine = [r for r in results if r.single_task and r.method in methods]
+    if not any(r.method.startswith("ablation-") for r in mine):
+        return None
+    return _table("Effect of each component", mine, domain, published, methods)
+
+
+def prompts_table(results: Sequence[Result]) -> Table | None:
+    """Policies for free prompts, each scored by the task its user named; None when there are none."""
+    free = [r for r in results if not r.single_task and not r.multi_task]
+    if not free:
+        return None
+    header = [Column(n, "text") for n in ("prompt", "scored as", "method", "seed")]
+    header += [Column("random", "random"), Column("score", "ours")]
+    rows = [
+        [
+            ", ".join(_prompts(r)),
+            r.task,
+            r.method,
+            str(r.seed),
+            f"{r.random_score:.2f}",
+            f"{r.score:.2f} [{r.stderr:.2f}]",
+        ]
+        for r in free
+    ]
+    numbers = [{"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score} for r in free]
+    return Table("Free prompts", f"{SCORE} {_conditions(free)}", header, rows, numbers)
+
+
+def _prompts(result: Result) -> list[str]:
+    """The text a policy was trained for; its folder's name when the policy is gone."""
+    policy = _policy(result)
+    return [str(p) for p in policy.meta["config"]["prompts"]] if policy else [result.goal]
+
+
+def _policy(result: Result) -> Artifact | None:
+    """The policy artifact that was evaluated, if it is still there."""
+    folders = [result.artifact.path / path for path in result.artifact.meta["input_paths"].values()]
+    return next((artifacts.load(f, "behave") for f in folders if (f / "artifact.json").exists()), None)
+
+
+def _conditions(results: Sequence[Result]) -> str:
+    """Scale and backbone behind the numbers: a stand-in backbone must never pass for the paper's."""
+    policies = [policy for policy in map(_policy, results) if policy]
+    used = sorted({str(policy.meta["extra"]["backbone"]) for policy in policies})
+    named = "; ".join(BACKBONES.get(name, name) for name in used)
+    scales = ", ".join(sorted({r.scale for r in results}))
+    return f"Scale: {scales}." + (f" Backbone: {named}." if named else "")
+
+
+def _table(
+    title: str,
+    results: Sequence[Result],
+    domain: str,
+    published: dict[str, dict[str, tuple[float, float]]],
+    methods: Sequence[str] = (),
+) -> Table:
+    """All tasks of the domain that the paper has or that were run, × the methods given or run."""
+    extra = {r.task for r in results} - set(tasks.task_names(domain))
+    names = [*tasks.task_names(domain), *sorted(extra)]
+    methods = list(methods) or sorted({r.method for r in results}, key=lambda m: (m != "bitagent", m))
+    cells = {(t, m): c for t in names for m in methods if (c := _cell(results, t, m))}
+    theirs = [m for m in methods if any(m in published.get(f"{domain} {t}", {}) for t in names)]
+    columns = [Column("task", "text"), Column("random", "random"), *(Column(m, "ours") for m in methods)]
+    columns += [Column(f"paper: {m}", "paper") for m in theirs]
+    rows, numbers = [], []
+    for t in names:
+        random = [r.random_score for r in results if r.task == t]
+        values = [published.get(f"{domain} {t}", {}).get(m) for m in theirs]
+        rows.append(
+            [f"{domain} {t}", f"{np.mean(random):.2f}" if random else ""]
+            + [cells[t, m].text() if (t, m) in cells else "" for m in methods]
+            + [f"{v[0]:.2f} ± {v[1]:.2f}" if v else "" for v in values]
+        )
+        numbers += [_number(domain, t, m, cells[t, m]) for m in methods if (t, m) in cells]
+    if len(names) > 1:
+        rows += _overall(names, methods, cells, len(theirs))
+    note = " ".join([SCORE, *([PUBLISHED] if theirs else []), *([_conditions(results)] if results else [])])
+    return Table(title, note, columns, rows, numbers)
+
+
+def _cell(results: Sequence[Result], task: str, method: str) -> Cell | None:
+    mine = [r for r in results if (r.task, r.method) == (task, method)]
+    return Cell(tuple(r.score for r in mine), mine[0].stderr) if mine else None
+
+
+def _number(domain: str, task: str, method: str, cell: Cell) -> dict[str, Any]:
+    """One cell for the JSON file; intervals need two seeds."""
+    about: dict[str, Any] = {"domain": domain, "task": task, "method": method, "scores": list(cell.scores)}
+    about |= {"mean": round(cell.mean, 4), "stderr": round(cell.stderr, 4), "seeds": len(cell.scores)}
+    if len(cell.scores) > 1:
+        mean, low, high = interquartile([cell.scores])
+        about |= {"iqm": round(mean, 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
+    return about
+
+
+def _overall(
+    names: Sequence[str], methods: Sequence[str], cells: dict[tuple[str, str], Cell], blanks: int
+) -> list[list[str]]:
+    """Rows over all tasks, for methods that ran every task; the interquartile mean needs two seeds of each."""
+    means, middles = ["mean of tasks", ""], ["interquartile mean, 95 % interval", ""]
+    for method in methods:
+        mine = [cells[t, method] for t in names if (t, method) in cells]
+        whole = len(mine) == len(names)
+        means.append(f"{np.mean([c.mean for c in mine]):.2f}" if whole else "")
+        if whole and all(len(c.scores) > 1 for c in mine):
+            mean, low, high = interquartile([c.scores for c in mine])
+            middles.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        else:
+            middles.append("")
+    return [row + [""] * blanks for row in (means, middles) if any(row[2:])]
+
+
+# ---------------------------------------------------------------------------- formats
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, with the note below."""
+    lines = [[c.name for c in table.columns], ["---"] * len(table.columns), *table.rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+    return f"### {table.title}\n\n{body}\n\n{table.note}\n"
+
+
+def comma_separated(table: Table) -> str:
+    """CSV of the cells as shown."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([[c.name for c in table.columns], *table.rows])
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    r"""A booktabs tabular, to be \input into a paper."""
+    escaped = [[_tex(cell) for cell in row] for row in [[c.name for c in table.columns], *table.rows]]
+    lines = [" & ".join(row) + r" \\" for row in escaped]
+    return "\n".join(
+        [
+            f"% {table.title}. {table.note}",
+            rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    for sign in ("\\", "&", "%", "$", "#", "_", "{", "}"):
+        text = text.replace(sign, r"\textbackslash " if sign == "\\" else f"\\{sign}")
+    return text.replace("±", r"$\pm$")

@@ -1,0 +1,113 @@
+"""TAMF against Eq. 2-5 written out in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core.fusion import TAMF
+from tests.core import literal
+from tests.core.helpers import scramble
+
+E, S, TASK, Z = 9, 15, 10, 12
+
+
+def make(gate: str = "scalar", layers: int = 2, *, enabled: bool = True, scrambled: bool = True) -> TAMF:
+    torch.manual_seed(0)
+    fusion = TAMF(
+        dim_semantic=E,
+        dim_state=S,
+        dim_task=TASK,
+        dim=Z,
+        layers=layers,
+        hidden=7,
+        gate=gate,
+        layer_scale=0.1,
+        enabled=enabled,
+    )
+    if scrambled:
+        scramble(fusion)
+    return fusion
+
+
+def inputs(batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, E, generator=generator),
+        torch.randn(batch, S, generator=generator),
+        torch.randn(batch, TASK, generator=generator),
+    )
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [t.detach().double().numpy() for t in tensors]
+
+
+@pytest.mark.parametrize("gate", ["scalar", "channel"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_equations_2_to_5(gate: str, layers: int) -> None:
+    fusion = make(gate, layers)
+    e, s, tau = inputs()
+    w = literal.weights(fusion)
+    wanted = [literal.tamf(w, *row, layers) for row in zip(*arrays(e, s, tau), strict=True)]
+    found = fusion(e, s, fusion.gates(tau))
+    np.testing.assert_allclose(*arrays(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gate", "width"), [("scalar", 1), ("channel", Z)])
+def test_every_layer_has_a_gate_of_its_own(gate: str, width: int) -> None:
+    fusion = make(gate, 3)
+    _, _, tau = inputs()
+    gates = fusion.gates(tau)
+    assert gates.shape == (4, 3, width)
+    assert (gates > 0).all() and (gates < 1).all()
+    w = literal.under(literal.weights(fusion), "allocator")
+    wanted = [[literal.gate(w, row, layer) for layer in range(3)] for row in arrays(tau)[0]]
+    np.testing.assert_allclose(*arrays(gates), wanted, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        fusion.allocator.w2[1] += 1.0
+    changed = (fusion.gates(tau) != gates).flatten(2).any(-1)
+    assert torch.equal(changed, torch.tensor([False, True, False]).expand(4, 3))
+
+
+def test_gate_chooses_the_expert() -> None:
+    """Eq. 3: p = 0 leaves the semantic expert alone, p = 1 the dynamic one."""
+    fusion = make(layers=1)
+    e, s, _ = inputs()
+    start = fusion.fuse_semantic(e) + fusion.fuse_state(s)
+    for p, expert in ((0.0, fusion.semantic[0]), (1.0, fusion.dynamic[0])):
+        torch.testing.assert_close(fusion(e, s, torch.full((4, 1, 1), p)), start + expert(start))
+
+
+def test_time_axis_is_only_another_batch_axis() -> None:
+    fusion = make()
+    e, s, tau = inputs(6)
+    gates = fusion.gates(tau[:2])  # one prompt a sequence
+    found = fusion(e.view(2, 3, E), s.view(2, 3, S), gates.unsqueeze(1))
+    for b in range(2):
+        for t in range(3):
+            one = fusion(e.view(2, 3, E)[b, t], s.view(2, 3, S)[b, t], gates[b])
+            torch.testing.assert_close(found[b, t], one)
+
+
+def test_layer_scale_starts_an_expert_small() -> None:
+    fusion = make(layers=1, scrambled=False)
+    assert (fusion.semantic[0].scale == 0.1).all() and (fusion.dynamic[0].scale == 0.1).all()
+
+
+def test_base_row_is_the_direct_sum_of_two_embeddings() -> None:
+    """Table 2, base: no experts, and the task has no say."""
+    fusion = make(enabled=False)
+    e, s, tau = inputs()
+    w = literal.weights(fusion)
+    wanted = [
+        w["fuse_semantic.weight"] @ a + w["fuse_semantic.bias"] + w["fuse_state.weight"] @ b
+        for a, b in zip(*arrays(e, s), strict=True)
+    ]
+    found = fusion(e, s, fusion.gates(tau))
+    np.testing.assert_allclose(*arrays(found), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, fusion(e, s, fusion.gates(-tau)))
+    trained = {name.split(".")[0] for name, p in fusion.named_parameters() if p.requires_grad}
+    assert trained == {"fuse_semantic", "fuse_state"}

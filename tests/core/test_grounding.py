@@ -1,0 +1,63 @@
+"""The text-conditioned reward, Eq. 10."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stages.core.grounding import _best_offset, text_reward
+from tests.core import literal
+from tests.core.helpers import DIM_ACTION, make_model, unit
+
+
+@pytest.mark.parametrize("actions_seen", ["policy", "none"])
+@pytest.mark.parametrize("align", ["none", "best"])
+def test_equation_10(actions_seen: str, align: str) -> None:
+    """Cosine of z_t and z̃^τ_t for t = 1..H; `best` takes the common shift of largest mean similarity."""
+    model = make_model(text_actions=actions_seen)
+    y = unit(4, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(6)
+    z = torch.randn(4, 6, 12, generator=generator)
+    action = torch.rand(4, 5, DIM_ACTION, generator=generator) * 2 - 1
+    found = text_reward(model, model.task(y), z, action, align)  # type: ignore[arg-type]
+    assert found.shape == (4, 5)
+    world = literal.World(model)
+    for n in range(4):
+        tau = world.tau(y[n].double().numpy())
+        reference, _ = world.text_imagine(tau, action[n].double().numpy(), None)
+        path = z[n].double().numpy()
+
+        def cosine(t: int, u: int, path: np.ndarray = path, reference: list[np.ndarray] = reference) -> float:
+            return float(literal.normalise(path[t]) @ literal.normalise(reference[u]))
+
+        shifts = [[cosine(t, (t - 1 + shift) % 5 + 1) for t in range(1, 6)] for shift in range(5)]
+        wanted = shifts[0] if align == "none" else max(shifts, key=np.mean)
+        np.testing.assert_allclose(found[n].detach().numpy(), wanted, atol=1e-5)
+
+
+def test_the_reference_itself_earns_one_at_every_step() -> None:
+    model = make_model()
+    task = model.task(unit(2, generator=torch.Generator().manual_seed(5)))
+    action = torch.rand(2, 5, DIM_ACTION, generator=torch.Generator().manual_seed(6))
+    z, _ = model.text_rollout(action, task, None)
+    for align in ("none", "best"):
+        torch.testing.assert_close(text_reward(model, task, z, action, align), torch.ones(2, 5))  # type: ignore[arg-type]
+
+
+def test_best_offset_forgives_a_gait_out_of_phase_and_the_same_step_does_not() -> None:
+    """A sequence that is the reference's steps 1..H two steps ahead."""
+    similarity = torch.zeros(1, 6, 7)
+    for t in range(6):
+        similarity[0, t, (t + 2) % 6 + 1] = 1.0
+    assert torch.equal(_best_offset(similarity), torch.ones(1, 6))
+    assert not similarity[:, torch.arange(6), torch.arange(6) + 1].any()
+
+
+def test_best_offset_is_one_for_the_whole_sequence() -> None:
+    """Not a free match at every step: one step may fit elsewhere, the common shift decides."""
+    similarity = torch.zeros(2, 3, 4)
+    similarity[0, [0, 1], [1, 2]] = 1.0  # shift 0 fits twice
+    similarity[0, 2, 1] = 1.0  # shift 1 fits once
+    similarity[1, 0, 0] = 9.0  # step 0 of the reference is f_map's pose, not part of the gait
+    assert torch.equal(_best_offset(similarity), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stages.core import nets
+from tests.core import literal
+from tests.core.helpers import scramble
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor, wanted: object, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(found.detach().double().numpy(), np.asarray(wanted), rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_mlp_is_linear_norm_silu_blocks(layers: int) -> None:
+    net = nets.MLP(5, 3, 7, layers)
+    scramble(net)
+    x = random(4, 5)
+    w = literal.weights(net)
+    close(net(x), [literal.mlp(w, row) for row in x.double().numpy()])
+
+
+def test_mlp_can_start_at_zero() -> None:
+    assert not nets.MLP(5, 3, 7, 2, zero_out=True)(random(4, 5)).any()
+
+
+def test_norm_gru_cell() -> None:
+    gru = nets.NormGRU(5, 6)
+    scramble(gru)
+    x, h = random(4, 5), random(4, 6, seed=1)
+    w = literal.weights(gru)
+    wanted = [literal.norm_gru(w, a, b) for a, b in zip(x.double().numpy(), h.double().numpy(), strict=True)]
+    close(gru(x, h), wanted)
+
+
+def test_norm_gru_scan_steps_in_order_and_restarts_where_told() -> None:
+    gru = nets.NormGRU(5, 6)
+    scramble(gru)
+    x, h, h_reset = random(3, 7, 5), random(3, 6, seed=1), random(3, 6, seed=2)
+    reset = torch.zeros(3, 7, dtype=torch.bool)
+    reset[0, 0] = reset[1, 4] = reset[2, 2] = reset[2, 3] = True
+    w = literal.weights(gru)
+    wanted = np.zeros((3, 7, 6))
+    for b in range(3):
+        state = h[b].double().numpy()
+        for t in range(7):
+            if reset[b, t]:
+                state = h_reset[b].double().numpy()
+            state = literal.norm_gru(w, x[b, t].double().numpy(), state)
+            wanted[b, t] = state
+    close(gru.scan(x, h, reset, h_reset), wanted)
+
+
+def test_image_encoder() -> None:
+    encoder = nets.ImageEncoder(2)
+    scramble(encoder)
+    image = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = encoder(image)
+    assert found.shape == (2, encoder.out_features)
+    w = literal.weights(encoder)
+    close(found, [literal.image_encoder(w, frame) for frame in image.numpy()], 1e-4)
+
+
+def test_image_decoder() -> None:
+    decoder = nets.ImageDecoder(5, 2)
+    scramble(decoder)
+    z = random(2, 5)
+    w = literal.weights(decoder)
+    close(decoder(z), [literal.image_decoder(w, row) for row in z.double().numpy()], 1e-4)
+
+
+def test_pixels_survive_the_round_trip() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(3, 256)
+    normal = nets.normalize_image(pixels)
+    assert normal.min() == -0.5 and normal.max() == 0.5
+    assert torch.equal(nets.to_uint8(normal), pixels)
+    assert torch.equal(nets.to_uint8(torch.tensor([-7.0, 7.0])), torch.tensor([0, 255], dtype=torch.uint8))
+
+
+# ---------------------------------------------------------------------------- categoricals
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_unimix(share: float) -> None:
+    logits = 6 * random(4, 3, 5)
+    probs = nets.unimix_log_probs(logits, share).exp()
+    close(probs, [literal.unimix(x, share) for x in logits.double().numpy()])
+    close(probs.sum(-1), np.ones((4, 3)))
+    assert (probs >= share / 5 * (1 - 1e-5)).all()
+
+
+def test_unimix_of_half_precision_logits_is_float32() -> None:
+    assert nets.unimix_log_probs(random(2, 3, 5).bfloat16(), 0.01).dtype == torch.float32
+
+
+def test_sample_is_gumbel_max() -> None:
+    log_probs = nets.unimix_log_probs(2 * random(50, 3, 5), 0.01)
+    uniform = torch.rand(50, 3, 5, generator=torch.Generator().manual_seed(1))
+    wanted = [literal.one_hot(p, u) for p, u in zip(log_probs.double().exp().numpy(), uniform.double().numpy(), strict=True)]
+    close(nets.sample_one_hot(log_probs, uniform), wanted)
+
+
+def test_sample_without_noise_is_the_mode() -> None:
+    log_probs = nets.unimix_log_probs(2 * random(50, 3, 5), 0.01)
+    close(nets.sample_one_hot(log_probs, None), [literal.one_hot(p) for p in log_probs.double().exp().numpy()])
+
+
+def test_samples_follow_the_probabilities() -> None:
+    log_probs = nets.unimix_log_probs(random(3, 5), 0.01)
+    uniform = torch.rand(40_000, 3, 5, generator=torch.Generator().manual_seed(0))
+    found = nets.sample_one_hot(log_probs.expand(40_000, -1, -1), uniform).mean(0)
+    close(found, log_probs.exp().flatten(), 0.015)
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1.0 - 2**-24])
+def test_sample_survives_the_ends_of_the_unit_interval(extreme: float) -> None:
+    log_probs = nets.unimix_log_probs(random(2, 3, 5), 0.01)
+    sample = nets.sample_one_hot(log_probs, torch.full((2, 3, 5), extreme))
+    close(sample, nets.sample_one_hot(log_probs, None))  # equal noise everywhere leaves the mode
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_sample_passes_the_gradient_of_the_probabilities(noisy: bool) -> None:
+    """Straight-through: d(v · sample)/d logit_k = p_k (v_k - Σ_j p_j v_j), without unimix."""
+    logits = random(2, 3, 5).requires_grad_()
+    v = random(2, 15, seed=1)
+    uniform = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(2)) if noisy else None
+    (nets.sample_one_hot(nets.unimix_log_probs(logits, 0.0), uniform) * v).sum().backward()
+    p, u = literal.softmax(logits.detach().double().numpy()), v.double().numpy().reshape(2, 3, 5)
+    wanted = p * (u - (p * u).sum(-1, keepdims=True))
+    assert logits.grad is not None
+    close(logits.grad, wanted)
+
+
+def test_categorical_kl() -> None:
+    p, q = (nets.unimix_log_probs(3 * random(4, 2, 3, 5, seed=i), 0.01) for i in (0, 1))
+    wanted = [
+        [literal.kl(a, b) for a, b in zip(x, y, strict=True)]
+        for x, y in zip(p.double().exp().numpy(), q.double().exp().numpy(), strict=True)
+    ]
+    found = nets.categorical_kl(p, q)
+    assert found.shape == (4, 2) and (found > 0).all()
+    close(found, wanted)
+    assert not nets.categorical_kl(p, p).any()
+
+
+# ---------------------------------------------------------------------------- two-hot
+
+
+@given(st.floats(-1e4, 1e4))
+def test_symlog_and_its_inverse(x: float) -> None:
+    value = torch.tensor(x, dtype=torch.float64)
+    wanted = np.sign(x) * np.log(1 + abs(x))
+    assert nets.symlog(value).item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    assert nets.symexp(nets.symlog(value)).item() == pytest.approx(x, rel=1e-9, abs=1e-12)
+
+
+def literal_two_hot(x: float, bins: np.ndarray) -> np.ndarray:
+    """DreamerV3: weight on each neighbour in proportion to the distance from the other."""
+    code = np.zeros(len(bins))
+    x = min(max(x, bins[0]), bins[-1])
+    below = max(i for i in range(len(bins)) if bins[i] <= x)
+    if below == len(bins) - 1:
+        code[below] = 1.0
+        return code
+    share = (x - bins[below]) / (bins[below + 1] - bins[below])
+    code[below], code[below + 1] = 1.0 - share, share
+    return code
+
+
+@given(st.floats(-4, 4, width=32))
+def test_two_hot(x: float) -> None:
+    bins = torch.linspace(-3, 3, 7)
+    code = nets.two_hot(torch.tensor([x]), bins)[0]
+    close(code, literal_two_hot(x, bins.double().numpy()))
+    assert float((code * bins).sum()) == pytest.approx(min(max(x, -3.0), 3.0), abs=1e-5)
+
+
+def test_two_hot_on_a_bin_and_outside() -> None:
+    bins = torch.linspace(-1, 1, 3)
+    code = nets.two_hot(torch.tensor([[-9.0, -1.0, 0.0], [0.25, 1.0, 9.0]]), bins)
+    close(code, [[[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 0.75, 0.25], [0, 0, 1], [0, 0, 1]]])
+
+
+def test_two_hot_head() -> None:
+    head = nets.TwoHotHead(4, 6, 1, bins=11, limit=3.0)
+    close(head.mean(head(random(2, 4))), np.zeros(2))  # a new critic predicts zero
+    scramble(head)
+    x, target = random(5, 4), 3 * random(5, seed=1)
+    logits = head(x)
+    bins = np.linspace(-3, 3, 11)
+    values, losses = [], []
+    for row, goal in zip(logits.detach().double().numpy(), target.double().numpy(), strict=True):
+        p = literal.softmax(row)
+        inner = float((p * bins).sum())
+        values.append(np.sign(inner) * (np.exp(abs(inner)) - 1))
+        code = literal_two_hot(float(np.sign(goal) * np.log(1 + abs(goal))), bins)
+        losses.append(-(code * np.log(p)).sum())
+    close(head.mean(logits), values, 1e-4)
+    close(head.loss(logits, target), losses, 1e-4)
+
+
+def test_two_hot_head_learns_a_return() -> None:
+    torch.manual_seed(0)
+    head = nets.TwoHotHead(2, 16, 1)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-2)
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    target = torch.tensor([-2.5, 40.0])
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(head(x), target).sum().backward()
+        optimizer.step()
+    close(head.mean(head(x)), target, 0.02)

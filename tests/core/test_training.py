@@ -1,0 +1,247 @@
+"""One update: eager, compiled, captured, resumed."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from stages.core import objective, training
+from stages.core.agent import JointModel, Noise
+from stages.core.errors import BadInput
+from tests.core.helpers import make_batch, make_labels, make_model, objective_config
+
+CPU = torch.device("cpu")
+Loss = Callable[[training.Batch], tuple[Tensor, training.Terms]]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))), reason="needs a C compiler")
+
+
+def joint(model: JointModel, device: torch.device = CPU) -> Loss:
+    """The joint loss of a batch, every term switched on."""
+    labels, config = make_labels(), objective_config(horizon=3)
+    labels = objective.Labels(labels.text.to(device), labels.known.to(device), labels.threshold.to(device))
+    noise = Noise(device)
+    return lambda batch: objective.joint_loss(model, batch, labels, config, noise)
+
+
+def batches(count: int, device: torch.device = CPU, **size: int) -> list[dict[str, Tensor]]:
+    made = [make_batch(seed=i, starts=((0, 0), (1, 2)), **size) for i in range(count)]
+    return [{k: v.to(device) for k, v in batch.items()} for batch in made]
+
+
+def state(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+
+# ---------------------------------------------------------------------------- the update itself
+
+
+def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
+    """Against torch's own unfused, single-tensor AdamW."""
+    torch.manual_seed(0)
+    x = torch.randn(20, 4)
+
+    def run(literal: bool) -> tuple[list[Tensor], list[dict[str, float]]]:
+        torch.manual_seed(1)
+        one, two = torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)
+        logged = []
+
+        def loss(batch: training.Batch) -> tuple[Tensor, training.Terms]:
+            error = two(torch.tanh(one(batch["x"]))).square().mean()
+            return error, {"error": error.detach()}
+
+        if literal:
+            optimizers = [
+                torch.optim.AdamW(m.parameters(), lr, weight_decay=0.01, eps=1e-8, foreach=False)
+                for m, lr in ((one, 0.01), (two, 0.02))
+            ]
+            for _ in range(5):
+                error, _ = loss({"x": x})
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                error.backward()
+                norms = []
+                for module, clip in ((one, 0.05), (two, 1e9)):
+                    norm = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]).norm()
+                    norms.append(norm.item())
+                    for p in module.parameters():
+                        assert p.grad is not None
+                        p.grad *= min(1.0, clip / (norm + 1e-6).item())
+                for optimizer in optimizers:
+                    optimizer.step()
+                logged.append({"error": error.item(), "loss": error.item(), "grad_norm": norms[0], "grad_norm1": norms[1]})
+        else:
+            pairs = [
+                (training.make_optimizer(list(one.parameters()), 0.01, 0.01), 0.05),
+                (training.make_optimizer(list(two.parameters()), 0.02, 0.01), 1e9),
+            ]
+            update = training.make_update(loss, pairs, CPU, bf16=False, compiled=False)
+            logged = [{k: v.item() for k, v in update({"x": x}).items()} for _ in range(5)]
+        return [*one.parameters(), *two.parameters()], logged
+
+    (found, logged), (wanted, terms) = run(literal=False), run(literal=True)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(logged, terms, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_bf16_is_autocast_and_after_runs_once_per_update() -> None:
+    layer = torch.nn.Linear(4, 3)
+    seen, calls = [], []
+
+    def loss(batch: training.Batch) -> tuple[Tensor, training.Terms]:
+        out = layer(batch["x"])
+        seen.append(out.dtype)
+        return out.float().square().mean(), {}
+
+    for bf16 in (False, True):
+        optimizer = training.make_optimizer(list(layer.parameters()), 0.01, 0.0)
+        update = training.make_update(
+            loss, [(optimizer, 1.0)], CPU, bf16=bf16, compiled=False, after=lambda: calls.append(1)
+        )
+        update({"x": torch.ones(2, 4)})
+    assert seen == [torch.float32, torch.bfloat16] and len(calls) == 2
+    assert all(p.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_joint_update_in_bf16_stays_near_float32() -> None:
+    def terms(bf16: bool) -> dict[str, float]:
+        model = make_model()
+        optimizer = training.make_optimizer(list(model.parameters()), 1e-4, 0.01)
+        update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=bf16, compiled=False)
+        torch.manual_seed(0)
+        return {k: v.item() for k, v in update(batches(1)[0]).items()}
+
+    half, whole = terms(bf16=True), terms(bf16=False)
+    for name in ("image", "kl_nats", "alignment", "semantic_reconstruction", "text_imagination"):
+        assert half[name] == pytest.approx(whole[name], rel=0.05), name
+
+
+def test_training_lowers_the_joint_loss() -> None:
+    model = make_model()
+    optimizer = training.make_optimizer(list(model.parameters()), 3e-3, 0.0)
+    update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
+    torch.manual_seed(0)
+    first, *_, last = [update(batches(1)[0])["loss"].item() for _ in range(40)]
+    assert last < 0.8 * first
+
+
+# ---------------------------------------------------------------------------- resuming
+
+
+def fresh(seed: int = 0) -> tuple[JointModel, torch.optim.AdamW, training.Update]:
+    model = make_model(seed)
+    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
+    return model, optimizer, update
+
+
+def test_optimizer_tensors_round_trip() -> None:
+    model, optimizer, update = fresh()
+    update(batches(1)[0])
+    file = save(training.optimizer_tensors(optimizer))
+    _, other, _ = fresh(seed=1)
+    training.load_optimizer_tensors(other, load(file))
+    found, wanted = other.state_dict(), optimizer.state_dict()
+    assert found["param_groups"] == wanted["param_groups"]
+    assert found["state"].keys() == wanted["state"].keys()
+    assert len(found["state"]) == len(list(model.parameters()))
+    for index, slots in wanted["state"].items():
+        for key, value in slots.items():
+            assert torch.equal(found["state"][index][key], value), (index, key)
+
+
+def test_parameters_without_a_gradient_have_no_optimizer_state() -> None:
+    model = make_model(fusion="sum")
+    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    before = model.fusion.allocator.w1.weight.clone()
+    training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)(batches(1)[0])
+    tensors = training.optimizer_tensors(optimizer)
+    _, other, _ = fresh()
+    training.load_optimizer_tensors(other, tensors)
+    assert training.optimizer_tensors(other).keys() == tensors.keys()
+    assert torch.equal(model.fusion.allocator.w1.weight, before)
+
+
+def test_resuming_is_bit_exact() -> None:
+    data = batches(6)
+    model, _, update = fresh()
+    torch.manual_seed(7)
+    for batch in data:
+        update(batch)
+
+    half, optimizer, update = fresh()
+    torch.manual_seed(7)
+    for batch in data[:3]:
+        update(batch)
+    kept = save(half.state_dict()), save(training.optimizer_tensors(optimizer)), torch.get_rng_state()
+
+    torch.manual_seed(999)  # another process, somewhere else in its random numbers
+    resumed, optimizer, update = fresh(seed=5)
+    resumed.load_state_dict(load(kept[0]))
+    training.load_optimizer_tensors(optimizer, load(kept[1]))
+    torch.set_rng_state(kept[2])
+    for batch in data[3:]:
+        update(batch)
+    for name, value in state(model).items():
+        assert torch.equal(state(resumed)[name], value), name
+
+
+# ---------------------------------------------------------------------------- compiling
+
+
+def test_when_to_compile() -> None:
+    assert not training.should_compile("auto", CPU) and training.should_compile("auto", torch.device("cuda"))
+    assert not training.should_compile("off", torch.device("cuda"))
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BadInput, match=r"C compiler.*compile=off"):
+        training.should_compile("on", CPU)
+    assert training.should_compile("on", torch.device("cuda"))
+
+
+def test_no_graph_breaks() -> None:
+    """The whole joint loss traces as one graph, and the traced graph is the same function."""
+    model = make_model()
+    loss = joint(model)
+    batch = batches(1, batch=2, length=4)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
+    torch.manual_seed(0)
+    total, _ = compiled(batch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(total, loss(batch)[0])
+
+
+@needs_compiler
+def test_compiled_equals_eager() -> None:
+    """Three updates by the C++ the compiler writes, on the same noise."""
+
+    def train(compiled: bool) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+        model = make_model(fusion_layers=1)
+        optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+        update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=compiled)
+        torch.manual_seed(3)
+        terms = [{k: v.item() for k, v in update(batch).items()} for batch in batches(3, batch=2, length=3)]
+        return state(model), terms
+
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fallback_random=True, compile_threads=1):
+        weights, terms = train(compiled=True)
+    wanted, eager = train(compiled=False)
+    for a, b in zip(terms, eager, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+# ---------------------------------------------------------------------------- CUDA
