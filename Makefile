@@ -48,13 +48,19 @@ format: $(READY) ## rewrite the code in ruff's format
 
 # ------------------------------------------------------------------ the pipeline
 
+SMOKE = --scale smoke --preset $(1) --out $(RUNS)/$(1)-smoke
 smoke: $(READY) ## every stage at toy size in a scratch folder, in minutes
 	rm -rf $(RUNS)/walker-smoke $(RUNS)/stickman-smoke
-	$(BITAGENT) collect --preset walker --scale smoke --out $(RUNS)/walker-smoke
-	$(BITAGENT) embed --preset walker --scale smoke --out $(RUNS)/walker-smoke
-	$(BITAGENT) pretrain --preset walker --scale smoke --out $(RUNS)/walker-smoke
-	$(BITAGENT) behave --preset walker --scale smoke --out $(RUNS)/walker-smoke --task walk
-	$(BITAGENT) evaluate --preset walker --scale smoke --out $(RUNS)/walker-smoke --task walk
+	$(BITAGENT) collect $(call SMOKE,walker)
+	$(BITAGENT) embed $(call SMOKE,walker)
+	$(BITAGENT) pretrain $(call SMOKE,walker)
+	$(BITAGENT) behave $(call SMOKE,walker) --task walk
+	$(BITAGENT) evaluate $(call SMOKE,walker) --task walk
+	$(BITAGENT) collect $(call SMOKE,stickman) --source expert --task run
+	$(BITAGENT) embed $(call SMOKE,stickman)
+	$(BITAGENT) transfer $(call SMOKE,stickman) --src walker --task run
+	$(BITAGENT) visualize $(call SMOKE,walker)
+	$(BITAGENT) inspect $(RUNS)/walker-smoke/evaluation/bitagent-s0/walk --verify
 	@echo "smoke: every stage ran"
 
 QUICK := --preset walker --scale laptop --out $(RUNS)/walker-laptop

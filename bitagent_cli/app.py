@@ -15,7 +15,6 @@ import typer
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
 from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
-from stages.core.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
@@ -86,7 +85,7 @@ def collect(
     frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
     states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
-    size: Annotated[int, typer.Option(help="Height and width of a frame in pixels.")] = 64,
+    size: Annotated[int | None, typer.Option(help="Height and width of a frame in pixels; default: 64.")] = None,
     camera: Annotated[int | None, typer.Option(help="Camera; default: the domain's own.")] = None,
     render: Annotated[
         Path | None, typer.Option(metavar="DATASET", help="Make frames from the states of a dataset instead.")
@@ -101,24 +100,14 @@ def collect(
 
     Writes data/<name>/. A collection that was stopped continues with the same command.
     """
-    if render and import_dir:
-        raise BadInput("--render and --import are two different jobs: give one of them")
     if domain is not None:
         common = dataclasses.replace(common, preset=domain)
     preset, run = prepare(common, "collect")
-    from bitagent_cli import datasets
     from stages import collect as stage
 
-    if render:
-        datasets.render(render, run, size=size, camera=camera, workers=workers)
-        return
-    if import_dir:
-        datasets.import_recordings(import_dir, run, task=task, strict=strict, workers=workers)
-        return
-
     stage.run(
-        preset.collect, run, source=source, task=task or "", frames=frames, workers=workers,
-        states_only=states_only, size=size, camera=camera,
+        preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
+        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
     )  # fmt: skip
 
 
@@ -209,6 +198,54 @@ def evaluate(
     from stages import evaluate as stage
 
     stage.run(preset.evaluate, run, **goal, score_as=score_as, method=method)
+
+
+@app.command(epilog=_example("bitagent transfer --src walker --dst stickman --task run --control"))
+@with_common
+def transfer(
+    common: Common,
+    src: Annotated[str, typer.Option(metavar="DOMAIN", help="The domain whose model is carried over.")],
+    dst: Annotated[str | None, typer.Option(metavar="DOMAIN", help="The target domain; the same as --preset.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to learn there; default: every task of the target.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates on the target's data.")] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also train from scratch at the same budget, and compare.")
+    ] = False,
+    method: Method = "bitagent",
+) -> None:
+    """Carry a trained model to another body, adapt it, learn its tasks and score them.
+
+    Needs the source's model and the target's data and embeddings. Writes model/, policy/ and evaluation/
+    of method transfer-<src> in the target's folder, and transfer/ with the gain over the control.
+    """
+    check_name(task, "--task")
+    check_name(method, "--method")
+    if dst is not None:
+        common = dataclasses.replace(common, preset=dst)
+    if updates is not None:
+        common = common.override("transfer.updates", updates)
+    preset, run = prepare(common, "transfer")
+    from bitagent_cli.transferring import transfer_tasks
+
+    transfer_tasks(preset, run, src=src, task=task, control=control, method=method)
+
+
+@app.command(epilog=_example("bitagent visualize --preset walker"))
+@with_common
+def visualize(
+    common: Common,
+    method: Method = "bitagent",
+    reward: Annotated[bool, typer.Option("--reward", help="Judge the learned reward on more episodes.")] = False,
+) -> None:
+    """Show a run: pictures, curves, tables, and one self-contained page with all of them.
+
+    Writes report/. What is not there yet is left out, with the command that makes it.
+    """
+    check_name(method, "--method")
+    preset, run = prepare(common, "visualize")
+    from stages import visualize as stage
+
+    stage.run(preset.visualize, run, method=method, reward=reward)
 
 
 @app.command()

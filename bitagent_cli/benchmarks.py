@@ -45,3 +45,19 @@ def data(
     from bitagent_cli.bench import data as bench
 
     _print(bench.run(gigabytes, batches, folder))
+
+
+@app.command(epilog="Example: [bold]bitagent bench render --size 64[/bold]")
+def render(
+    domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width of a frame in pixels.")] = 64,
+    frames: Annotated[int, typer.Option(min=10, help="Frames a domain.")] = 500,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw a contact sheet, ray beside gl.")] = None,
+) -> None:
+    """Frames/s of the ray renderer beside OpenGL and dm_control's default path."""
+    from bitagent_cli.bench import render as bench
+    from stages.core.tasks import DOMAINS, check_domain
+
+    for name in domain or []:
+        check_domain(name)
+    _print(bench.run(domain or DOMAINS, size, frames, sheet))

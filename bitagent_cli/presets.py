@@ -21,6 +21,8 @@ from stages.core.errors import BadInput, nearest
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.pretrain import Config as PretrainConfig
+from stages.transfer import Config as TransferConfig
+from stages.visualize import Config as VisualizeConfig
 
 SCALES = ("smoke", "laptop", "paper")
 MAX_FILE_BYTES = 2**17
@@ -37,6 +39,8 @@ class Preset(Section):
     pretrain: PretrainConfig
     behave: BehaveConfig
     evaluate: EvaluateConfig
+    transfer: TransferConfig
+    visualize: VisualizeConfig
 
 
 def load(name: str, scale: str, settings: Sequence[str] = ()) -> Preset:

@@ -134,7 +134,9 @@ def run(
         for target in targets:
             locks.enter_context(artifacts.locked(target.path))
         open_targets = [t for t in targets if not _reuse(t, run)]
-        _make(config, run, open_targets, workers, f"--source {source}")
+        again = {"--source": source, "--task": task, "--frames": frames, "--size": size, "--camera": camera}
+        words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
+        _make(config, run, open_targets, workers, [*words, *["--states-only"] * states_only])
     return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
 
 
@@ -245,7 +247,7 @@ def _drop_work(target: Target) -> None:
 # ---------------------------------------------------------------------------- making
 
 
-def _make(config: Config, run: Run, targets: list[Target], workers: int, how: str) -> None:
+def _make(config: Config, run: Run, targets: list[Target], workers: int, options: list[str]) -> None:
     """Train, play and render side by side; every dataset is finished as soon as its parts are there."""
     with stop_signals() as stop, _bar(run, targets) as report, Pool(workers, lambda: bool(stop), report) as pool:
         for target in targets:
@@ -266,7 +268,7 @@ def _make(config: Config, run: Run, targets: list[Target], workers: int, how: st
             if not target.rendering:
                 _finish(target, run)
         if stop:
-            raise stop.leave(run.command("collect", how))
+            raise stop.leave(run.command("collect", *options))
 
 
 def _submit_chunks(pool: Pool, target: Target, function: Any, *args: Any) -> None:

@@ -35,7 +35,7 @@ def run(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -
     """Write `gigabytes` of episodes below `folder` (default: the system's temporary one), measure, delete them.
 
     Returns:
-        milliseconds a batch (median) and GB/s of: the sampler; `episodes_in_memory`, a list of episodes
+        milliseconds a batch and GB/s (see `measure`) of: the sampler; `episodes_in_memory`, a list of episodes
         read whole into memory; `episodes_on_disk`, a list of uncompressed .npz files opened for each item;
         `memory_copy`, one plain copy of a batch's frames. Also the sampler's ratio to each, its time to
         open, and the peak resident memory of a process that samples the whole dataset.
@@ -56,14 +56,18 @@ def run(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -
         in_memory = [_read(file) for file in sorted(files.iterdir())]
         found["episodes_in_memory"] = measure(list_loader(in_memory), batches, frame_bytes)
         size = sum(file.stat().st_size for file in path.iterdir())
-    ours = found["sampler"]["ms"]
     return {
         "dataset_gb": round(size / 1e9, 2), "episodes": episodes, "batch": [BATCH, LENGTH], **found,
-        "times_episodes_on_disk": round(found["episodes_on_disk"]["ms"] / ours, 1),
-        "times_episodes_in_memory": round(found["episodes_in_memory"]["ms"] / ours, 2),
-        "share_of_memory_copy": round(found["memory_copy"]["ms"] / ours, 2),
+        "times_episodes_on_disk": ratio(found, "episodes_on_disk"),
+        "times_episodes_in_memory": ratio(found, "episodes_in_memory"),
+        "times_memory_copy": ratio(found, "memory_copy"),
         **memory,
     }  # fmt: skip
+
+
+def ratio(found: dict[str, dict[str, float]], name: str) -> float:
+    """How many batches the sampler makes in the time of one of another loader, by the clock."""
+    return round(found[name]["ms"] / found["sampler"]["ms"], 2)
 
 
 def write_episodes(path: Path, files: Path, episodes: int) -> None:
@@ -137,14 +141,20 @@ def copies(size: int) -> Callable[[int], np.ndarray]:
 
 
 def measure(load: Callable[[int], Any], batches: int, frame_bytes: int) -> dict[str, float]:
-    """Median milliseconds of a batch after a few unmeasured ones, and its frames' GB/s."""
-    times = []
+    """Medians over batches, after a few unmeasured ones: milliseconds by the clock and of this thread's
+    work (which other processes do not disturb), and the frames' GB/s by the clock."""
+    clock, work = [], []
     for step in range(WARM_UP + batches):
-        began = time.perf_counter()
+        began = time.perf_counter(), time.thread_time()
         load(step)
-        times.append(time.perf_counter() - began)
-    seconds = statistics.median(times[WARM_UP:])
-    return {"ms": round(seconds * 1e3, 3), "gb_per_s": round(frame_bytes / seconds / 1e9, 2)}
+        clock.append(time.perf_counter() - began[0])
+        work.append(time.thread_time() - began[1])
+    seconds = statistics.median(clock[WARM_UP:])
+    return {
+        "ms": round(seconds * 1e3, 3),
+        "cpu_ms": round(statistics.median(work[WARM_UP:]) * 1e3, 3),
+        "gb_per_s": round(frame_bytes / seconds / 1e9, 2),
+    }
 
 
 def peak_memory(path: Path, passes: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from stages.core import worlds
+from stages.core.actor_critic import Actor
 from stages.core.agent import JointModel, State, TaskContext
 from stages.core.backbones.behaviours import memberships
 from stages.core.backbones.motion import window_features
@@ -130,6 +131,25 @@ def text_dream(model: JointModel, task: TaskContext, actions: Tensor) -> np.ndar
     """
     z, _ = model.text_rollout(actions, task, None)
     return decode(model, z).cpu().numpy()
+
+
+@torch.no_grad()
+def policy_dream(
+    model: JointModel, actor: Actor, task: TaskContext, dataset: Dataset, row: int, steps: int
+) -> tuple[np.ndarray, Tensor]:
+    """What a policy expects to happen from the frame at `row`, an episode's first.
+
+    Returns:
+        frames (H+1, 3, 64, 64) uint8 and the mean actions (1, H, A).
+    """
+    device = next(model.parameters()).device
+    image, e = (_window(dataset, k, np.array([row]), 1, device)[:, 0] for k in ("image", "embedding"))
+    no_action = torch.zeros(1, model.dim_action, device=device)
+    start = model.observe_step(image, None, no_action, model.adapter(F.normalize(e.float(), dim=-1)), task)
+    states, actions, _ = model.imagine(
+        start, lambda features, _: actor(torch.cat([features, task.tau], -1))[0], steps, task, None
+    )
+    return decode(model, states.z)[0].cpu().numpy(), actions
 
 
 # ---------------------------------------------------------------------------- true reward

@@ -285,7 +285,7 @@ class Dataset:
     def rows(self, name: str, index: Any) -> np.ndarray:
         """Rows of one array by global row numbers of any shape: (*index.shape, *row_shape)."""
         index = np.asarray(index, np.int64)
-        return self._gather(name, index.reshape(-1), 1).reshape(*index.shape, *self.row_shape(name))
+        return self._gather(name, index.reshape(-1), 1).reshape((*index.shape, *self.row_shape(name)))
 
     def windows(self, name: str, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` consecutive rows from each start: (B, T, *row_shape). A window must not leave its episode."""

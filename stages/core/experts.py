@@ -173,7 +173,7 @@ class Replay:
         """Append one episode of T rows (Dreamer convention: action[t] led to row t)."""
         count = len(reward) - 1
         here, at = slice(self.size, self.size + count), self.rows
-        self.obs[at : at + count + 1] = symlog(torch.from_numpy(np.ascontiguousarray(observation)))
+        self.obs[at : at + count + 1] = symlog(torch.from_numpy(np.array(observation)))
         per_step = reward[1:].astype(np.float64) / tasks.ACTION_REPEAT  # keeps values below 1 / (1 - discount)
         start = np.arange(count)
         end = np.minimum(start + self.n_step, count)  # time limits bootstrap; only a terminal state does not
@@ -183,7 +183,7 @@ class Replay:
             total[inside] += self.discount**k * per_step[start[inside] + k]
         self.row[here] = torch.from_numpy(at + start)
         self.next_row[here] = torch.from_numpy(at + end)
-        self.action[here] = torch.from_numpy(np.ascontiguousarray(action[1:]))
+        self.action[here] = torch.from_numpy(np.array(action[1:]))
         self.reward[here] = torch.from_numpy(total).float()
         self.bootstrap[here] = torch.from_numpy(self.discount ** (end - start) * ~is_terminal[end]).float()
         self.size += count
@@ -320,7 +320,7 @@ def kept_episodes(episodes: int, keep: int) -> list[int]:
     """Which of a run's episodes to keep: all for `keep` 0, else `keep` spread evenly, first and last among them."""
     if keep == 0 or keep >= episodes:
         return list(range(episodes))
-    spread = np.linspace(0, episodes - 1, keep)
+    spread = np.linspace(episodes - 1, 0, keep)  # the last one stays even when only one is kept
     return sorted({round(x) for x in spread})
 
 

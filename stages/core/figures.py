@@ -49,35 +49,47 @@ def strip(rows: Sequence[tuple[str, Clip]], header: Sequence[str] = ()) -> np.nd
     return np.asarray(sheet)
 
 
-def film(rows: Sequence[tuple[str, Sequence[Clip]]], seen: int = 0, scale: int = 2) -> np.ndarray:
-    """Clips of equal length side by side, rows of them with a label each: (T, H', W', 3) uint8.
+def film(
+    rows: Sequence[tuple[str, Sequence[Clip]]], *, columns: Sequence[str] = (), seen: int = 0, scale: int = 2
+) -> np.ndarray:
+    """Clips side by side, rows of them with a label each: (T, H', W', 3) uint8.
 
     Args:
+        columns: a word over each column.
         seen: frames the model still looks at; a bar over the film is grey during them, then orange.
-            0 draws no bar.
+            0 draws no bar. A clip that ends early stays on its last frame.
     """
     size = rows[0][1][0].shape[-1] * scale
-    length, columns = len(rows[0][1][0]), len(rows[0][1])
-    left = _label_width([label for label, _ in rows])
-    top = HEADER if seen else GAP
-    shape = (left + columns * (size + GAP), top + len(rows) * (size + GAP))
+    length = max(len(clip) for _, clips in rows for clip in clips)
+    left, top = _label_width([label for label, _ in rows]), HEADER * (bool(columns) + bool(seen)) or GAP
+    shape = (left + len(rows[0][1]) * (size + GAP), top + len(rows) * (size + GAP))
     font = ImageFont.load_default(11)
+    blank = Image.new("RGB", shape, PAPER)
+    draw = ImageDraw.Draw(blank)
+    for column, word in enumerate(columns):
+        draw.text((left + column * (size + GAP) + size // 2, top - HEADER // 2), word, INK, font, "mm")
+    for row, (label, _) in enumerate(rows):
+        draw.multiline_text((6, top + row * (size + GAP) + size // 2), label, INK, font, "lm", spacing=2)
     pages = []
     for t in range(length):
-        page = Image.new("RGB", shape, PAPER)
-        draw = ImageDraw.Draw(page)
+        page = blank.copy()
         if seen:
-            word, color = ("context", SEEN) if t < seen else (f"imagined, step {t - seen + 1}", IMAGINED)
-            draw.rectangle((left, HEADER - 5, left + (shape[0] - left) * (t + 1) // length, HEADER - 3), fill=color)
-            draw.text((left, 0), word, color, font)
-        for row, (label, clips) in enumerate(rows):
-            y = top + row * (size + GAP)
-            draw.multiline_text((6, y + size // 2), label, INK, font, "lm", spacing=2)
+            _bar(page, left, t, length, seen)
+        for row, (_, clips) in enumerate(rows):
             for column, clip in enumerate(clips):
-                frame = Image.fromarray(clip[t].transpose(1, 2, 0)).resize((size, size), Image.Resampling.NEAREST)
-                page.paste(frame, (left + column * (size + GAP), y))
+                frame = Image.fromarray(clip[min(t, len(clip) - 1)].transpose(1, 2, 0))
+                frame = frame.resize((size, size), Image.Resampling.NEAREST)
+                page.paste(frame, (left + column * (size + GAP), top + row * (size + GAP)))
         pages.append(np.asarray(page))
     return np.stack(pages)
+
+
+def _bar(page: Image.Image, left: int, t: int, length: int, seen: int) -> None:
+    """How far the film is, and whether the model still looks."""
+    word, color = ("context", SEEN) if t < seen else (f"imagined, step {t - seen + 1}", IMAGINED)
+    draw = ImageDraw.Draw(page)
+    draw.text((left, 0), word, color, ImageFont.load_default(11))
+    draw.rectangle((left, HEADER - 3, left + (page.width - left) * (t + 1) // length, HEADER - 2), fill=color)
 
 
 def _label_width(labels: Sequence[str]) -> int:

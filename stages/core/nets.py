@@ -103,8 +103,8 @@ class ImageDecoder(nn.Module):
 
 
 def normalize_image(image: Tensor) -> Tensor:
-    """uint8 → float in [-0.5, 0.5]."""
-    return image.float() / 255.0 - 0.5
+    """uint8 → float in [-0.5, 0.5]; a float image is taken to be normalised already."""
+    return image if image.is_floating_point() else image.float().mul_(1 / 255.0).sub_(0.5)
 
 
 def to_uint8(decoded: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def joint_loss(
     Args:
         batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), part (B,).
     """
-    image, action, is_first = batch["image"], batch["action"], batch["is_first"]
+    image, action, is_first = normalize_image(batch["image"]), batch["action"], batch["is_first"]
     raw = batch["embedding"].float()
     prompts = choose_prompts(raw, batch["task"], labels, config, noise)
     task = model.task(prompts.embedding)

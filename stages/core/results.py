@@ -238,7 +238,7 @@ def _table(
     extra = {r.task for r in results} - set(tasks.task_names(domain))
     names = [*tasks.task_names(domain), *sorted(extra)]
     methods = list(methods) or sorted({r.method for r in results}, key=lambda m: (m != "bitagent", m))
-    cells = {(t, m): c for t in names for m in methods if (c := _cell(results, t, m))}
+    cells = {(t, m): c for t in names for m in methods if (c := cell(results, t, m))}
     theirs = [m for m in methods if any(m in published.get(f"{domain} {t}", {}) for t in names)]
     columns = [Column("task", "text"), Column("random", "random"), *(Column(m, "ours") for m in methods)]
     columns += [Column(f"paper: {m}", "paper") for m in theirs]
@@ -258,7 +258,8 @@ def _table(
     return Table(title, note, columns, rows, numbers)
 
 
-def _cell(results: Sequence[Result], task: str, method: str) -> Cell | None:
+def cell(results: Sequence[Result], task: str, method: str) -> Cell | None:
+    """The scores of one task and method over seeds; None where it was not run."""
     mine = [r for r in results if (r.task, r.method) == (task, method)]
     return Cell(tuple(r.score for r in mine), mine[0].stderr) if mine else None
 
@@ -330,3 +331,16 @@ def _tex(text: str) -> str:
     for sign in ("\\", "&", "%", "$", "#", "_", "{", "}"):
         text = text.replace(sign, r"\textbackslash " if sign == "\\" else f"\\{sign}")
     return text.replace("±", r"$\pm$")
+
+
+def bars(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float]]]:
+    """{task: {method: (mean, standard error)}} of single-task policies, random first; empty when none was scored."""
+    single = [r for r in results if r.single_task]
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for task in dict.fromkeys(r.task for r in single):
+        random = [r.random_score for r in single if r.task == task]
+        found[task] = {"random": (float(np.mean(random)), 0.0)}
+        for method in sorted({r.method for r in single if r.task == task}, key=lambda m: (m != "bitagent", m)):
+            if found_cell := cell(single, task, method):
+                found[task][method] = (found_cell.mean, found_cell.stderr)
+    return found

@@ -116,7 +116,7 @@ class Env:
         self._random = np.random.RandomState(seed % 2**32)
         self._physics = worlds.make_physics(domain)
         self._task = worlds.make_task(domain, task, self._random)
-        self._substeps = worlds.substeps(domain, self._physics.timestep())
+        self._substeps = round(worlds.control_timestep(domain) / self._physics.timestep())
         low, high = self._physics.model.actuator_ctrlrange.T  # (A,) each
         self._centre, self._scale = (low + high) / 2, (high - low) / 2
         self._renderers: dict[tuple[int, int | None, str], Renderer] = {}

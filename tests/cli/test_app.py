@@ -11,7 +11,7 @@ from typer.testing import Result
 from bitagent_cli import __version__
 
 Bitagent = Callable[..., Result]
-STAGES = ("collect", "embed", "pretrain", "behave", "evaluate")
+STAGES = ("collect", "embed", "pretrain", "behave", "evaluate", "transfer", "visualize")
 COMMON = ("--preset", "--scale", "--seed", "--device", "--out", "--set", "--fresh", "--quiet")
 
 

@@ -161,7 +161,7 @@ def test_a_yaml_bomb_costs_nothing(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(max_size=60), st.sampled_from(presets.known_keys()).flatmap(
     lambda key: st.text(max_size=20).map(lambda value: f"{key}={value}"))))  # fmt: skip
 def test_any_setting_is_taken_or_refused_in_words(setting: str) -> None:

@@ -58,6 +58,7 @@ def test_cuda_without_one(bitagent: Bitagent, assert_refused: Refused, monkeypat
         (("behave", "--task", "walk"), "bitagent pretrain"),
         (("behave", "--prompt", "walk slowly"), "bitagent pretrain"),
         (("evaluate", "--task", "walk"), "bitagent behave"),
+        (("transfer", "--src", "cheetah"), "bitagent collect"),
     ],
 )
 def test_missing_predecessor(
@@ -120,6 +121,16 @@ def test_names_stay_inside_the_run(
     bitagent: Bitagent, assert_refused: Refused, command: str, options: tuple[str, ...]
 ) -> None:
     assert_refused(bitagent(command, *SMOKE, *options), "is not a name")
+
+
+def test_nothing_to_show(bitagent: Bitagent, assert_refused: Refused) -> None:
+    assert_refused(bitagent("visualize", *SMOKE), "nothing to show", "bitagent collect")
+
+
+def test_transfer_to_itself_or_from_nowhere(bitagent: Bitagent, assert_refused: Refused) -> None:
+    assert_refused(bitagent("transfer", *SMOKE, "--src", "walker"), "two bodies")
+    assert_refused(bitagent("transfer", *SMOKE, "--src", "wlker"), "did you mean 'walker'")
+    assert_refused(bitagent("transfer", *SMOKE, "--src", "cheetah", "--task", "wlak"), "walk")
 
 
 def test_goals(bitagent: Bitagent, assert_refused: Refused) -> None:

@@ -76,54 +76,43 @@ def norm_gru(w: Weights, x: Array, h: Array) -> Array:
     return update * candidate + (1.0 - update) * h
 
 
-def conv(x: Array, kernel: Array, bias: Array | None = None, stride: int = 2, pad: int = 1) -> Array:
-    """x (I, H, W), kernel (O, I, k, k) → (O, H', W')."""
-    size = kernel.shape[-1]
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
+def conv(w: Weights, x: Array, stride: int) -> Array:
+    """Zero-padded by 1. x (I, H, W), weight (O, I, k, k) → (O, H', W')."""
+    kernel, size = w["weight"], w["weight"].shape[-1]
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     side = (x.shape[1] - size) // stride + 1
     out = np.zeros((len(kernel), side, side))
     for i in range(side):
         for j in range(side):
             patch = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
-            out[:, i, j] = (kernel * patch).sum((1, 2, 3))
-    return out if bias is None else out + bias[:, None, None]
+            out[:, i, j] = (kernel * patch).sum((1, 2, 3)) + w["bias"]
+    return out
 
 
-def conv_transpose(x: Array, kernel: Array, bias: Array | None = None, stride: int = 2, pad: int = 1) -> Array:
-    """x (I, H, W), kernel (I, O, k, k) → (O, 2H, 2W): every input pixel stamps the kernel onto the output."""
-    size, side = kernel.shape[-1], x.shape[1]
-    out = np.zeros((kernel.shape[1], (side - 1) * stride + size, (side - 1) * stride + size))
-    for i in range(side):
-        for j in range(side):
-            out[:, i * stride : i * stride + size, j * stride : j * stride + size] += np.tensordot(x[:, i, j], kernel, 1)
-    out = out[:, pad:-pad, pad:-pad]
-    return out if bias is None else out + bias[:, None, None]
-
-
-def channel_norm(w: Weights, x: Array) -> Array:
-    """LayerNorm over the channels at each pixel of x (C, H, W)."""
-    out = np.empty_like(x)
-    for i in range(x.shape[1]):
-        for j in range(x.shape[2]):
-            out[:, i, j] = layer_norm(w, x[:, i, j])
+def pixel_shuffle(x: Array) -> Array:
+    """(4 C, H, W) → (C, 2 H, 2 W): four channels become one 2 × 2 block of pixels."""
+    out = np.zeros((len(x) // 4, 2 * x.shape[1], 2 * x.shape[2]))
+    for channel in range(len(out)):
+        for row in range(2):
+            for column in range(2):
+                out[channel, row::2, column::2] = x[4 * channel + 2 * row + column]
     return out
 
 
 def image_encoder(w: Weights, image: Array) -> Array:
     """uint8 (3, 64, 64) → features."""
     x = image.astype(np.float64) / 255.0 - 0.5
-    for block in range(4):
-        x = silu(channel_norm(under(w, f"{3 * block + 1}.norm"), conv(x, w[f"{3 * block}.weight"])))
+    for number in (0, 2, 4, 6):
+        x = silu(conv(under(w, str(number)), x, stride=2))
     return x.reshape(-1)
 
 
 def image_decoder(w: Weights, z: Array) -> Array:
     """z → image (3, 64, 64) around 0."""
     x = linear(under(w, "stem"), z).reshape(-1, 4, 4)
-    for block in range(3):
-        x = conv_transpose(x, w[f"convs.{3 * block}.weight"])
-        x = silu(channel_norm(under(w, f"convs.{3 * block + 1}.norm"), x))
-    return conv_transpose(x, w["convs.9.weight"], w["convs.9.bias"])
+    for number in (0, 3, 6):
+        x = silu(pixel_shuffle(conv(under(w, f"convs.{number}"), x, stride=1)))
+    return pixel_shuffle(conv(under(w, "convs.9"), x, stride=1))
 
 
 # ---------------------------------------------------------------------------- categoricals

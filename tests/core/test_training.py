@@ -31,7 +31,7 @@ def joint(model: JointModel, device: torch.device = CPU) -> Loss:
 
 
 def batches(count: int, device: torch.device = CPU, **size: int) -> list[dict[str, Tensor]]:
-    made = [make_batch(seed=i, starts=((0, 0), (1, 2)), **size) for i in range(count)]
+    made = [make_batch(seed=i, starts=((0, 0), (1, 1)), **size) for i in range(count)]
     return [{k: v.to(device) for k, v in batch.items()} for batch in made]
 
 
@@ -245,3 +245,51 @@ def test_compiled_equals_eager() -> None:
 
 
 # ---------------------------------------------------------------------------- CUDA
+
+
+def train_on_cuda(*, compiled: bool, captured: bool, bf16: bool) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    cuda = torch.device("cuda")
+    model = make_model().to(cuda)
+    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    pair = [(optimizer, 100.0)]
+    update = training.make_update(joint(model, cuda), pair, cuda, bf16=bf16, compiled=compiled, captured=captured)
+    torch.manual_seed(3)
+    data = batches(training.CapturedUpdate.WARMUP + 5, cuda)
+    terms = [{k: v.item() for k, v in update(batch).items()} for batch in data]
+    if captured:
+        assert isinstance(update, training.CapturedUpdate) and update.graph is not None
+    return state(model), terms
+
+
+@needs_cuda
+def test_captured_update_replays_the_eager_one() -> None:
+    """Same random numbers, same arithmetic: the graph changes nothing but the launches."""
+    weights, terms = train_on_cuda(compiled=False, captured=True, bf16=False)
+    wanted, eager = train_on_cuda(compiled=False, captured=False, bf16=False)
+    for a, b in zip(terms, eager, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@needs_cuda
+def test_compiled_and_captured_update_equals_eager_within_bf16() -> None:
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fallback_random=True):
+        _, terms = train_on_cuda(compiled=True, captured=True, bf16=True)
+    _, eager = train_on_cuda(compiled=False, captured=False, bf16=True)
+    for a, b in zip(terms, eager, strict=True):
+        for name in ("image", "kl_nats", "semantic_reconstruction", "alignment", "text_imagination", "joint_behavior"):
+            assert a[name] == pytest.approx(b[name], rel=0.05, abs=0.02), name
+
+
+@needs_cuda
+def test_captured_update_draws_new_noise_at_every_replay() -> None:
+    cuda = torch.device("cuda")
+    model = make_model().to(cuda)
+    optimizer = training.make_optimizer(list(model.parameters()), 0.0, 0.0)
+    pair = [(optimizer, 100.0)]
+    update = training.make_update(joint(model, cuda), pair, cuda, bf16=False, compiled=False, captured=True)
+    batch = batches(1, cuda)[0]
+    found = [update(batch)["joint_behavior"].item() for _ in range(training.CapturedUpdate.WARMUP + 4)]
+    assert len(set(found)) == len(found)

@@ -15,6 +15,9 @@ from stages.core.backbones.motion import Array, Features
 
 Memberships = dict[str, Array]
 
+# m/s at which legs of 1.2 m change from walking to running: a Froude number v² / (g L) of about 0.5
+RUNNING = 2.5
+
 
 def over(value: Array, threshold: float, width: float) -> Array:
     """Soft `value > threshold`: 0.5 at the threshold, 0.95 at one `width` above it."""
@@ -37,6 +40,8 @@ def _walker(f: Features) -> Memberships:
     on_feet = up * over(f["height"], 0.92, 0.15) * over(f["knee_low"], 0.28, 0.08)
     slow = under(np.abs(speed), 0.4, 0.25)
     one_up = over(f["foot_high"] - f["foot_low"], 0.3, 0.1)
+    # a gait may be a hop or a deep stride: the body need only stay up and off the floor
+    moving = over(f["upright"], 0.5, 0.3) * over(f["height"], 0.68, 0.12) * under(np.abs(f["spin"]), 3.0, 0.8)
     low = under(f["height"], 0.45, 0.12)
     flat = under(np.abs(f["upright"]), 0.55, 0.2)
     calm_spin = under(np.abs(f["spin"]), 3.0, 0.8)
@@ -44,10 +49,10 @@ def _walker(f: Features) -> Memberships:
     return {
         "stand": on_feet * slow * (1 - one_up),
         "one_leg": on_feet * one_up * under(np.abs(speed), 0.7, 0.3),
-        "walk": on_feet * over(speed, 0.4, 0.25) * under(speed, 2.2, 0.6),
-        "run": over(f["upright"], 0.4, 0.3) * over(f["height"], 0.8, 0.15) * over(speed, 2.2, 0.6) * calm_spin,
-        "backward": on_feet * over(-speed, 0.4, 0.25),
-        "kneel": kneel * under(f["knee_low"], 0.22, 0.08) * under(np.abs(speed), 1.5, 0.5),
+        "walk": moving * over(speed, 0.4, 0.25) * under(speed, RUNNING, 0.6),
+        "run": moving * over(speed, RUNNING, 0.6),
+        "backward": moving * over(-speed, 0.4, 0.25),
+        "kneel": kneel * under(f["knee_low"], 0.22, 0.08) * under(np.abs(speed), 0.6, 0.3),
         "on_back": low * flat * over(f["facing"], 0.6, 0.25) * calm_spin,
         "on_front": low * flat * under(f["facing"], -0.6, 0.25) * calm_spin,
         "upside_down": under(f["upright"], -0.5, 0.2),
@@ -65,7 +70,7 @@ def _walker(f: Features) -> Memberships:
         "still": under(np.abs(speed), 0.3, 0.2) * under(f["effort"], 1.5, 0.8),
         "struggle": low * over(f["effort"], 3.0, 1.0),
         "forward": over(speed, 0.4, 0.25),
-        "fast": over(np.abs(speed), 2.2, 0.6),
+        "fast": over(np.abs(speed), RUNNING, 0.6),
     }
 
 

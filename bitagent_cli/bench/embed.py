@@ -1,0 +1,155 @@
+"""What the offline backbone understands of a run's data, and how fast it is (tables of docs/backbones.md).
+
+    bitagent bench embed --preset walker
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core import artifacts, tasks
+from stages.core.backbones import load_backbone
+from stages.core.backbones.captions import CLASSES
+from stages.core.backbones.contrast import held_out_episodes, label
+from stages.core.backbones.offline import OfflineBackbone, VideoTower
+from stages.core.episodes import Dataset
+
+CLIPS = 300  # a class or a task
+GALLERIES = 500  # a sentence
+EXPERT = 0.9  # an expert's episode reaches this share of its part's best return
+BATCH = 512
+
+
+def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Measure the backbone of a run on episodes it never saw.
+
+    Returns:
+        {"retrieval", "retrieval_random_weights", "prompts", "smoothness", "frames_per_second", "training_seconds", ...}.
+    """
+    backbone = load_backbone("offline", root, device)
+    assert isinstance(backbone, OfflineBackbone)
+    artifact = artifacts.load(root / "backbone", "backbone")
+    dataset = Dataset.open(training_data(root, artifact), domain)
+    held = held_out_episodes(dataset, float(artifact.meta["config"]["holdout"]))
+    return {
+        "backbone": backbone.id,
+        "held_out_episodes": int(held.sum()),
+        "retrieval": retrieval(dataset, backbone, held, seed),
+        "retrieval_random_weights": retrieval(dataset, with_random_video(backbone, artifact, seed), held, seed),
+        "prompts": prompt_ranking(dataset, backbone, held, seed),
+        "smoothness": smoothness(dataset, backbone, held),
+        "frames_per_second": frames_per_second(dataset, backbone),
+        "training_seconds": artifact.meta["wall_seconds"],
+    }
+
+
+def training_data(root: Path, backbone: artifacts.Artifact) -> list[Path]:
+    """The datasets the backbone was trained on, in the same order, so that the same episodes are held out."""
+    wanted = set(backbone.meta["inputs"].values())
+    found = sorted(p.parent for p in (root / "data").glob("*/artifact.json"))
+    return [p for p in found if artifacts.load(p, "collect").id in wanted]
+
+
+def with_random_video(backbone: OfflineBackbone, artifact: artifacts.Artifact, seed: int) -> OfflineBackbone:
+    """The same backbone with an untrained video tower: the control."""
+    control = OfflineBackbone(artifact, backbone.device)
+    torch.manual_seed(seed)
+    control.video = VideoTower(control.config).eval().to(backbone.device)
+    return control
+
+
+def retrieval(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray, seed: int) -> dict[str, Any]:
+    """Text-to-video retrieval among the ten behaviour classes on paraphrases never trained on.
+
+    Each held-out sentence chooses from galleries of one held-out clip per class; chance is 1 in 10.
+
+    Returns:
+        {"top1": mean over classes, "classes": {name: {"top1", "clips", "sentences"}}}.
+    """
+    windows, membership, concepts = label(dataset)
+    random = np.random.default_rng(seed)
+    best = membership[:, :CLASSES].argmax(1)  # (N,)
+    clear = (membership[:, :CLASSES].max(1) > 0.5) & np.repeat(held, dataset.episode_length)
+    clips = [_some(random, np.flatnonzero(clear & (best == k)), CLIPS) for k in range(CLASSES)]
+    present = [k for k in range(CLASSES) if len(clips[k])]
+    video = {k: embed_windows(dataset, backbone, windows[clips[k]]) for k in present}
+    classes = {}
+    for k in present:
+        text = backbone.encode_text(concepts[k].held_out)  # (M, dim)
+        scores = [(text @ video[j].T).cpu().numpy() for j in present]  # each (M, clips)
+        drawn = np.stack([s[:, random.integers(s.shape[1], size=GALLERIES)] for s in scores], -1)  # (M, G, classes)
+        hit = np.array(present)[drawn.argmax(-1)] == k
+        classes[concepts[k].name] = {"top1": round(float(hit.mean()), 3), "clips": len(clips[k]), "sentences": len(text)}
+    return {"top1": round(float(np.mean([c["top1"] for c in classes.values()])), 3), "classes": classes}
+
+
+def prompt_ranking(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray, seed: int) -> dict[str, Any]:
+    """For each task's expert episodes: the share of clips on which its own default prompt scores highest.
+
+    Over the held-out expert episodes; over all expert episodes of a task that has none held out.
+    """
+    random = np.random.default_rng(seed)
+    windows = label(dataset)[0]
+    found = [p for p in dataset.parts if p.task]
+    text = backbone.encode_text([tasks.get_task(dataset.domain, p.task).prompt for p in found])
+    result = {}
+    for own, part in enumerate(found):
+        chosen, seen_in_training = expert_episodes(dataset, dataset.parts.index(part), held)
+        rows = np.concatenate([dataset.episode_start[e] + np.arange(dataset.episode_length[e]) for e in chosen])
+        video = embed_windows(dataset, backbone, windows[_some(random, rows, 4 * CLIPS)])
+        share = torch.bincount((video @ text.T).argmax(1), minlength=len(found)) / len(video)
+        result[part.task] = {
+            "own": round(float(share[own]), 3),
+            "shares": {p.task: round(float(s), 3) for p, s in zip(found, share, strict=True)},
+            "episodes": len(chosen),
+            "held_out": not seen_in_training,
+        }
+    return result
+
+
+def expert_episodes(dataset: Dataset, part: int, held: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Episodes of a part near its best return, held-out ones if any; and whether training saw them."""
+    info = dataset.episode_info
+    mine = info.part == part
+    expert = mine & (info.returns >= EXPERT * info.returns[mine].max())
+    unseen = np.flatnonzero(expert & held)
+    return (unseen, False) if len(unseen) else (np.flatnonzero(expert), True)
+
+
+def smoothness(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray) -> dict[str, float]:
+    """Mean cosine between neighbouring windows, and between windows of different episodes."""
+    some = [_embed_episode(dataset, backbone, int(e)) for e in np.flatnonzero(held)[:20]]
+    near = torch.cat([(e[1:] * e[:-1]).sum(1) for e in some]).mean()
+    far = torch.stack([(a[:: len(a) // 50][:50] @ b[:: len(b) // 50][:50].T).mean() for a, b in zip(some, some[1:], strict=False)])
+    return {"next_frame": round(float(near), 3), "other_episode": round(float(far.mean()), 3)}
+
+
+def frames_per_second(dataset: Dataset, backbone: OfflineBackbone, episodes: int = 40) -> float:
+    """Frames embedded a second along whole episodes, reading included, after a warm-up."""
+    _embed_episode(dataset, backbone, 0)
+    numbers = range(min(episodes, dataset.n_episodes))
+    began = time.perf_counter()
+    count = sum(len(_embed_episode(dataset, backbone, n).cpu()) for n in numbers)
+    return round(count / (time.perf_counter() - began))
+
+
+def embed_windows(dataset: Dataset, backbone: OfflineBackbone, windows: np.ndarray) -> Tensor:
+    """Windows of dataset rows (N, 8) → (N, dim)."""
+    parts = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
+    return torch.cat([backbone.encode_video(torch.from_numpy(dataset.rows("image", p))) for p in parts])
+
+
+def _embed_episode(dataset: Dataset, backbone: OfflineBackbone, number: int) -> Tensor:
+    image = dataset.episode(number).image
+    assert image is not None  # it was trained on frames
+    return backbone.encode_episode(image, BATCH)
+
+
+def _some(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    return np.sort(random.choice(rows, min(count, len(rows)), replace=False)) if len(rows) else rows

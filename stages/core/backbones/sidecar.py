@@ -1,0 +1,154 @@
+"""The two ends of embedding a dataset: episodes' frames at the backbone's size, and rows that survive a stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.render import render_states
+from stages.core.shards import write_shard
+
+SAVE_SECONDS = 30.0
+
+
+class FrameSource:
+    """The frames of a dataset's episodes for a backbone of a given frame size.
+
+    Stored frames when they have that size; else rendered again from the physics states, by the
+    dataset's own renderer and camera; else (imported data) the stored ones, which the backbone resizes.
+    `how` says which. Raises BadInput when there are neither frames nor states.
+    """
+
+    def __init__(self, dataset: Dataset, size: int, workers: int) -> None:
+        facts = dataset.parts[0].artifact.meta["extra"]
+        self.dataset, self.size, self.workers = dataset, size, workers
+        self.camera: int | None = facts.get("camera")
+        name = str(facts["renderer"]) or "ray"
+        self.backend, self.supersample = name.removesuffix("-2x2"), name.endswith("-2x2")
+        self.rendered = dataset.image_size != size and dataset.has("state")
+        if self.rendered:
+            self.how = f"{name} at {size}"
+        elif dataset.image_size == size:
+            self.how = "stored"
+        elif dataset.has("image"):
+            self.how = f"resized to {size}"
+        else:
+            raise BadInput(f"{dataset.parts[0].artifact.path} holds neither frames nor physics states; collect it again")
+
+    def episodes(self, start: int) -> Iterator[np.ndarray]:
+        """uint8 (T, 3, H, W) of each episode from number `start` on."""
+        numbers = range(start, self.dataset.n_episodes)
+        if not self.rendered:
+            for number in numbers:
+                yield self._stored(number)
+        elif self.workers <= 1:
+            for number in numbers:
+                yield self._render(number)
+        else:
+            yield from self._render_ahead(numbers)
+
+    def _stored(self, number: int) -> np.ndarray:
+        image = self.dataset.episode(number).image
+        assert image is not None
+        return image
+
+    def _job(self, number: int) -> tuple[Any, ...]:
+        state = self.dataset.episode(number).state
+        assert state is not None
+        return self.dataset.domain, np.array(state), self.size, self.camera, self.backend, self.supersample
+
+    def _render(self, number: int) -> np.ndarray:
+        return render_states(*self._job(number))
+
+    def _render_ahead(self, numbers: range) -> Iterator[np.ndarray]:
+        """Render over processes, a few episodes ahead of the backbone, in order."""
+        with ProcessPoolExecutor(self.workers, get_context("spawn")) as pool:
+            waiting: deque[Future[np.ndarray]] = deque()
+            try:
+                for number in numbers:
+                    waiting.append(pool.submit(render_states, *self._job(number)))
+                    if len(waiting) > 2 * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+class PartialEmbeddings:
+    """Rows embedded so far, in `<path>.partial/`: a later run of the same work goes on after the last episode.
+
+    Args:
+        about: config and inputs; rows left by other work are dropped.
+    """
+
+    def __init__(self, path: Path, dataset: Dataset, dim: int, about: Mapping[str, Any]) -> None:
+        self.folder, self.dataset = path.parent / f"{path.name}.partial", dataset
+        self.about = json.loads(json.dumps(about, default=str))
+        self.shape = (dataset.n_frames, dim)
+        self.episodes = self._resume()
+        self._saved = time.monotonic()
+        self._map: np.memmap[Any, np.dtype[np.float16]] = np.memmap(
+            self.folder / "rows.f16", np.float16, "r+" if self.episodes else "w+", shape=self.shape
+        )
+
+    def _resume(self) -> int:
+        """Episodes that are safe on disk; 0 after making the folder anew."""
+        try:
+            state = json.loads((self.folder / "progress.json").read_text())
+            size = (self.folder / "rows.f16").stat().st_size
+            if state["about"] == self.about and size == 2 * self.shape[0] * self.shape[1]:
+                return min(int(state["episodes"]), self.dataset.n_episodes)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        return 0
+
+    @property
+    def rows(self) -> int:
+        return int(self.dataset.episode_length[: self.episodes].sum())
+
+    def restart(self) -> None:
+        """Forget the rows of an earlier attempt."""
+        self.episodes = 0
+
+    def append(self, embeddings: np.ndarray) -> None:
+        """The next episode's embeddings (T, dim). Raises BadInput when they are not finite."""
+        if not np.isfinite(embeddings).all():
+            raise BadInput("the backbone gave embeddings that are not finite; its weights are damaged: get them again")
+        start = self.rows
+        self._map[start : start + len(embeddings)] = embeddings
+        self.episodes += 1
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Make everything appended so far survive a kill."""
+        self._map.flush()
+        draft = self.folder / ".progress.json"
+        draft.write_text(json.dumps({"about": self.about, "episodes": self.episodes}))
+        draft.rename(self.folder / "progress.json")
+        self._saved = time.monotonic()
+
+    def write_shards(self, folder: Path) -> None:
+        """One file for each shard of the dataset, of the same name: `embedding` (N, dim) float16."""
+        for shard, start, stop in zip(
+            self.dataset.shards, self.dataset.offsets[:-1], self.dataset.offsets[1:], strict=True
+        ):
+            write_shard(folder / shard.file.name, {"embedding": [np.asarray(self._map[start:stop])]})
+
+    def drop(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

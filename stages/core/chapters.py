@@ -1,0 +1,312 @@
+"""The parts of the report. Each draws what it has into the scene's folder, or raises BadInput saying what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core import artifacts, diagnostics, figures, logs, results, tasks
+from stages.core.agent import State, TaskContext, load_model
+from stages.core.diagnostics import RewardFunction
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.grounding import text_reward
+from stages.core.report import Chapter, Picture
+from stages.core.results import Column, Table
+from stages.core.scene import Scene, load_actor
+from stages.core.sheets import contact_sheet, save_png
+
+FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
+TRAINED_ON = "The episodes are those the model was trained on: no split is held out."
+
+
+def scores(scene: Scene) -> Chapter:
+    """Every evaluation of the run, with random and the paper's values beside."""
+    run = scene.run
+    found = results.gather(run.root, run.domain)
+    if not found:
+        raise BadInput(f"no evaluation yet; make one with: {run.command('evaluate', '--task', _first_task(scene))}")
+    made = {
+        "scores": results.tasks_table(found, run.domain),
+        "multi-task": results.multi_task_table(found, run.domain),
+        "ablation": results.ablation_table(found, run.domain),
+        "prompts": results.prompts_table(found),
+    }
+    tables = {stem: table for stem, table in made.items() if table}
+    for stem, table in tables.items():
+        scene.save_table(stem, table)
+    chapter = Chapter("Scores", tables=list(tables.values()))
+    if bars := results.bars(found):
+        figures.score_bars(scene.folder / "scores.png", bars)
+        chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
+    return chapter
+
+
+def policies(scene: Scene) -> Chapter:
+    """Best and worst evaluation episode of each policy."""
+    films = _films(scene)
+    if not films:
+        command = scene.run.command("evaluate", "--task", _first_task(scene))
+        raise BadInput(f"no evaluation with films yet; make one with: {command}")
+    rows = [(word, [pair[i] for pair in films.values()]) for i, word in enumerate(("best", "worst"))]
+    figures.save_gif(scene.folder / "policies.gif", figures.film(rows, columns=list(films)), FILM_PAUSE)
+    picture = Picture("policies.gif", "Best and worst evaluation episode of each task.")
+    return Chapter("Policies", "Each policy in the real environment, faster than real time.", pictures=[picture])
+
+
+def _films(scene: Scene) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{task: frames of its policy's best and worst evaluation episode}, of those that have been filmed."""
+    found = {}
+    for name in tasks.task_names(scene.run.domain):
+        folder = scene.run.root / "evaluation" / scene.label / name
+        best, worst = folder / f"{name}-best.gif", folder / f"{name}-worst.gif"
+        if best.exists() and worst.exists():
+            found[name] = (figures.read_gif(best), figures.read_gif(worst))
+    return found
+
+
+def imagination(scene: Scene) -> Chapter:
+    """Open-loop prediction: real frames above imagined ones, and the error by horizon."""
+    c, dataset, folder = scene.config, scene.dataset, scene.folder
+    length = c.context + c.horizon
+    shown = diagnostics.open_loop(scene.model, dataset, best_windows(dataset, c.windows, length), c.context, c.horizon)
+    rows = [("real", list(shown.real)), ("imagined", list(shown.predicted))]
+    figures.save_gif(folder / "imagined-vs-real.gif", figures.film(rows, seen=c.context), scene.pause)
+    later = np.linspace(c.context, length - 1, min(10, c.horizon)).astype(int)
+    steps = np.unique([0, c.context - 1, *later])
+    header = ["seen" if t < c.context else f"+{t - c.context + 1}" for t in steps]
+    strips: list[tuple[str, np.ndarray]] = []
+    for real, made in zip(shown.real, shown.predicted, strict=True):
+        strips += [("real", real[steps]), ("imagined", made[steps])]
+    save_png(figures.strip(strips, header), folder / "imagined-vs-real.png")
+    starts = diagnostics.draw_windows(dataset, c.error_windows, length, scene.run.seed)
+    summary = diagnostics.open_loop_summary(diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon))
+    scene.save_json("prediction-error", summary)
+    figures.prediction_error(folder / "prediction-error.png", summary)
+    text = (
+        f"The model looks at {c.context} frames, then predicts {c.horizon} more from the data's actions alone; it "
+        f"beats copying the last frame up to step {summary['better_than_copying']}. {TRAINED_ON}"
+    )
+    pictures = [
+        Picture("imagined-vs-real.gif", "Real frames above imagined ones."),
+        Picture("imagined-vs-real.png", "The same windows, by steps after the last frame seen."),
+        Picture("prediction-error.png", "Error of open-loop prediction by horizon.", chart=True),
+    ]
+    return Chapter("Imagination", text, pictures=pictures)
+
+
+def best_windows(dataset: Dataset, count: int, length: int) -> np.ndarray:
+    """Windows from the middle of the best episodes, the parts of the dataset in turn: (count,) start rows."""
+    info = dataset.episode_info
+    ranked = []
+    for part in range(len(dataset.parts)):
+        mine = np.flatnonzero((info.part == part) & (info.length >= length))
+        ranked.append(mine[np.argsort(-info.returns[mine], kind="stable")])
+    chosen = np.array([group[i] for i in range(max(map(len, ranked))) for group in ranked if i < len(group)][:count])
+    if not len(chosen):
+        raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
+    return info.start[chosen] + (info.length[chosen] - length) // 2
+
+
+def dreams(scene: Scene) -> Chapter:
+    """Decoded text imaginations of every prompt, what its policy expects, and the gates."""
+    names, steps, folder = list(scene.prompts), scene.config.dream_steps, scene.folder
+    text = _text_dreams(scene, steps)
+    rows = [("text\nimagination", list(text))]
+    expected = {name: found[0] for name in names if (found := _policy_dream(scene, name, steps))}
+    if expected:
+        rows.append(("policy,\nimagined", [expected.get(name, np.full_like(text[0], 255)) for name in names]))
+    figures.save_gif(folder / "dreams.gif", figures.film(rows, columns=[n[:20] for n in names]), scene.pause)
+    at = np.linspace(0, steps, min(10, steps + 1)).astype(int)
+    strips = [(fill(name, 18), clip[at]) for name, clip in zip(names, text, strict=True)]
+    save_png(figures.strip(strips, [str(t) for t in at]), folder / "dreams.png")
+    gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
+    scene.save_json("gates", {"prompts": scene.prompts, "gates": gates})
+    figures.gate_bars(folder / "gates.png", {n[:24]: g for n, g in gates.items()})
+    asked = "; ".join(f"{name}: “{prompt}”" for name, prompt in scene.prompts.items() if name != prompt)
+    below = "; below, what its policy expects from an episode's first frame" if expected else ""
+    pictures = [
+        Picture("dreams.gif", f"Decoded text imagination of each prompt{below}."),
+        Picture("dreams.png", "The same text imaginations, by step."),
+        Picture("gates.png", "Gate of each fusion layer (Eq. 5).", chart=True),
+    ]
+    if films := _films(scene):
+        save_png(_real_above_text(scene, films), folder / "real-above-text-imagination.png")
+        caption = "Real frames of a policy above the text imagination of its prompt, four decisions apart (Fig. 4)."
+        pictures.append(Picture("real-above-text-imagination.png", caption))
+    about = f"Text imagination (Eq. 7, 8), decoded. Prompts: {asked}."
+    return Chapter("What the model thinks a prompt looks like", about, pictures=pictures)
+
+
+def _real_above_text(scene: Scene, films: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Two rows a task: its policy's best episode past getting up, and the decoded text imagination."""
+    made = dict(zip(scene.prompts, _text_dreams(scene, 9 * FILM_STRIDE), strict=True))
+    strips: list[tuple[str, np.ndarray]] = []
+    for name, (best, _) in films.items():
+        middle = max(0, min(40, len(best) - 10))
+        strips += [(f"{name}\nreal", best[middle : middle + 10]), ("imagined", made[name][::FILM_STRIDE])]
+    return figures.strip(strips)
+
+
+def _text_dreams(scene: Scene, steps: int) -> np.ndarray:
+    """(K, steps+1, 3, 64, 64): along the policy's own actions where the model reads them and there is a policy."""
+    actions = torch.zeros(len(scene.prompts), steps, scene.model.dim_action, device=scene.run.device)
+    if scene.model.config.text_actions == "policy":
+        for k, name in enumerate(scene.prompts):
+            if found := _policy_dream(scene, name, steps):
+                actions[k] = found[1][0]
+    return diagnostics.text_dream(scene.model, scene.contexts, actions)
+
+
+def _policy_dream(scene: Scene, name: str, steps: int) -> tuple[np.ndarray, Tensor] | None:
+    """Frames and actions of the prompt's policy in its own model; None where no policy was trained."""
+    artifact = scene.policies.get(scene.prompts[name])
+    if artifact is None:
+        return None
+    model = load_model(artifact, scene.run.device)
+    with torch.no_grad():
+        context = model.task(artifact.tensors("prompt", scene.run.device)["embedding"])
+    first = int(scene.dataset.episode_start[0])
+    return diagnostics.policy_dream(model, load_actor(artifact, model), context, scene.dataset, first, steps)
+
+
+# ---------------------------------------------------------------------------- reward
+
+
+def rewards(scene: Scene) -> Chapter:
+    """The learned reward beside the true one along episodes, and how well it ranks it over all sources."""
+    c, dataset = scene.config, scene.dataset
+    count = c.reward_episodes if scene.judge_reward else c.reward_glance
+    episodes = diagnostics.choose_episodes(dataset, count)
+    functions: dict[str, RewardFunction] = {
+        "text": partial(_text_reward, scene, "none"),
+        "text, best shift": partial(_text_reward, scene, "best"),
+    }
+    learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, functions, c.reward_horizon)
+    similarity = _similarity(scene, episodes, learned["text"].shape[-1])
+    about: dict[str, Any] = {}
+    traces = {}
+    for k, task in enumerate(tasks.task_names(scene.run.domain)):  # the first prompts are the tasks
+        mine = {name: value[k] for name, value in learned.items()} | {"similarity": similarity[k]}
+        about[task] = diagnostics.reward_diagnostics(dataset, task, episodes, mine, c.reward_windows, scene.run.seed)
+        traces[task] = _traces(dataset, task, episodes, mine["text"])
+    scene.save_json("reward", about)
+    figures.reward_traces(scene.folder / "reward.png", traces)
+    table = _reward_table(about)
+    scene.save_table("reward-rank", table)
+    picture = Picture("reward.png", "Learned text reward and true reward along whole episodes.", chart=True)
+    return Chapter(
+        "Learned reward", f"No reward is shown to the agent; here it is judged. {TRAINED_ON}", [table], [picture]
+    )
+
+
+def _text_reward(scene: Scene, align: str, task: TaskContext, state: State, action: Tensor) -> Tensor:
+    return text_reward(scene.model, task, state.z, action, "best" if align == "best" else "none")
+
+
+def _similarity(scene: Scene, episodes: np.ndarray, length: int) -> np.ndarray:
+    """The baseline without a world model: cosine of each frame's embedding and the prompt's, (K, E, length)."""
+    rows = scene.dataset.episode_info.start[episodes][:, None] + np.arange(1, length + 1)
+    e = F.normalize(torch.from_numpy(scene.dataset.rows("embedding", rows)).float(), dim=-1)
+    return torch.einsum("etd,kd->ket", e, scene.text.cpu()).numpy()
+
+
+def _traces(
+    dataset: Dataset, task: str, episodes: np.ndarray, learned: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{episode: (learned, true)} of the best episodes of the task's expert, of task-free data, and of another task."""
+    info = dataset.episode_info
+    kinds: dict[str, list[int]] = {"expert": [], "random": [], "other": []}
+    for index, number in enumerate(episodes):
+        part = dataset.parts[int(info.part[number])]
+        kinds["expert" if part.task == task else "other" if part.task else "random"].append(index)
+    found = {}
+    for group in kinds.values():
+        if group:
+            index = max(group, key=lambda i: info.returns[episodes[i]])
+            number = int(episodes[index])
+            rows = info.start[number] + np.arange(1, learned.shape[1] + 1)
+            name = diagnostics.source_name(dataset, int(info.part[number]), task)
+            true = diagnostics.true_reward(dataset.domain, task, dataset.rows("state", rows))
+            found[name] = (learned[index], true)
+    return found
+
+
+def _reward_table(about: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Rank correlations and mean learned reward by source, one row a task."""
+    names = list(next(iter(about.values()))["spearman"])
+    columns = [Column("task", "text"), *(Column(f"rank correlation: {n}", "ours") for n in names)]
+    columns += [Column(f"mean text reward: {n}", "ours") for n in ("expert", "other tasks", "random and explore")]
+    rows = []
+    for task, found in about.items():
+        sources = found["by_source"]
+        groups = {
+            "expert": [s for s in sources if s in ("expert", "imported")],
+            "other": [s for s in sources if " of " in s],
+            "random": [s for s in sources if s in ("random", "explore")],
+        }
+        means = [_pooled([sources[s] for s in group]) for group in groups.values()]
+        ranks = ["" if found["spearman"][n] is None else f"{found['spearman'][n]:.2f}" for n in names]
+        rows.append([task, *ranks, *means])
+    first = next(iter(about.values()))
+    note = (
+        f"Spearman's rank correlation with the true reward over {first['windows']} windows of "
+        f"{first['frames_a_window']} frames drawn from {first['episodes']} episodes of all sources. “similarity” is "
+        "the plain cosine of the backbone's embeddings of frames and prompt, without a world model. By source and "
+        "behaviour: reward.json."
+    )
+    return Table(
+        "Does the learned reward rank the true one?", note, columns, rows, [{"task": t, **f} for t, f in about.items()]
+    )
+
+
+def _pooled(sources: list[Mapping[str, Any]]) -> str:
+    if not sources:
+        return ""
+    weights = [s["windows"] for s in sources]
+    return f"{np.average([s['mean']['text'] for s in sources], weights=weights):.3f}"
+
+
+# ---------------------------------------------------------------------------- training, data
+
+
+def training(scene: Scene) -> Chapter:
+    """Curves of every metric that any stage logged."""
+    found = logs.grouped(scene.run.root)
+    if not found:
+        raise BadInput(f"no training log yet; make one with: {scene.run.command('pretrain')}")
+    for folder, named in found.items():
+        figures.curves(scene.folder / f"curves-{folder}.png", named)
+    pictures = [Picture(f"curves-{folder}.png", f"Metrics of {folder}/ by step.", chart=True) for folder in found]
+    return Chapter("Training", pictures=pictures)
+
+
+def data(scene: Scene) -> Chapter:
+    """A contact sheet of every dataset."""
+    run = scene.run
+    paths = sorted(f.parent for f in run.root.glob("data/*/artifact.json") if not f.parent.name.startswith("."))
+    if not paths:
+        raise BadInput(f"no data yet; make it with: {run.command('collect')}")
+    pictures = []
+    for path in paths:
+        artifacts.load(path, "collect", domain=run.domain)
+        dataset = Dataset.open([path], run.domain)
+        if dataset.has("image"):
+            save_png(contact_sheet(dataset), scene.folder / f"data-{path.name}.png")
+            about = f"{path.name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
+            pictures.append(Picture(f"data-{path.name}.png", about))
+    return Chapter("Data", "First, best, median and worst episode of each dataset, with its return.", pictures=pictures)
+
+
+def _first_task(scene: Scene) -> str:
+    return tasks.task_names(scene.run.domain)[0]
+
+
+PARTS = (scores, policies, imagination, dreams, rewards, training, data)

@@ -1,0 +1,133 @@
+"""What the parts of a report draw on: the run's artifacts, opened when first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.core import artifacts, results, tasks, worlds
+from stages.core.actor_critic import Actor, ActorCritic, ActorCriticConfig
+from stages.core.agent import JointModel, TaskContext, load_model, load_weights
+from stages.core.artifacts import Artifact
+from stages.core.backbones import load_backbone
+from stages.core.config import Run, Section
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.pretraining import open_training_data
+
+FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*")
+
+
+class ViewConfig(Section):
+    """Fields of the section `visualize`; defaults and comments in presets/paper.yaml."""
+
+    windows: int
+    context: int
+    horizon: int
+    error_windows: int
+    dream_steps: int
+    reward_episodes: int
+    reward_glance: int
+    reward_windows: int
+    reward_horizon: int
+
+
+def find_artifacts(run: Run) -> Iterator[Artifact]:
+    """Every finished dataset, model, policy and evaluation of the run."""
+    for pattern in FOLDERS:
+        for file in sorted(run.root.glob(f"{pattern}/artifact.json")):
+            if not any(part.startswith(".") for part in file.relative_to(run.root).parts):
+                yield artifacts.load(file.parent, domain=run.domain)
+
+
+@dataclass
+class Scene:
+    """The model `method` of the run's seed, its data, prompts and policies; `folder` is the report to be.
+
+    Every property raises BadInput naming the command that makes what is missing.
+    """
+
+    config: ViewConfig
+    run: Run
+    method: str
+    judge_reward: bool
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}-s{self.run.seed}"
+
+    @cached_property
+    def model_artifact(self) -> Artifact:
+        made_by = self.run.command("pretrain", "--method", self.method, "--seed", str(self.run.seed))
+        path = self.run.root / "model" / self.label
+        return artifacts.load(path, "pretrain", domain=self.run.domain, made_by=made_by)
+
+    @cached_property
+    def model(self) -> JointModel:
+        return load_model(self.model_artifact, self.run.device)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return open_training_data(self.model_artifact, self.run)
+
+    @cached_property
+    def policies(self) -> dict[str, Artifact]:
+        """Policies that follow one text prompt, by prompt."""
+        files = sorted(self.run.root.glob(f"policy/{self.label}/*/artifact.json"))
+        found = [artifacts.load(f.parent, "behave", domain=self.run.domain) for f in files]
+        asked = [(a.meta["config"]["prompts"], a) for a in found]
+        return {p[0]: a for p, a in asked if len(p) == 1 and not p[0].startswith("video ")}
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """Short name → prompt: the domain's tasks, then free prompts that have a policy."""
+        named = {name: tasks.get_task(self.run.domain, name).prompt for name in tasks.task_names(self.run.domain)}
+        return named | {p: p for p in self.policies if p not in named.values()}
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
+        extra = self.model_artifact.meta["extra"]
+        backbone = load_backbone(extra["backbone"], self.run.root, self.run.device)
+        if backbone.id != extra["backbone_id"]:
+            again = self.run.command("pretrain", "--fresh")
+            raise BadInput(f"{self.model_artifact.path} was trained with another backbone; make it again with: {again}")
+        return backbone.encode_text(list(self.prompts.values())).to(self.run.device)
+
+    @cached_property
+    def contexts(self) -> TaskContext:
+        """The model's reading of the prompts."""
+        with torch.no_grad():
+            return self.model.task(self.text)
+
+    @property
+    def pause(self) -> int:
+        """Milliseconds of a decision, as GIFs count them."""
+        seconds = worlds.WORLDS[self.run.domain].CONTROL_TIMESTEP * tasks.ACTION_REPEAT
+        return max(20, round(seconds * 100) * 10)
+
+    def save_table(self, stem: str, table: results.Table) -> None:
+        """One table as Markdown, CSV and LaTeX, and the numbers behind it as JSON."""
+        formats = {"md": results.markdown, "csv": results.comma_separated, "tex": results.latex}
+        for suffix, form in formats.items():
+            (self.folder / f"{stem}.{suffix}").write_text(form(table))
+        self.save_json(stem, table.numbers)
+
+    def save_json(self, stem: str, value: Any) -> None:
+        (self.folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
+
+
+def load_actor(artifact: Artifact, model: JointModel) -> Actor:
+    """The actor of a policy artifact, frozen, on the model's device."""
+    config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
+    learner = ActorCritic(model.config.deter + model.config.dim_z + model.config.dim_task, model.dim_action, config)
+    load_weights(learner, artifact.tensors("actor_critic"), artifact.path)
+    return learner.actor.to(next(model.parameters()).device).requires_grad_(False)

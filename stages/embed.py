@@ -1,0 +1,269 @@
+"""Embed: the video-language embedding of the 8-frame window that ends at each frame of every dataset.
+
+    bitagent embed --preset walker --backbone offline
+    bitagent embed --preset walker --probe "standing on one leg" --probe "run fast"
+
+Reads runs/<run>/data/*, writes runs/<run>/embeddings/<backbone>/<dataset>. The offline backbone is
+trained first, once a run, into runs/<run>/backbone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.backbones import Backbone, load_backbone, slug
+from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
+from stages.core.backbones.offline import Student, TextTower, TowerConfig, fast_bf16
+from stages.core.backbones.probe import draw_probe
+from stages.core.backbones.sidecar import FrameSource, PartialEmbeddings
+from stages.core.config import Run, Section
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.core.training import load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+
+
+class OfflineConfig(TowerConfig):
+    """Sizes and training of the offline backbone; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+    batch: int
+    captions: int
+    lr: float
+    weight_decay: float
+    clip: float
+    holdout: float
+    log_every: int
+    checkpoint_every: int
+
+
+class Config(Section):
+    """Section `embed` of the preset; defaults and comments in presets/paper.yaml."""
+
+    backbone: str
+    batch: int
+    workers: int
+    offline: OfflineConfig
+
+
+@dataclass(frozen=True)
+class Training:
+    """A tower in training: what an update changes, and what a checkpoint must name."""
+
+    student: Student
+    optimizer: torch.optim.Optimizer
+    path: Path
+    about: dict[str, Any]
+    again: str
+
+
+def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequence[str] = ()) -> list[Artifact]:
+    """Embed every dataset of the run, reusing what is finished; then draw the probe sheet if texts are given.
+
+    Args:
+        backbone: offline, internvideo2, a hub id or a folder; None for the preset's.
+        probe: texts to look for in the datasets.
+
+    Raises:
+        BadInput: no data, a backbone that cannot be loaded, embeddings made another way.
+        Interrupted: stopped by a signal, after saving.
+    """
+    name = backbone or config.backbone
+    data = find_data(run)
+    if name == "offline":
+        train_offline(config.offline, run, data)
+    loaded = load_backbone(name, run.root, run.device)
+    inputs = [artifacts.load(run.root / "backbone", "backbone")] if name == "offline" else []
+    made = [embed_dataset(config, run, loaded, name, source, inputs) for source in data]
+    if probe:
+        dataset = Dataset.open([a.path for a in data], run.domain, [a.path for a in made])
+        sheet = draw_probe(dataset, loaded, list(probe), run.root / "report" / f"probe-{slug(name)}.png")
+        if not run.quiet:
+            print(f"closest clips and similarity curves: {sheet}")
+    return made
+
+
+def find_data(run: Run) -> list[Artifact]:
+    """The finished datasets of the run. Raises BadInput when there are none."""
+    folder = run.root / "data"
+    paths = sorted(p.parent for p in folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
+    if not paths:
+        raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
+    return [artifacts.load(p, "collect", domain=run.domain) for p in paths]
+
+
+# ---------------------------------------------------------------------------- the offline tower
+
+
+def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Artifact:
+    """Train the offline backbone of this run, or reuse it.
+
+    A finished one is reused whatever datasets were added since; `--fresh` trains it again on all.
+    Raises BadInput when no dataset holds both frames and physics states.
+    """
+    path = run.root / "backbone"
+    record = config.model_dump()
+    usable = [a for a in data if a.meta["extra"]["state_dim"] and a.meta["extra"]["image_size"]]
+    if path.exists() and not run.fresh:
+        found = artifacts.load(path, "backbone", domain=run.domain)
+        inputs = [a for a in data if a.id in found.meta["inputs"].values()]
+        if found.meta["inputs"] != artifacts.input_ids(inputs):
+            inputs = usable  # a dataset it learned from was made again: let reuse() say so
+        reused = artifacts.reuse(path, "backbone", record, found.meta["seed"], inputs, fresh=False)
+        assert reused is not None
+        if not run.quiet:
+            print(f"reusing {path}")
+        return reused
+    if not usable:
+        raise BadInput(
+            f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
+            f"them; collect some with: {run.command('collect', '--source', 'random')}"
+        )
+    with artifacts.locked(path):
+        began = time.time()
+        seed_everything(run.seed)
+        sentences = TextTower(run.device)
+        lessons = prepare(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
+        student = Student(config).to(run.device)
+        about = {"config": record, "seed": run.seed, "inputs": artifacts.input_ids(usable)}
+        optimizer = make_optimizer(list(student.parameters()), config.lr, config.weight_decay)
+        again = run.command("embed", "--backbone", "offline")
+        last = fit(Training(student, optimizer, path, about, again), lessons, config, run)
+        share = (lessons.membership > 0.5).mean(0)
+        made = artifacts.save(
+            path,
+            "backbone",
+            {"model": student.state_dict()},
+            domain=run.domain,
+            config=record,
+            seed=run.seed,
+            inputs=usable,
+            resolved=run.resolved,
+            began=began,
+            extra={
+                "text_tower": sentences.hash,
+                "dim": config.dim,
+                "captions": sum(len(s) for s in lessons.sentences),
+                "concept_share": {c.name: round(float(s), 4) for c, s in zip(lessons.concepts, share, strict=True)},
+                "losses": last,
+            },
+        )
+        artifacts.drop_checkpoint(path)
+        return made
+
+
+def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -> dict[str, float]:
+    """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit."""
+    device = torch.device(run.device)
+    start = restore(training) if not run.fresh else 0
+    bf16 = fast_bf16(run.device)
+    update = make_update(
+        lambda batch: contrastive_loss(training.student, dict(batch), bf16),
+        [(training.optimizer, config.clip)],
+        device,
+        bf16=False,  # the loss casts the video tower alone
+        compiled=False,
+    )
+    metrics = Metrics(training.path.parent / f"{training.path.name}.log", start)
+    bar = progress(config.updates, start, "backbone", "update", run.quiet)
+    last: dict[str, float] = {}
+    with stop_signals() as stop, bar:
+        for step in range(start, config.updates):
+            for group in training.optimizer.param_groups:
+                group["lr"] = config.lr * schedule(step, config.updates)
+            batch = draw_batch(lessons, run.seed, step, config.batch, config.captions)
+            terms = update({k: v.to(device) for k, v in batch.items()})
+            bar.update()
+            if step % config.log_every == 0 or step + 1 == config.updates:
+                last = {k: float(v) for k, v in terms.items()}
+                require_finite(step, last, artifacts.checkpoint_path(training.path), "embed.offline.lr")
+                metrics.log(step, last)
+                bar.set_postfix(loss=f"{last['loss']:.3f}")
+            if stop or (step + 1) % config.checkpoint_every == 0:
+                save(training, step + 1)
+            if stop:
+                raise stop.leave(training.again)
+    metrics.close()
+    return last
+
+
+def schedule(step: int, updates: int) -> float:
+    """Share of the learning rate: a short linear warm-up, then a half cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, min(50, updates // 10)))
+    return warm * 0.5 * (1.0 + math.cos(math.pi * step / updates))
+
+
+def save(training: Training, step: int) -> None:
+    tensors = {"model": training.student.state_dict(), "optimizer": optimizer_tensors(training.optimizer)}
+    artifacts.save_checkpoint(training.path, step, tensors, training.about)
+
+
+def restore(training: Training) -> int:
+    """Continue from this tower's checkpoint when there is one; returns the step to go on with."""
+    found = artifacts.load_checkpoint(training.path, training.about)
+    if found is None:
+        return 0
+    step, tensors = found
+    training.student.load_state_dict(tensors["model"])
+    load_optimizer_tensors(training.optimizer, tensors["optimizer"])
+    return step
+
+
+# ---------------------------------------------------------------------------- embedding
+
+
+def embed_dataset(
+    config: Config, run: Run, backbone: Backbone, name: str, source: Artifact, inputs: list[Artifact]
+) -> Artifact:
+    """Write the sidecar embeddings of one dataset, going on from a stopped attempt."""
+    path = run.root / "embeddings" / slug(name) / source.path.name
+    seed = source.meta["seed"]
+    found = embedded(path, source, backbone)
+    if found and not run.fresh:
+        if not run.quiet:
+            print(f"reusing {path}")
+        return found
+    with artifacts.locked(path):
+        began = time.time()
+        dataset = Dataset.open([source.path], run.domain)
+        frames = FrameSource(dataset, backbone.frame_size, config.workers)
+        record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
+        artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh)  # refuses what differs
+        about = {"config": record, "inputs": artifacts.input_ids([source, *inputs])}
+        partial = PartialEmbeddings(path, dataset, backbone.dim, about)
+        if run.fresh:
+            partial.restart()
+        bar = progress(dataset.n_frames, partial.rows, f"embed {source.path.name}", "frame", run.quiet)
+        with stop_signals() as stop, bar:
+            for images in frames.episodes(partial.episodes):
+                partial.append(backbone.encode_episode(images, config.batch).cpu().numpy())
+                bar.update(len(images))
+                if stop:
+                    partial.save()
+                    raise stop.leave(run.command("embed", "--backbone", name))
+        extra = {"backbone": name, "backbone_id": backbone.id, "dim": backbone.dim, "frame_size": backbone.frame_size}
+        with artifacts.writing(
+            path, "embed", domain=run.domain, config=record, seed=seed, inputs=[source, *inputs],
+            resolved=run.resolved, extra=extra, began=began,
+        ) as draft:  # fmt: skip
+            partial.write_shards(draft)
+        partial.drop()
+        return artifacts.load(path, "embed", domain=run.domain)
+
+
+def embedded(path: Path, source: Artifact, backbone: Backbone) -> Artifact | None:
+    """The finished embeddings of a dataset, imported ones included, when made by this very backbone."""
+    if not path.exists():
+        return None
+    found = artifacts.load(path, "embed", domain=source.domain)
+    same = found.meta["extra"].get("backbone_id", backbone.id) == backbone.id
+    return found if same and source.id in found.meta["inputs"].values() else None

@@ -1,0 +1,209 @@
+"""Transfer: a model trained on one body adapts to another (Section 4.3, Fig. 3).
+
+    bitagent transfer --src walker --dst stickman
+    bitagent transfer --src walker --dst stickman --control      the same budget from scratch
+
+Reads runs/<src>-<scale>/model/<method>-s<seed> and the target's data and embeddings; writes
+runs/<dst>-<scale>/model/transfer-<src>-s<seed>, on which `behave` and `evaluate` learn and score the tasks with
+--method transfer-<src>. `compare` then writes runs/<dst>-<scale>/transfer/<src>: the gain over the control.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core import artifacts, figures, results, tasks
+from stages.core.agent import JointModel, ModelConfig, load_weights
+from stages.core.artifacts import Artifact
+from stages.core.config import Run, Section
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
+from stages.core.results import Column, Result, Table
+
+BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
+
+
+class Config(Section):
+    """Section `transfer` of the preset; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+
+
+def method_name(method: str, src: str, control: bool) -> str:
+    """What behave and evaluate call the adapted model; one control, at equal budget, serves every source."""
+    prefix = "" if method == "bitagent" else f"{method}-"
+    return f"{prefix}transfer-{'control' if control else src}"
+
+
+def run(
+    config: Config,
+    training: TrainingConfig,
+    model_config: ModelConfig,
+    run: Run,
+    *,
+    src: str,
+    method: str = "bitagent",
+    control: bool = False,
+    source: Path | None = None,
+) -> Artifact:
+    """Adapt the source's model to the run's domain and save it as a model artifact there.
+
+    Args:
+        training: section `pretrain`; its `updates` are replaced by the transfer's.
+        run: of the target domain.
+        src: the source domain; its model is that of `run.seed`.
+        control: train the same model at the same budget from scratch instead.
+        source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
+
+    Raises:
+        BadInput: no source model, one of other sizes, or embeddings of another width.
+    """
+    tasks.check_domain(src)
+    if src == run.domain:
+        raise BadInput(f"--src and --dst are both {src}: transfer needs two bodies")
+    training = training.model_copy(update={"updates": config.updates})
+    data, embeddings = find_inputs(run, training.backbone)
+    options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
+    command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
+    name = method_name(method, src, control)
+    if control:
+        return make_model(Job(training, model_config, run, name, data, embeddings, command))
+    found = load_source(run, src, method, source)
+    width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
+    check_fit(found, model_config, width)
+    tensors = found.tensors("model")
+    return make_model(
+        Job(
+            training,
+            model_config,
+            run,
+            name,
+            data,
+            embeddings,
+            command,
+            about={"source": src},
+            source=found,
+            init=lambda model: carry_over(model, tensors, found.path),
+        )
+    )
+
+
+def load_source(run: Run, src: str, method: str, source: Path | None) -> Artifact:
+    """The source domain's model of the same method and seed."""
+    there = Run(src, run.scale, source or run.root.parent / f"{src}-{run.scale}", run.seed)
+    made_by = there.command("pretrain", "--method", method, "--seed", str(run.seed))
+    path = there.root / "model" / f"{method}-s{run.seed}"
+    return artifacts.load(path, "pretrain", domain=src, made_by=made_by)
+
+
+def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -> None:
+    """Everything but the action must have the same size. Raises BadInput naming what differs."""
+    there = source.meta["config"]["model"]
+    for key, value in model_config.model_dump().items():
+        if there.get(key) != value:
+            raise BadInput(
+                f"{source.path} has model.{key} {there.get(key)}, the target's preset has {value}; "
+                f"use --set model.{key}={there.get(key)}"
+            )
+    extra = source.meta["extra"]
+    if extra["dim_embedding"] != dim_embedding:
+        raise BadInput(
+            f"{source.path} reads embeddings of width {extra['dim_embedding']}, the target's are {dim_embedding} wide; "
+            f"embed the target's data with the source's backbone ({extra['backbone']})"
+        )
+
+
+def carry_over(model: JointModel, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Load all weights of the source but the action's input columns, which stay as initialised."""
+    own, dim_z = model.state_dict(), model.config.dim_z
+    carried = dict(tensors)
+    for name in BODY:
+        carried[name] = torch.cat([tensors[name][:, :dim_z], own[name][:, dim_z:]], 1)
+    load_weights(model, carried, where)
+
+
+# ---------------------------------------------------------------------------- comparison
+
+
+def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
+    """Write the table of transfer beside its control, over all seeds found; None while one of them is missing.
+
+    Raises BadInput when neither was evaluated.
+    """
+    names = {control: method_name(method, src, control) for control in (False, True)}
+    found = [r for r in results.gather(run.root, run.domain) if r.single_task and r.method in names.values()]
+    shared = [
+        t for t in tasks.task_names(run.domain) if {r.method for r in found if r.task == t} == set(names.values())
+    ]
+    if not shared:
+        missing = next((c for c, name in names.items() if not any(r.method == name for r in found)), False)
+        if not run.quiet:
+            options = "--control" if missing else ""
+            print(f"no comparison yet; first: bitagent transfer --src {src} --dst {run.domain} {options}".rstrip())
+        return None
+    mine = [r for r in found if r.task in shared]
+    table = comparison(mine, run.domain, shared, names[False], names[True])
+    path = run.root / "transfer" / method_name(method, src, False).replace("transfer-", "")
+    record = {"from": {str(r.artifact.path.relative_to(run.root)): r.artifact.id for r in mine}}
+    began = time.time()
+    with (
+        artifacts.locked(path),
+        artifacts.writing(
+            path,
+            "transfer",
+            domain=run.domain,
+            config=record,
+            seed=run.seed,
+            inputs=list({r.artifact.id: r.artifact for r in mine}.values()),
+            resolved=run.resolved,
+            began=began,
+            extra={"rows": table.numbers},
+        ) as draft,
+    ):
+        (draft / "gain.md").write_text(results.markdown(table))
+        (draft / "gain.csv").write_text(results.comma_separated(table))
+        (draft / "gain.json").write_text(json.dumps(table.numbers, indent=1) + "\n")
+        figures.score_bars(draft / "gain.png", results.bars(mine))
+    if not run.quiet:
+        print(results.markdown(table))
+    return artifacts.load(path, "transfer")
+
+
+def comparison(found: Sequence[Result], domain: str, names: Sequence[str], transferred: str, control: str) -> Table:
+    """One row a task: both scores and the gain, paired by seed where both have the seed."""
+    columns = [Column("task", "text"), Column("random", "random")]
+    columns += [Column(transferred, "ours"), Column(control, "ours"), Column("gain", "ours")]
+    rows, numbers = [], []
+    for task in names:
+        scores = {
+            m: {r.seed: r.score for r in found if (r.task, r.method) == (task, m)} for m in (transferred, control)
+        }
+        cells = [results.cell(found, task, m) for m in (transferred, control)]
+        gains = gain(scores[transferred], scores[control])
+        random = float(np.mean([r.random_score for r in found if r.task == task]))
+        shown = f"{np.mean(gains):+.2f}" + (f" ± {_stderr(gains):.2f}" if len(gains) > 1 else "")
+        rows.append([f"{domain} {task}", f"{random:.2f}", *(c.text() for c in cells if c), shown])
+        numbers.append({"task": task, transferred: scores[transferred], control: scores[control],
+                        "gain": round(float(np.mean(gains)), 4), "paired_seeds": len(gains)})  # fmt: skip
+    note = f"{results.SCORE} Gain: transfer minus the same budget from scratch, by seed."
+    return Table(f"Transfer to {domain}", note, columns, rows, numbers)
+
+
+def gain(transferred: Mapping[int, float], control: Mapping[int, float]) -> list[float]:
+    """Differences by seed; of the means where the two share no seed."""
+    shared = sorted(set(transferred) & set(control))
+    if shared:
+        return [transferred[s] - control[s] for s in shared]
+    return [float(np.mean(list(transferred.values())) - np.mean(list(control.values())))]
+
+
+def _stderr(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)

@@ -1,0 +1,108 @@
+"""Visualize: what there is to look at in a run, as pictures, tables and one self-contained page.
+
+    bitagent visualize --preset walker
+    bitagent visualize --preset walker --reward      more episodes behind the judgement of the learned reward
+
+Reads everything under runs/<run>/; writes runs/<run>/report/: report.html and every picture and table in it.
+The parts are in stages/core/chapters.py. One whose input is missing is left out, naming the command that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stages.core import artifacts, logs
+from stages.core.artifacts import Artifact
+from stages.core.chapters import PARTS
+from stages.core.config import Run
+from stages.core.errors import BadInput
+from stages.core.report import Chapter, provenance, write_report
+from stages.core.scene import Scene, ViewConfig, find_artifacts
+
+
+class Config(ViewConfig):
+    """Section `visualize` of the preset; fields in stages/core/scene.py, defaults in presets/paper.yaml."""
+
+
+def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = False) -> Artifact:
+    """Make the report of a run and say where it is.
+
+    Args:
+        method: whose model and policies are shown (of `run.seed`); scores are those of every method and seed.
+        reward: judge the learned reward on `reward_episodes` episodes instead of `reward_glance`.
+
+    Raises BadInput when there is nothing to show.
+    """
+    path = run.root / "report"
+    made = list(find_artifacts(run))
+    record = {
+        "visualize": config.model_dump(),
+        "method": method,
+        "reward": reward,
+        "from": {str(a.path.relative_to(run.root)): a.id for a in made},
+        "logs": logs.sizes(run.root),
+    }
+    found = None if run.fresh else unchanged(path, record, run.seed)
+    if found:
+        if not run.quiet:
+            print(f"reusing {path}: nothing changed since it was made")
+        return found
+    with artifacts.locked(path):
+        write(Scene(config, run, method, reward, path), made, record)
+    if not run.quiet:
+        scores = path / "scores.md"
+        if scores.exists():
+            print(scores.read_text())
+        print(f"pictures and tables are in {path}; open {path / 'report.html'}")
+    return artifacts.load(path, "visualize")
+
+
+def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:
+    """The report that is there, if it shows just this. A report holds nothing of its own: any other is replaced."""
+    if not (path / "artifact.json").exists():
+        return None
+    found = artifacts.load(path, "visualize")
+    same = found.meta["seed"] == seed and found.meta["config"] == json.loads(json.dumps(record))
+    return found if same else None
+
+
+def write(scene: Scene, made: list[Artifact], record: dict[str, Any]) -> None:
+    """Every part that has its input, then the page."""
+    run, path, began = scene.run, scene.folder, time.time()
+    with artifacts.writing(
+        path,
+        "visualize",
+        domain=run.domain,
+        config=record,
+        seed=run.seed,
+        inputs=made,
+        resolved=run.resolved,
+        began=began,
+    ) as draft:
+        scene.folder = draft
+        chapters = [chapter for part in PARTS if (chapter := attempt(part, scene))]
+        if not chapters:
+            raise BadInput(f"there is nothing to show in {run.root} yet; begin with: {run.command('collect')}")
+        facts = {
+            "scale": run.scale,
+            "method": scene.method,
+            "seed": str(run.seed),
+            "made": time.strftime("%Y-%m-%d %H:%M"),
+        }
+        facts |= {name: version for name, version in artifacts.versions().items() if name in ("torch", "mujoco")}
+        last = [a for a in made if a.meta["stage"] == "evaluate"] or made[-1:]
+        write_report(draft, f"BiTAgent: {run.domain}", facts, chapters, provenance(last, run.root.parent))
+
+
+def attempt(part: Callable[[Scene], Chapter], scene: Scene) -> Chapter | None:
+    """One part of the report; when its input is missing, say which command makes it and go on."""
+    try:
+        return part(scene)
+    except BadInput as error:
+        if not scene.run.quiet:
+            print(f"left out, {part.__name__}: {error}")
+        return None

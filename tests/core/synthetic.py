@@ -1,0 +1,53 @@
+"""Small datasets of random pixels for tests of the data rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.artifacts import Artifact
+from stages.core.episodes import DatasetWriter, Episode
+
+# Sizes that differ from each other, so that a swapped axis cannot pass unseen.
+SIZE, ACTIONS, STATES = 4, 6, 5
+
+
+def make_episode(number: int, rows: int = 20, *, image: bool = True, state: bool = True) -> Episode:
+    """Episode `number`: its actions spell (number, row), so a window's place can be read from its content."""
+    random = np.random.default_rng(number)
+    action = random.normal(size=(rows, ACTIONS)).astype(np.float32)
+    action[:, 0], action[:, 1] = number, np.arange(rows)
+    return Episode(
+        image=random.integers(0, 256, (rows, 3, SIZE, SIZE), dtype=np.uint8) if image else None,
+        action=action,
+        reward=random.random(rows, np.float32),
+        is_first=np.arange(rows) == 0,
+        is_terminal=np.arange(rows) == rows - 1,
+        state=random.normal(size=(rows, STATES)) if state else None,
+        seed=1000 + number,
+    )
+
+
+def make_writer(path: Path, **changed: Any) -> DatasetWriter:
+    about: dict[str, Any] = {
+        "domain": "walker", "config": {"noise": 0.3}, "seed": 0, "source": "random", "task": "", "renderer": "ray",
+        "image_size": SIZE,
+    }  # fmt: skip
+    return DatasetWriter(path, **(about | changed))
+
+
+def make_dataset(path: Path, lengths: Sequence[int] = (20, 12, 31), first: int = 0, **changed: Any) -> Artifact:
+    """A dataset of episodes numbered from `first`, of these lengths."""
+    writer = make_writer(path, **changed)
+    image = bool(writer.facts["image_size"])
+    for index, rows in enumerate(lengths):
+        writer.append(index, make_episode(first + index, rows, image=image))
+    return writer.finish()
+
+
+def assert_same(found: Episode, wanted: Episode) -> None:
+    for name, value in vars(wanted).items():
+        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)

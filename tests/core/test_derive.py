@@ -1,0 +1,113 @@
+"""States exported and rendered again: the same bytes from other processes, resumable, refused without states."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.core import artifacts, derive
+from stages.core.artifacts import Artifact
+from stages.core.derive import export_states, render_dataset, renderer_name, write_embeddings
+from stages.core.episodes import Dataset, Episode
+from stages.core.errors import BadInput, Interrupted
+from stages.core.render import Renderer, render_states
+from tests.core.synthetic import make_dataset, make_episode, make_writer
+
+SIZE, EPISODES, ROWS = 16, 3, 4
+
+
+def walker_episode(number: int) -> Episode:
+    """A few random poses, with the frames that this process renders from them."""
+    model = Renderer("walker").model
+    random = np.random.default_rng(number)
+    episode = make_episode(number, ROWS, image=False)
+    episode.state = random.uniform(-0.5, 0.5, (ROWS, model.nq + model.nv))
+    episode.image = render_states("walker", episode.state, SIZE)
+    return episode
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Artifact:
+    writer = make_writer(tmp_path / "data", image_size=SIZE)
+    for number in range(EPISODES):
+        writer.append(number, walker_episode(number))
+    return writer.finish()
+
+
+def frames(artifact: Artifact) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(artifact.path.glob("shard-*.safetensors"))]
+
+
+def test_states_rendered_in_other_processes_give_identical_bytes(collected: Artifact, tmp_path: Path) -> None:
+    states = export_states(collected, tmp_path / "states")
+    opened = Dataset.open([states.path], "walker")
+    assert not opened.has("image") and states.meta["extra"]["image_size"] == 0
+    np.testing.assert_array_equal(opened.rows("state", np.arange(ROWS)), walker_episode(0).state)
+    again = render_dataset(states, tmp_path / "again", SIZE, None, workers=2)
+    assert frames(again) == frames(collected)
+    assert again.meta["inputs"] == {"collect:states": states.id}
+    Dataset.open([collected.path, again.path], "walker")  # they mix: same renderer, size and camera
+    assert (
+        render_dataset(states, tmp_path / "again", SIZE, 0, workers=2).id == again.id
+    )  # the default camera, by number
+
+
+def test_other_sizes_and_looks_do_not_mix(collected: Artifact, tmp_path: Path) -> None:
+    fine = render_dataset(collected, tmp_path / "fine", SIZE, None, workers=1, supersample=True)
+    assert fine.meta["extra"]["renderer"] == renderer_name("ray", True) == "ray-2x2"
+    large = render_dataset(collected, tmp_path / "large", 2 * SIZE, None, workers=1)
+    assert Dataset.open([large.path], "walker").rows("image", [0]).shape == (1, 3, 2 * SIZE, 2 * SIZE)
+    for other in (fine, large):
+        with pytest.raises(BadInput, match="do not mix"):
+            Dataset.open([collected.path, other.path], "walker")
+    with pytest.raises(BadInput, match="--fresh"):
+        render_dataset(collected, tmp_path / "large", SIZE, None, workers=1)
+
+
+def test_a_stopped_rendering_continues(collected: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    render = derive._render_episode
+
+    def render_then_stop(job: derive.RenderJob, number: int) -> int:
+        rendered.append(number)
+        if rendered == [0, 1]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return render(job, number)
+
+    monkeypatch.setattr(derive, "_render_episode", render_then_stop)
+    with pytest.raises(Interrupted, match="bitagent collect --preset walker --render") as stopped:
+        render_dataset(collected, tmp_path / "again", SIZE, None, workers=1)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    assert frames(render_dataset(collected, tmp_path / "again", SIZE, None, workers=1)) == frames(collected)
+    assert rendered == [0, 1, 2]
+
+
+def test_without_states_there_is_nothing_to_render(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path / "data")
+    writer.append(0, make_episode(0, state=False))
+    source = writer.finish()
+    for derived in (
+        lambda: export_states(source, tmp_path / "states"),
+        lambda: render_dataset(source, tmp_path / "again", SIZE, None, workers=1),
+    ):
+        with pytest.raises(BadInput, match="no physics state"):
+            derived()
+
+
+def test_embeddings_must_fit_their_dataset(tmp_path: Path) -> None:
+    source = make_dataset(tmp_path / "data", (20, 12))
+    about = {"backbone": "noise", "config": {}, "seed": 0}
+    with pytest.raises(ValueError, match="for 32 rows"):
+        write_embeddings(tmp_path / "e", source, [np.zeros((31, 4))], **about)
+    with pytest.raises(ValueError):
+        write_embeddings(tmp_path / "e", source, [], **about)
+    with pytest.raises(BadInput, match="not finite"):
+        write_embeddings(tmp_path / "e", source, [np.full((32, 4), np.nan)], **about)
+    assert not (tmp_path / "e").exists()
+    made = write_embeddings(tmp_path / "e", source, [np.ones((32, 4))], **about)
+    assert made.meta["extra"] == {"backbone": "noise", "dim": 4}
+    assert artifacts.load(tmp_path / "e", "embed").meta["inputs"] == artifacts.input_ids([source])

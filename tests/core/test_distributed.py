@@ -1,0 +1,51 @@
+"""Several processes: the same weights as one, and all stop together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.core.distributed import World, world
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with world("cpu") as place:
+        assert place == World(0, 1, torch.device("cpu")) and place.is_main
+        place.barrier()
+        assert place.any(True) and not place.any(False)
+        assert not torch.distributed.is_initialized()
+
+
+def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
+    """torchrun with gloo, 20 joint updates on halves of the global batch, against one process on the whole."""
+    from tests.core.ddp_worker import train
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, str(ROOT / "tests/core/ddp_worker.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    ranks = [load_file(str(tmp_path / f"rank-{rank}.safetensors")) for rank in (0, 1)]
+    for name, value in ranks[0].items():
+        assert torch.equal(ranks[1][name], value), f"{name} differs between the processes"
+    assert ranks[0]["told"].tolist() == [True, False]
+
+    model, norms = train(World(0, 1, torch.device("cpu")))
+    torch.testing.assert_close(ranks[0]["norms"], norms, rtol=1e-3, atol=1e-4)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=0, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")

@@ -1,0 +1,71 @@
+"""Contact sheets: the right episodes, their frames in a row, a readable PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.core import sheets
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.sheets import contact_sheet, save_png
+from tests.core.synthetic import SIZE, make_dataset, make_episode, make_writer
+
+PITCH = sheets.LABEL_HEIGHT + sheets.GAP
+
+
+def frames_of(sheet: np.ndarray, row: int, columns: int) -> np.ndarray:
+    """(C, 3, H, H) frames of one row of a sheet, found from its right edge."""
+    left, top = sheet.shape[1] - columns * (SIZE + sheets.GAP), sheets.GAP + row * PITCH
+    cells = [left + c * (SIZE + sheets.GAP) for c in range(columns)]
+    return np.stack([sheet[top : top + SIZE, x : x + SIZE].transpose(2, 0, 1) for x in cells])
+
+
+def make_scored(path: Path, returns: list[float], first: int, source: str, task: str) -> None:
+    writer = make_writer(path, source=source, task=task)
+    for index, value in enumerate(returns):
+        episode = make_episode(first + index, 9)
+        episode.reward = np.full(9, value / 9, np.float32)
+        writer.append(index, episode)
+    writer.finish()
+
+
+def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> None:
+    make_scored(tmp_path / "random", [3.0, 9.0, 1.0, 4.0, 5.0], 0, "random", "")
+    make_scored(tmp_path / "walk", [2.0, 8.0], 5, "expert", "walk")
+    make_scored(tmp_path / "more", [11.0], 7, "expert", "walk")  # a second dataset of the same source and task
+    dataset = Dataset.open([tmp_path / name for name in ("random", "walk", "more")], "walker")
+    sheet = contact_sheet(dataset, columns=5)
+    assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
+    chosen = [0, 1, 3, 2, 5, 7, 6]  # random: first, best, median, worst; walk: first = worst, best, median
+    assert sheet.shape[0] == len(chosen) * PITCH + sheets.GAP
+    for row, number in enumerate(chosen):
+        image = make_episode(number, 9).image
+        assert image is not None
+        np.testing.assert_array_equal(frames_of(sheet, row, 5), image[[0, 2, 4, 6, 8]], err_msg=str((row, number)))
+
+
+def test_labels_are_drawn(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    sheet = contact_sheet(Dataset.open([tmp_path / "data"], "walker"), columns=2)
+    left = sheet[:, : sheet.shape[1] - 2 * (SIZE + sheets.GAP)]
+    for row in range(3):
+        assert (left[row * PITCH : (row + 1) * PITCH] < 128).any()
+
+
+def test_a_sheet_is_saved_as_png(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    sheet = contact_sheet(Dataset.open([tmp_path / "data"], "walker"))
+    save_png(sheet, tmp_path / "report" / "data.png")
+    with Image.open(tmp_path / "report" / "data.png") as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), sheet)
+
+
+def test_states_have_no_sheet(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", renderer="", image_size=0)
+    with pytest.raises(BadInput, match="--render"):
+        contact_sheet(Dataset.open([tmp_path / "data"], "walker"))
