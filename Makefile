@@ -75,10 +75,9 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 
 include reproduce.mk
 
-bench: $(READY) ## speed of rendering, data, embedding and training on this machine
+bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render
 	$(BITAGENT) bench data
-	$(BITAGENT) bench embed
 	$(BITAGENT) bench train
 
 clean: ## remove the virtual environment and caches; runs/ stays

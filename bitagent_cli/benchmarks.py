@@ -61,3 +61,31 @@ def render(
     for name in domain or []:
         check_domain(name)
     _print(bench.run(domain or DOMAINS, size, frames, sheet))
+
+
+@app.command(epilog="Example: [bold]bitagent bench embed --preset walker[/bold]")
+@with_common
+def embed(common: Common) -> None:
+    """The offline backbone of a run on episodes it never saw: retrieval, prompt ranking, frames/s."""
+    from bitagent_cli.session import prepare
+
+    _, run = prepare(dataclasses.replace(common, quiet=True), "bench")
+    from bitagent_cli.bench import embed as bench
+
+    _print(bench.run(run.root, run.domain, run.device, run.seed))
+
+
+@app.command("random-returns", epilog="Example: [bold]bitagent bench random-returns --domain walker[/bold]")
+def random_returns(
+    domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes a task.")] = 20,
+    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Also the tasks that no training names.")] = False,
+) -> None:
+    """Returns of a random policy beside the minimum that normalises each task's score."""
+    from bitagent_cli.bench import random_returns as bench
+    from stages.core.tasks import TASKS, check_domain
+
+    for name in domain or []:
+        check_domain(name)
+    chosen = [t for t in TASKS if (t.training or zero_shot) and (not domain or t.domain in domain)]
+    typer.echo(bench.to_markdown(bench.run(chosen, episodes)))

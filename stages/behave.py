@@ -28,10 +28,11 @@ from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.grounding import Align, text_reward
+from stages.core.grounding import Align, Space, text_reward
 from stages.core.latents import Latents, encode
 from stages.core.naming import slug
 from stages.core.nets import MLP
+from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import (
     Batch,
@@ -50,11 +51,13 @@ class Config(Section):
 
     updates: int
     starts: int
+    imagined: int
     horizon: int
     start_fraction: float
     lr: float
     clip: float
     align: Align
+    space: Space
     oracle_updates: int
     bf16: bool
     compile: Compile
@@ -160,20 +163,6 @@ def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
     return backbone.encode_text(list(goal.prompts)).cpu()
 
 
-def open_data(source: Artifact, run: Run) -> Dataset:
-    """The datasets the model was trained on. Raises BadInput when one has gone or changed."""
-    data: list[Path] = []
-    embeddings: list[Path] = []
-    for key, wanted in source.meta["inputs"].items():
-        found = artifacts.load(source.path / source.meta["input_paths"][wanted], domain=run.domain)
-        if found.id != wanted:
-            raise BadInput(
-                f"{found.path} changed since {source.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
-            )
-        (data if key.startswith("collect:") else embeddings).append(found.path)
-    return Dataset.open(data, run.domain, embeddings)
-
-
 class Behavior(nn.Module):
     """One behaviour update as a loss: imagination and anchor, for K prompts at once."""
 
@@ -194,34 +183,45 @@ class Behavior(nn.Module):
         """Text-conditioned reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
         if self.oracle is not None:
             return self.oracle(features[:, 1:]).squeeze(-1).float()
-        return text_reward(self.model, task, z, action, self.config.align)
+        return text_reward(self.model, task, z, action, self.config.align, self.config.space)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: h, z, e (N, H+1, ·), action (N, H, A), prompt (N,)."""
-        c, a = self.config, self.config.actor_critic
+        weights = self.config.actor_critic
         task = self.prompts.rows(batch["prompt"])
-        tau = task.tau.unsqueeze(1)  # (N, 1, dim_task)
         state = State(batch["h"], batch["z"], batch["e"])
-        loss = torch.zeros((), device=tau.device)
-        terms: Terms = {}
-        data = torch.cat([state.features, tau.expand(-1, c.horizon + 1, -1)], -1)  # (N, H+1, I)
+        anchor, data_critic, terms = self.from_data(state, batch["action"], task)
+        loss = weights.anchor * anchor + weights.data_value * data_critic
+        if weights.imagination:
+            count = self.config.imagined
+            start = State(*(getattr(state, k)[:count, 0] for k in ("h", "z", "e")))
+            actor, critic, imagined = self.from_imagination(start, self.prompts.rows(batch["prompt"][:count]))
+            loss = loss + weights.imagination * actor + critic
+            terms |= imagined | {"actor": actor.detach(), "critic": critic.detach()}
+        return loss, terms | {"critic_data": data_critic.detach()}
+
+    def from_data(self, state: State, action: Tensor, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
+        """Anchor and critic losses on the windows themselves, rewarded like imagination."""
         with torch.no_grad():
-            data_reward = self.reward(task, state.features, state.z, batch["action"])
-        anchor, data_critic, seen = self.learner.data_losses(data, batch["action"], data_reward)
-        loss = loss + a.anchor * anchor + a.data_value * data_critic
-        terms |= seen
-        start = State(*(getattr(state, k)[:, 0] for k in ("h", "z", "e")))
-        normal = self.noise.normal(len(tau), c.horizon, self.model.dim_action)
+            reward = self.reward(task, state.features, state.z, action)  # (N, H)
+        return self.learner.data_losses(self.inputs(state, task), action, reward)
+
+    def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
+        """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
+        horizon = self.config.horizon
+        normal = self.noise.normal(len(task.tau), horizon, self.model.dim_action)
 
         def act(features: Tensor, step: int) -> Tensor:
-            return self.learner.actor.sample(torch.cat([features.detach(), tau[:, 0]], -1), normal[:, step])
+            return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
 
-        states, actions, _ = self.model.imagine(start, act, c.horizon, task, self.noise)
+        states, actions, _ = self.model.imagine(start, act, horizon, task, self.noise)
         reward = self.reward(task, states.features, states.z, actions)
-        features = torch.cat([states.features, tau.expand(-1, c.horizon + 1, -1)], -1)
-        actor, critic, imagined = self.learner.imagination_losses(features, reward)
-        terms |= imagined | {"actor": actor.detach(), "critic": critic.detach(), "critic_data": data_critic.detach()}
-        return loss + a.imagination * actor + critic, terms
+        return self.learner.imagination_losses(self.inputs(states, task), reward)
+
+    def inputs(self, state: State, task: TaskContext) -> Tensor:
+        """What actor and critic read: (N, H+1, deter + dim_z + dim_task)."""
+        tau = task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
+        return torch.cat([state.features, tau], -1)
 
 
 def train(
@@ -238,7 +238,7 @@ def train(
 ) -> tuple[ActorCritic, dict[str, float]]:
     """Encode the data once under the prompts, then update actor and critic on latents alone."""
     seed_everything(run.seed)
-    dataset = open_data(source, run)
+    dataset = open_training_data(source, run)
     with torch.no_grad():
         prompts = model.task(embedding.to(place.device))
     latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
@@ -273,7 +273,7 @@ def train(
                 require_finite(step, values, kept if kept.exists() else None, "behave.lr")
                 metrics.log(step, values)
                 bar.set_postfix(
-                    imagined=f"{values['imagined_reward']:.2f}", data=f"{values['data_reward']:.2f}", refresh=False
+                    imagined=f"{values.get('imagined_reward', 0.0):.2f}", data=f"{values['data_reward']:.2f}", refresh=False
                 )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):

@@ -1,10 +1,11 @@
 """What the offline backbone understands of a run's data, and how fast it is (tables of docs/backbones.md).
 
-    bitagent bench embed --preset walker
+bitagent bench embed --preset walker
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
     """Measure the backbone of a run on episodes it never saw.
 
     Returns:
-        {"retrieval", "retrieval_random_weights", "prompts", "smoothness", "frames_per_second", "training_seconds", ...}.
+        {"retrieval", "retrieval_random_weights", "prompts", "smoothness", "frames_per_second", "training_seconds"}.
     """
     backbone = load_backbone("offline", root, device)
     assert isinstance(backbone, OfflineBackbone)
@@ -85,7 +86,11 @@ def retrieval(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray, see
         scores = [(text @ video[j].T).cpu().numpy() for j in present]  # each (M, clips)
         drawn = np.stack([s[:, random.integers(s.shape[1], size=GALLERIES)] for s in scores], -1)  # (M, G, classes)
         hit = np.array(present)[drawn.argmax(-1)] == k
-        classes[concepts[k].name] = {"top1": round(float(hit.mean()), 3), "clips": len(clips[k]), "sentences": len(text)}
+        classes[concepts[k].name] = {
+            "top1": round(float(hit.mean()), 3),
+            "clips": len(clips[k]),
+            "sentences": len(text),
+        }
     return {"top1": round(float(np.mean([c["top1"] for c in classes.values()])), 3), "classes": classes}
 
 
@@ -126,7 +131,8 @@ def smoothness(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray) ->
     """Mean cosine between neighbouring windows, and between windows of different episodes."""
     some = [_embed_episode(dataset, backbone, int(e)) for e in np.flatnonzero(held)[:20]]
     near = torch.cat([(e[1:] * e[:-1]).sum(1) for e in some]).mean()
-    far = torch.stack([(a[:: len(a) // 50][:50] @ b[:: len(b) // 50][:50].T).mean() for a, b in zip(some, some[1:], strict=False)])
+    spread = [e[:: max(1, len(e) // 50)] for e in some]
+    far = torch.stack([(a @ b.T).mean() for a, b in itertools.pairwise(spread)])
     return {"next_frame": round(float(near), 3), "other_episode": round(float(far.mean()), 3)}
 
 

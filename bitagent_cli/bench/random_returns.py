@@ -45,14 +45,14 @@ def random_returns(task: Task, episodes: int) -> np.ndarray:
     return returns
 
 
-def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| task | mean | sd | lowest | highest | table's min |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
+def print_table(tasks: Sequence[Task]) -> None:
+    """Print a Markdown table, row by row as each is measured."""
+    print("| task | mean | sd | lowest | highest | table's min |\n| --- | --- | --- | --- | --- | --- |")
+    for task in tasks:
+        (row,) = run([task])
         cells = (row[key] for key in ("task", "mean", "std", "lowest", "highest", "min"))
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+        print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    print(to_markdown(run([task for task in TASKS if task.training or "all" in sys.argv[1:]])))
+    print_table([task for task in TASKS if task.training or "all" in sys.argv[1:]])

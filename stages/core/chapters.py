@@ -68,7 +68,7 @@ def _films(scene: Scene) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         folder = scene.run.root / "evaluation" / scene.label / name
         best, worst = folder / f"{name}-best.gif", folder / f"{name}-worst.gif"
         if best.exists() and worst.exists():
-            found[name] = (figures.read_gif(best), figures.read_gif(worst))
+            found[name] = (figures.read_gif(best, FILM_PAUSE), figures.read_gif(worst, FILM_PAUSE))
     return found
 
 
@@ -90,9 +90,11 @@ def imagination(scene: Scene) -> Chapter:
     summary = diagnostics.open_loop_summary(diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon))
     scene.save_json("prediction-error", summary)
     figures.prediction_error(folder / "prediction-error.png", summary)
+    better = summary["better_than_copying"]
     text = (
-        f"The model looks at {c.context} frames, then predicts {c.horizon} more from the data's actions alone; it "
-        f"beats copying the last frame up to step {summary['better_than_copying']}. {TRAINED_ON}"
+        f"The model looks at {c.context} frames, then predicts {c.horizon} more from the data's actions alone. "
+        f"{f'It beats copying the last frame up to step {better}' if better else 'Copying the last frame is better'}. "
+        f"{TRAINED_ON}"
     )
     pictures = [
         Picture("imagined-vs-real.gif", "Real frames above imagined ones."),

@@ -15,7 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
@@ -102,10 +102,17 @@ def save_gif(path: Path, pages: np.ndarray, milliseconds: int) -> None:
     iio.imwrite(path, pages, duration=milliseconds, loop=0)
 
 
-def read_gif(path: Path) -> Clip:
-    """The frames of a GIF as (T, 3, H, W) uint8."""
-    pages = iio.imread(path)
-    return np.ascontiguousarray(pages[..., :3].transpose(0, 3, 1, 2))
+def read_gif(path: Path, milliseconds: int) -> Clip:
+    """The frames of a GIF whose frames last so long, (T, 3, H, W) uint8.
+
+    Writers join equal neighbours into one longer frame; they are taken apart again.
+    """
+    clip = []
+    with Image.open(path) as image:
+        for page in ImageSequence.Iterator(image):
+            times = max(1, round(page.info.get("duration", milliseconds) / milliseconds))
+            clip += [np.asarray(page.convert("RGB")).transpose(2, 0, 1)] * times
+    return np.stack(clip)
 
 
 # ---------------------------------------------------------------------------- charts
@@ -199,8 +206,9 @@ def score_bars(
         ax.axhline(0, color="#888888", linewidth=0.8)
         ax.set_xticks(range(len(groups)), list(groups))
         ax.set_ylabel(ylabel, fontsize=9)
-        ax.margins(y=0.15)
-        ax.legend(fontsize=8, frameon=False)
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
+        _legend_above(ax)
 
 
 def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
@@ -219,8 +227,13 @@ def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]
                 if series:
                     _band(ax, series, name, color)
             ax.set_title(key, fontsize=9)
-        if len(logs) > 1:
-            axes[0].legend(fontsize=7, frameon=False)
+        _legend_above(axes[0])
+
+
+def _legend_above(ax: Axes) -> None:
+    """One legend for the whole figure, outside its axes."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.figure.legend(handles, labels, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
 
 
 def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,17 @@ from torch import Tensor
 from stages.core.agent import JointModel, TaskContext
 
 Align = Literal["none", "best"]
+Space = Literal["z", "semantic"]
 
 
-def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor, align: Align) -> Tensor:
+def text_reward(
+    model: JointModel, task: TaskContext, z: Tensor, action: Tensor, align: Align, space: Space = "z"
+) -> Tensor:
     """r_t = cos(z_t, z̃^τ_t) (Eq. 10) along a real or imagined sequence.
+
+    `space: z` is the equation as written. `space: semantic` reads both latents through f_dec (Eq. 13)
+    first: in z the one-hot state of two gaits out of phase is nearly orthogonal and hides what they
+    have in common.
 
     The reference starts at f_map(τ) and follows the executed actions (`text_actions: policy`) or none;
     it takes the mode at each step. With `align: best` each sequence is compared with the reference at
@@ -27,6 +34,8 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
         (N, H): reward for arriving at states 1..H.
     """
     reference, _ = model.text_rollout(action, task, None)  # (N, H+1, dim_z)
+    if space == "semantic":
+        z, reference = model.semantic_decoder(z), model.semantic_decoder(reference)  # (N, H+1, dim_e)
     z, reference = F.normalize(z.float(), dim=-1), F.normalize(reference.float(), dim=-1)
     if align == "none":
         return (z * reference)[:, 1:].sum(-1)

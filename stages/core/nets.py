@@ -65,6 +65,14 @@ class NormGRU(nn.Module):
         return torch.stack(states, 1)
 
 
+def he_init(module: nn.Module) -> None:
+    """He initialisation of convolutions: without a norm between them, PyTorch's default shrinks every layer's signal."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class ImageEncoder(nn.Sequential):
     """uint8 image (N, 3, 64, 64) → (N, 8·depth·4·4); four stride-2 convolutions."""
 
@@ -74,6 +82,7 @@ class ImageEncoder(nn.Sequential):
         for inp, out in pairwise(widths):
             blocks += [nn.Conv2d(inp, out, 4, 2, 1), nn.SiLU()]
         super().__init__(*blocks)
+        self.apply(he_init)
         self.out_features = 8 * depth * 16
 
     def forward(self, image: Tensor) -> Tensor:
@@ -95,7 +104,7 @@ class ImageDecoder(nn.Module):
         for a, b in pairwise([8 * depth, 4 * depth, 2 * depth, depth]):
             blocks += [nn.Conv2d(a, 4 * b, 3, 1, 1), nn.PixelShuffle(2), nn.SiLU()]
         blocks += [nn.Conv2d(depth, 4 * IMAGE_CHANNELS, 3, 1, 1), nn.PixelShuffle(2)]
-        self.convs = nn.Sequential(*blocks)
+        self.convs = nn.Sequential(*blocks).apply(he_init)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.stem(z).unflatten(-1, (8 * self.depth, 4, 4))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stages.core import artifacts, tasks
 from stages.core.agent import JointModel, ModelConfig, Noise
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
+from stages.core.backbones import load_backbone, slug
 from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
@@ -148,16 +148,13 @@ def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str
 
 def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]]:
     """Every finished dataset of the run and its embeddings. Raises BadInput naming what makes them."""
-    data_folder, slug = run.root / "data", backbone.replace("/", "--")
+    data_folder, sidecars = run.root / "data", run.root / "embeddings" / slug(backbone)
     paths = sorted(p.parent for p in data_folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
     if not paths:
         raise BadInput(f"no data in {data_folder}; make it with: {run.command('collect')}")
     data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
     embed = run.command("embed", "--backbone", backbone)
-    made = [
-        artifacts.load(run.root / "embeddings" / slug / p.name, "embed", domain=run.domain, made_by=embed)
-        for p in paths
-    ]
+    made = [artifacts.load(sidecars / p.name, "embed", domain=run.domain, made_by=embed) for p in paths]
     return data, made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,7 +30,8 @@ class Sampler:
             and gathers on it (same batches). The dataset must fit.
 
     Raises:
-        BadInput: no episode is long enough, no frames where images are asked for, or wrong weights.
+        BadInput: no episode is long enough, no frames where images are asked for, or a wrong
+            fraction or weight.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Sampler:
         keys: Sequence[str] | None = None,
         device: str = "cpu",
     ) -> None:
+        if not 0.0 <= start_fraction <= 1.0:
+            raise BadInput(f"start_fraction {start_fraction} is no fraction; give a number from 0 to 1")
         self.dataset, self.batch, self.length, self.seed = dataset, batch, length, seed
         self.start_fraction = start_fraction
         self.keys = list(KEYS if keys is None else keys)
@@ -133,7 +136,7 @@ def prefetch(
     world: int = 1,
     depth: int = 2,
     device: str = "cpu",
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield the batches of steps start_step..stop_step-1 in order, `depth` of them made ahead in a thread.
 
     With a CUDA `device` the thread also copies them there, from pinned memory. Leaving the loop early

@@ -154,6 +154,6 @@ def test_the_same_from_a_shell(tmp_path: Path) -> None:
     """As a user meets it: a process, its exit code, and stderr."""
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-m", "bitagent_cli", "pretrain", "--scale", "smoke", "--out", str(tmp_path / "run")]
-    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 2
     assert ran.stderr.splitlines()[-1].startswith("error: no data in ") and "Traceback" not in ran.stderr

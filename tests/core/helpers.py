@@ -62,7 +62,7 @@ def scramble(module: nn.Module, seed: int = 0, amount: float = 0.2) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += amount * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
 
 
 def make_model(seed: int = 0, **changes: Any) -> JointModel:

@@ -6,6 +6,7 @@ Nothing here calls the code under test; the layout of a module's parameters is a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy.special import erf
@@ -177,7 +178,7 @@ class World:
 
     def __init__(self, model: nn.Module) -> None:
         self.w = weights(model)
-        self.c = model.config
+        self.c: Any = model.config
 
     def probs(self, logits: Array) -> Array:
         return unimix(logits.reshape(self.c.classes, self.c.categories), self.c.unimix)
@@ -226,7 +227,8 @@ class World:
             if self.c.imagined_semantics == "predict":
                 e = self.predict(h, s)
             z = self.fuse(e, s, tau)
-            hs.append(h), zs.append(z), es.append(e), priors.append(prior)
+            for trail, value in ((hs, h), (zs, z), (es, e), (priors, prior)):
+                trail.append(value)
         return hs, zs, es, priors
 
     def text_imagine(self, tau: Array, actions: Array, uniforms: Array | None) -> tuple[list[Array], list[Array]]:

@@ -14,7 +14,7 @@ GUARD = {"right_shoulder": 60, "right_elbow": 100, "left_shoulder": 60, "left_el
 UP = {"right_shoulder": 100, "right_elbow": 80, "left_shoulder": 100, "left_elbow": 80}
 BIPED: dict[str, Pose] = {
     "stand": {},
-    "one_foot": {"left_hip": 90, "left_knee": -90},
+    "one_foot": {"left_hip": 100, "left_knee": -100},
     "high_kick": {"left_hip": 100},
     "sit_knees": KNEEL,
     "lunge_pose": LUNGE,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def literal_lambda_return(reward: np.ndarray, value: np.ndarray, discount: float
     return out
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
 def test_lambda_return(horizon: int, discount: float, trace: float, seed: int) -> None:
     reward, value = random(3, horizon, seed=seed).double(), random(3, horizon + 1, seed=seed + 1).double()

@@ -91,7 +91,8 @@ def test_one_frame_at_a_time_equals_all_at_once(gate: str) -> None:
         for t in range(8):
             if batch["is_first"][b, t]:
                 state = None
-            state = model.observe_step(batch["image"][b, t][None], state, batch["action"][b, t][None], e[b, t][None], one)
+            now = slice(t, t + 1)
+            state = model.observe_step(batch["image"][b, now], state, batch["action"][b, now], e[b, now], one)
             for name in ("h", "z", "e"):
                 wanted = getattr(seen.state, name)[b, t]
                 torch.testing.assert_close(getattr(state, name)[0], wanted, rtol=1e-5, atol=1e-5)
@@ -112,12 +113,13 @@ def test_filtering_a_batch_of_environments_equals_each_alone() -> None:
 def test_observe_is_equation_1_and_4() -> None:
     model = make_model()
     torch.manual_seed(11)
-    batch, task, seen = filtered(model, Noise("cpu"))
+    batch, _, seen = filtered(model, Noise("cpu"))
     torch.manual_seed(11)
     uniform = array(torch.rand(3, 8, 3, 5))
     world = literal.World(model)
     for b in range(2):
         tau = world.tau(array(prompts())[b])
+        h, z = world.first(), np.zeros(12)
         for t in range(8):
             posterior = world.posterior(batch["image"][b, t].numpy())
             close(seen.posterior[b, t].exp(), posterior)
@@ -126,7 +128,7 @@ def test_observe_is_equation_1_and_4() -> None:
             if t == 0 or batch["is_first"][b, t]:
                 h = world.step(world.first(), np.zeros(12), np.zeros(2))
             else:
-                h = world.step(h, z, array(batch["action"])[b, t])  # noqa: F821 (z of the frame before)
+                h = world.step(h, z, array(batch["action"])[b, t])  # z of the frame before
             z = world.fuse(world.adapt(array(batch["embedding"])[b, t]), s, tau)
             close(seen.state.h[b, t], h)
             close(seen.state.z[b, t], z)

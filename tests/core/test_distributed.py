@@ -48,4 +48,4 @@ def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
     model, norms = train(World(0, 1, torch.device("cpu")))
     torch.testing.assert_close(ranks[0]["norms"], norms, rtol=1e-3, atol=1e-4)
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(ranks[0][name], value, rtol=0, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(ranks[0][name], value, rtol=0, atol=1e-4, msg=name)

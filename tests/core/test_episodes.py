@@ -22,7 +22,7 @@ from stages.core import episodes as room
 from stages.core.derive import write_embeddings
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.shards import read_header
+from stages.core.shards import CODES, read_header
 from tests.core.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +119,29 @@ def test_sigkill_loses_only_the_episode_in_flight(tmp_path: Path, small_shards: 
     assert shard_bytes(writer.finish(safe + 3).path) == shard_bytes(
         make_dataset(tmp_path / "whole", [20] * (safe + 3)).path
     )
+
+
+def test_sigkill_inside_a_write_leaves_no_half_episode(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from stages.core import episodes
+        from tests.core.synthetic import make_episode, make_writer
+        writer = make_writer(Path(sys.argv[1]))
+        writer.append(0, make_episode(0))
+        def half(file, blocks):
+            file.write_bytes(bytes(100))
+            os.kill(os.getpid(), signal.SIGKILL)
+        episodes.write_shard = half
+        writer.append(1, make_episode(1))
+    """
+    child = start(code, tmp_path / "data")
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    writer = make_writer(tmp_path / "data")
+    assert writer.numbers() == [0] and not writer.has(1)
+    writer.append(1, make_episode(1))
+    assert shard_bytes(writer.finish().path) == shard_bytes(make_dataset(tmp_path / "whole", (20, 20)).path)
 
 
 def test_sigkill_while_merging_loses_nothing(tmp_path: Path, small_shards: None) -> None:
@@ -452,39 +475,34 @@ def test_fifty_gigabytes_open_and_sample_in_bounded_memory(tmp_path: Path) -> No
             sampler.sample(step)
         print(dataset.nbytes("image") // 10**9, opened, resident("VmHWM") - before)
     """
-    write_sparse_dataset(tmp_path / "data", shards=196, rows=20_800, episode=100)
+    write_sparse_dataset(tmp_path / "data", shards=196, rows=20_800, episode=1040)
     child = start(code, tmp_path / "data")
     gigabytes, opened, peak = map(int, child.communicate()[0].split())
     assert gigabytes == 50 and opened < 60 and peak < 300, (gigabytes, opened, peak)
 
 
 def write_sparse_dataset(path: Path, shards: int, rows: int, episode: int) -> None:
-    """A dataset whose frames are holes in the files; its checksums are not those of its content."""
-    base = make_dataset(path, [episode] * (rows // episode), image_size=0, renderer="")
-    shard, meta = path / "shard-00000.safetensors", dict(base.meta)
-    arrays = {"image": (np.uint8, (rows, 3, 64, 64)), "action": (np.float32, (rows, ACTIONS))}
-    head, end = {}, 0
-    small = load_file(shard)
-    for name in (*(n for n in small if n not in arrays), *arrays):
-        dtype, shape = arrays.get(
-            name, (small[name].dtype if name in small else None, small.get(name, np.empty(0)).shape)
-        )
-        begin, end = end, end + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        code = room.read_header.__globals__["CODES"][np.dtype(dtype)]
-        head[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
-    files = [path / f"shard-{index:05d}.safetensors" for index in range(shards)]
-    for file in files:
-        with file.open("wb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            for name in head:
-                if name not in arrays:
-                    handle.write(small[name].tobytes())
-            handle.truncate(8 + len(text) + end)
+    """A dataset whose frames are holes in one file under many names; no checksum in it is right."""
+    meta = dict(make_dataset(path, [episode] * (rows // episode), image_size=0, renderer="").meta)
+    first = path / "shard-00000.safetensors"
+    arrays = load_file(first)
+    image = {"dtype": "U8", "shape": [rows, 3, 64, 64]}
+    header, end = {}, 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": CODES[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
+    header["image"] = image | {"data_offsets": [end, end + rows * 3 * 64 * 64]}
+    text = json.dumps(header).encode()
+    with first.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            handle.write(array.tobytes())
+        handle.truncate(handle.tell() + rows * 3 * 64 * 64)
+    files = [first, *(path / f"shard-{index:05d}.safetensors" for index in range(1, shards))]
+    for file in files[1:]:
+        os.link(first, file)
     extra = meta["extra"]
-    for key in ("episodes", "frames"):
-        extra[key] *= shards
+    extra |= {key: extra[key] * shards for key in ("episodes", "frames", "returns")}
+    extra |= {"image_size": 64, "renderer": "ray"}
     meta["files"] = {file.name: "" for file in files}
-    meta["extra"] = extra | {"returns": extra["returns"] * shards, "image_size": 64, "renderer": "ray"}
     (path / "artifact.json").write_text(json.dumps(meta))

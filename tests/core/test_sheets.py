@@ -34,13 +34,13 @@ def make_scored(path: Path, returns: list[float], first: int, source: str, task:
 
 
 def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> None:
-    make_scored(tmp_path / "random", [3.0, 9.0, 1.0, 4.0, 5.0], 0, "random", "")
-    make_scored(tmp_path / "walk", [2.0, 8.0], 5, "expert", "walk")
-    make_scored(tmp_path / "more", [11.0], 7, "expert", "walk")  # a second dataset of the same source and task
+    make_scored(tmp_path / "random", [5.0, 9.0, 1.0, 4.0, 3.0, 2.0], 0, "random", "")
+    make_scored(tmp_path / "walk", [2.0, 8.0], 6, "expert", "walk")
+    make_scored(tmp_path / "more", [11.0], 8, "expert", "walk")  # a second dataset of the same source and task
     dataset = Dataset.open([tmp_path / name for name in ("random", "walk", "more")], "walker")
     sheet = contact_sheet(dataset, columns=5)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
-    chosen = [0, 1, 3, 2, 5, 7, 6]  # random: first, best, median, worst; walk: first = worst, best, median
+    chosen = [0, 1, 4, 2, 6, 8, 7]  # random: first, best, (lower) median, worst; walk: first = worst, best, median
     assert sheet.shape[0] == len(chosen) * PITCH + sheets.GAP
     for row, number in enumerate(chosen):
         image = make_episode(number, 9).image

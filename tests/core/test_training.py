@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable
 
@@ -19,7 +18,8 @@ from tests.core.helpers import make_batch, make_labels, make_model, objective_co
 CPU = torch.device("cpu")
 Loss = Callable[[training.Batch], tuple[Tensor, training.Terms]]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))), reason="needs a C compiler")
+compiler = any(map(shutil.which, ("cc", "gcc", "g++", "clang")))
+needs_compiler = pytest.mark.skipif(not compiler, reason="needs a C compiler")
 
 
 def joint(model: JointModel, device: torch.device = CPU) -> Loss:
@@ -75,9 +75,11 @@ def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
                         p.grad *= min(1.0, clip / (norm + 1e-6).item())
                 for optimizer in optimizers:
                     optimizer.step()
-                logged.append({"error": error.item(), "loss": error.item(), "grad_norm": norms[0], "grad_norm1": norms[1]})
+                logged.append(
+                    {"error": error.item(), "loss": error.item(), "grad_norm": norms[0], "grad_norm1": norms[1]}
+                )
         else:
-            pairs = [
+            pairs: list[tuple[torch.optim.Optimizer, float]] = [
                 (training.make_optimizer(list(one.parameters()), 0.01, 0.01), 0.05),
                 (training.make_optimizer(list(two.parameters()), 0.02, 0.01), 1e9),
             ]
@@ -86,8 +88,8 @@ def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
         return [*one.parameters(), *two.parameters()], logged
 
     (found, logged), (wanted, terms) = run(literal=False), run(literal=True)
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b)
+    for weight, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(weight, other)
     for a, b in zip(logged, terms, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
@@ -251,7 +253,7 @@ def train_on_cuda(*, compiled: bool, captured: bool, bf16: bool) -> tuple[dict[s
     cuda = torch.device("cuda")
     model = make_model().to(cuda)
     optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
-    pair = [(optimizer, 100.0)]
+    pair: list[tuple[torch.optim.Optimizer, float]] = [(optimizer, 100.0)]
     update = training.make_update(joint(model, cuda), pair, cuda, bf16=bf16, compiled=compiled, captured=captured)
     torch.manual_seed(3)
     data = batches(training.CapturedUpdate.WARMUP + 5, cuda)
@@ -288,7 +290,7 @@ def test_captured_update_draws_new_noise_at_every_replay() -> None:
     cuda = torch.device("cuda")
     model = make_model().to(cuda)
     optimizer = training.make_optimizer(list(model.parameters()), 0.0, 0.0)
-    pair = [(optimizer, 100.0)]
+    pair: list[tuple[torch.optim.Optimizer, float]] = [(optimizer, 100.0)]
     update = training.make_update(joint(model, cuda), pair, cuda, bf16=False, compiled=False, captured=True)
     batch = batches(1, cuda)[0]
     found = [update(batch)["joint_behavior"].item() for _ in range(training.CapturedUpdate.WARMUP + 4)]

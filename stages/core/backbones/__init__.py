@@ -1,8 +1,8 @@
 """Video-language backbones behind one small interface.
 
-    backbone = load_backbone("offline", Path("runs/walker-laptop"), "cpu")
-    e = backbone.encode_video(frames)       # uint8 (N, 8, 3, H, W) → (N, dim), unit norm
-    y = backbone.encode_text(["walk fast"]) # (1, dim), unit norm
+backbone = load_backbone("offline", Path("runs/walker-laptop"), "cpu")
+e = backbone.encode_video(frames)       # uint8 (N, 8, 3, H, W) → (N, dim), unit norm
+y = backbone.encode_text(["walk fast"]) # (1, dim), unit norm
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class Backbone(ABC):
         dim: width of the embeddings.
         frame_size: height and width it wants its frames in; others are resized (`resample`: bicubic or bilinear).
         video: everything the video side computes with; what `mllm.train` may train.
+        owner: the module in which layers of the video side can be replaced (LoRA).
         trainable: whether `encode_video` keeps the graph for gradients (stages.core.backbones.tuning sets it).
     """
 
@@ -30,6 +31,7 @@ class Backbone(ABC):
     window: int = WINDOW
     resample: str = "bicubic"
     video: nn.Module
+    owner: nn.Module
     device: str
     trainable: bool = False
 
@@ -44,6 +46,10 @@ class Backbone(ABC):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The video side's layers from input to output, for training the last k."""
+
+    @abstractmethod
+    def linears(self) -> list[nn.Linear]:
+        """The linear maps of the video side that LoRA may adapt."""
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """uint8 frames (N, 8, 3, H, W), oldest first → (N, dim) float32, unit norm, on the device."""
@@ -66,8 +72,13 @@ class Backbone(ABC):
         """
         rows = window_rows(np.array([0, len(frames)]))  # (T, 8)
         resized = resize(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), self.frame_size, self.resample)
-        found = [self.encode_video(resized[torch.from_numpy(r)]) for r in np.split(rows, range(batch, len(rows), batch))]
-        return torch.cat(found)
+        parts = [torch.from_numpy(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+        return torch.cat([self.encode_video(resized[part]) for part in parts])
+
+
+def linears_of(modules: Sequence[nn.Module]) -> list[nn.Linear]:
+    """Every linear map inside these modules."""
+    return [m for module in modules for m in module.modules() if isinstance(m, nn.Linear)]
 
 
 def resize(frames: Tensor, size: int, mode: str = "bicubic") -> Tensor:

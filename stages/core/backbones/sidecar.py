@@ -44,7 +44,9 @@ class FrameSource:
         elif dataset.has("image"):
             self.how = f"resized to {size}"
         else:
-            raise BadInput(f"{dataset.parts[0].artifact.path} holds neither frames nor physics states; collect it again")
+            raise BadInput(
+                f"{dataset.parts[0].artifact.path} holds neither frames nor physics states; collect it again"
+            )
 
     def episodes(self, start: int) -> Iterator[np.ndarray]:
         """uint8 (T, 3, H, W) of each episode from number `start` on."""

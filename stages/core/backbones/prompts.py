@@ -1,0 +1,93 @@
+"""Prompts that are shown instead of written: a video file or a folder of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core.backbones.base import Backbone
+from stages.core.errors import BadInput
+
+VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+MAX_FRAMES = 1000
+MAX_PIXELS = 4096 * 4096
+BATCH = 64
+
+
+def embed_prompt_video(backbone: Backbone, path: Path) -> Tensor:
+    """What a video shows, as one unit vector (dim,): the mean over its windows of 8 frames.
+
+    Frames are taken as they come, one a decision of the environment (walker: 20 a second); a shorter
+    video than 8 frames begins with its first frame repeated. At most 1000 frames are read.
+
+    Raises:
+        BadInput: no such path, not a video nor a folder of images, or not readable.
+    """
+    frames = read_frames(path)  # (T, 3, H, W)
+    found = backbone.encode_episode(frames, BATCH)  # (T, dim)
+    whole = found[min(backbone.window, len(found)) - 1 :]  # windows without repeated frames
+    return F.normalize(whole.mean(0), dim=-1)
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """A video file, or a folder of images in the order of their names → uint8 (T, 3, S, S), the middle square."""
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith("."))
+        if not files:
+            raise BadInput(f"{path} holds no images ({', '.join(IMAGES)}); give a video file or a folder of frames")
+        frames = [_checked(f, picture) for f in files[:MAX_FRAMES] for picture in _read_images(f)[:1]]
+    elif path.is_file():
+        if path.suffix.lower() not in VIDEOS:
+            raise BadInput(f"{path} is not a video: give one of {', '.join(VIDEOS)}, or a folder of frames")
+        frames = [_checked(path, picture) for picture in _read_images(path)]
+    else:
+        raise BadInput(f"{path} does not exist; give a video file or a folder of frames")
+    squares = [_square(f) for f in frames]
+    if len({s.shape for s in squares}) > 1:
+        raise BadInput(f"the frames in {path} differ in size; give frames of one size")
+    return np.stack(squares)
+
+
+def _read_images(file: Path) -> list[np.ndarray]:
+    """The first frames of a file, at least one. Raises BadInput when it cannot be decoded."""
+    import imageio.v3 as iio
+
+    def some() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(iio.imiter(file)):
+            if number == MAX_FRAMES:
+                return
+            yield np.asarray(frame)
+
+    try:
+        frames = list(some())
+    except Exception as error:  # every decoder has its own errors
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise BadInput(f"{file} cannot be decoded ({reason}); give an mp4, a gif or a folder of PNG frames") from None
+    if not frames:
+        raise BadInput(f"{file} holds no frame; give another video")
+    return frames
+
+
+def _checked(file: Path, frame: np.ndarray) -> np.ndarray:
+    """Any decoded picture → uint8 (H, W, 3)."""
+    if frame.ndim == 2:
+        frame = np.repeat(frame[..., None], 3, -1)
+    if frame.ndim != 3 or frame.shape[-1] not in (3, 4) or frame.dtype != np.uint8 or 0 in frame.shape:
+        raise BadInput(f"{file} has a frame of {frame.dtype} {frame.shape}; give 8-bit RGB or grey frames")
+    if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
+        raise BadInput(
+            f"{file} has frames of {frame.shape[1]}x{frame.shape[0]} pixels; make them smaller (64 is enough)"
+        )
+    return frame[..., :3]
+
+
+def _square(frame: np.ndarray) -> np.ndarray:
+    """(H, W, 3) → (3, S, S) with S the shorter side, cut from the middle."""
+    size = min(frame.shape[:2])
+    top, left = (frame.shape[0] - size) // 2, (frame.shape[1] - size) // 2
+    return np.ascontiguousarray(frame[top : top + size, left : left + size].transpose(2, 0, 1))

@@ -1,0 +1,119 @@
+"""Pictures show the frames they were given, where they say they are; charts draw the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from stages.core import figures
+
+
+def clip(*colors: tuple[int, int, int], size: int = 8) -> np.ndarray:
+    """One plain frame a colour: (T, 3, size, size)."""
+    return np.stack([np.broadcast_to(np.array(c, np.uint8)[:, None, None], (3, size, size)) for c in colors])
+
+
+RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+def test_strip_puts_every_frame_in_its_row_and_column() -> None:
+    sheet = figures.strip([("a", clip(RED, GREEN)), ("a longer label", clip(BLUE))], ["+1", "+2"])
+    left = sheet.shape[1] - 2 * (8 + figures.GAP)
+    centres = [
+        [sheet[figures.HEADER + r * (8 + figures.GAP) + 4, left + c * (8 + figures.GAP) + 4] for c in (0, 1)]
+        for r in (0, 1)
+    ]
+    assert [[tuple(p) for p in row] for row in centres] == [[RED, GREEN], [BLUE, figures.PAPER]]
+    assert (sheet[:, :left] != figures.PAPER[0]).any(), "no label was written"
+
+
+def test_film_holds_the_last_frame_of_a_short_clip_and_scales() -> None:
+    pages = figures.film([("x", [clip(RED, GREEN, BLUE), clip(GREEN)])], columns=["one", "two"], scale=3)
+    assert len(pages) == 3
+    y = figures.HEADER + 12
+    first, second = pages.shape[2] - 2 * 27 + 12, pages.shape[2] - 27 + 12
+    assert [tuple(page[y, first]) for page in pages] == [RED, GREEN, BLUE]
+    assert [tuple(page[y, second]) for page in pages] == [GREEN] * 3
+
+
+def test_film_tells_context_from_imagination() -> None:
+    pages = figures.film([("real", [clip(RED, RED, RED, RED)])], seen=2)
+    left = pages.shape[2] - (16 + figures.GAP)
+    bar = [tuple(page[figures.HEADER - 2, left + 1]) for page in pages]
+    assert bar == [figures.SEEN, figures.SEEN, figures.IMAGINED, figures.IMAGINED]
+    lengths = [int((page[figures.HEADER - 2, left:] != figures.PAPER[0]).any(-1).sum()) for page in pages]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
+def test_gif_gives_back_every_frame_even_equal_ones(tmp_path: Path) -> None:
+    frames = clip(RED, RED, RED, GREEN, GREEN, BLUE, size=16)
+    figures.save_gif(tmp_path / "a.gif", frames.transpose(0, 2, 3, 1), 80)
+    back = figures.read_gif(tmp_path / "a.gif", 80)
+    assert back.shape == frames.shape and back.dtype == np.uint8
+    np.testing.assert_allclose(back.astype(int), frames, atol=8)
+
+
+def draw_error(path: Path) -> None:
+    figures.prediction_error(
+        path, {"horizon": [1, 2], "model": [3.0, 4.0], "copy_last_frame": [5.0, 9.0], "windows": 7}
+    )
+
+
+def draw_gates(path: Path) -> None:
+    figures.gate_bars(path, {"stand": [0.2, 0.9], "run": [0.4, 0.1]})
+
+
+def draw_traces(path: Path) -> None:
+    wave = np.sin(np.arange(30))
+    figures.reward_traces(
+        path, {"walk": {"expert": (wave, wave**2), "random": (wave, wave**2)}, "run": {"random": (wave, wave**2)}}
+    )
+
+
+def draw_scores(path: Path) -> None:
+    figures.score_bars(
+        path, {"walk": {"random": (0.0, 0.0), "bitagent": (0.8, 0.1)}, "run": {"bitagent": (-0.1, 0.02)}}
+    )
+
+
+def draw_curves(path: Path) -> None:
+    rows = [{"step": i, "loss": 1.0 / (i + 1), "seconds": i} for i in range(5)]
+    figures.curves(path, {"bitagent": [rows, rows[:3]], "genrl": [[{"step": 0, "kl": 2.0}, {"step": 1, "kl": 1.0}]]})
+
+
+@pytest.mark.parametrize("draw", [draw_error, draw_gates, draw_traces, draw_scores, draw_curves])
+def test_charts_are_pictures_with_something_on_white(tmp_path: Path, draw: Any) -> None:
+    draw(tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert tuple(pixels[0, 0]) == (255, 255, 255)
+    assert min(pixels.shape[:2]) > 150
+    coloured = (pixels.max(-1).astype(int) - pixels.min(-1)) > 60
+    assert coloured.sum() > 50, "no line or bar in colour"
+
+
+def test_several_seeds_become_mean_and_range_as_far_as_all_go() -> None:
+    ax = Figure().subplots()
+    one = (np.array([0, 10, 20]), np.array([1.0, 2.0, 3.0]))
+    other = (np.array([0, 10]), np.array([3.0, 6.0]))
+    figures._band(ax, [one, other], "bitagent", "red")
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [0, 10])
+    np.testing.assert_allclose(line.get_ydata(), [2.0, 4.0])
+    assert line.get_label() == "bitagent (2 seeds)"
+    low, high = (
+        ax.collections[0].get_paths()[0].vertices[:, 1].min(),
+        ax.collections[0].get_paths()[0].vertices[:, 1].max(),
+    )
+    assert (low, high) == (1.0, 6.0)
+
+
+def test_one_seed_is_drawn_whole() -> None:
+    ax = Figure().subplots()
+    figures._band(ax, [(np.array([0, 5]), np.array([1.0, 0.0]))], "bitagent", "red")
+    assert not ax.collections and ax.get_lines()[0].get_label() == "bitagent"

@@ -1,0 +1,160 @@
+"""Tables: what was not run is blank, the paper's values stay the paper's, aggregates are right."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.core import artifacts, results, tasks
+from stages.core.errors import BadInput
+from stages.core.results import Result, Table
+
+
+def evaluate(
+    root: Path, task: str, seed: int, score: float, method: str = "bitagent", goal: str = "", **row: Any
+) -> None:
+    """An evaluation artifact as the stage writes it."""
+    about = {"task": task, "method": method, "seed": seed, "scale": "smoke", "episodes": 2, "return": 100 * score,
+             "score": score, "stderr": 0.05, "random_score": 0.01} | row  # fmt: skip
+    path = root / "evaluation" / f"{method}-s{seed}" / (goal or task)
+    with artifacts.writing(
+        path, "evaluate", domain="walker", config={"score": score}, seed=seed, extra={"rows": [about]}
+    ):
+        pass
+
+
+def gather(root: Path) -> list[Result]:
+    return results.gather(root, "walker")
+
+
+def column(table: Table, name: str) -> dict[str, str]:
+    index = [c.name for c in table.columns].index(name)
+    return {row[0]: row[index] for row in table.rows}
+
+
+def test_paper_values_are_complete() -> None:
+    paper = results.paper_results()
+    wanted = {f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)}
+    methods = {"iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent"}
+    assert paper["table1"].keys() == wanted
+    assert all(row.keys() == methods for row in paper["table1"].values())
+    means = {m: np.mean([row[m][0] for row in paper["table1"].values()]) for m in methods}
+    overall = {
+        "iql": 0.39,
+        "td3-bc": 0.34,
+        "td3": 0.45,
+        "wm-clip": 0.69,
+        "genrl": 0.82,
+        "founder": 0.87,
+        "bitagent": 0.91,
+    }
+    for method, printed in overall.items():
+        assert means[method] == pytest.approx(printed, abs=0.011), method  # the paper's own last row
+    assert {t: row["bitagent"][0] for t, row in paper["table2"].items()} == {
+        "walker stand": 1.03, "walker run": 0.87, "walker walk": 1.02,
+    }  # fmt: skip
+
+
+def test_what_was_not_run_is_blank_and_the_paper_is_marked(tmp_path: Path) -> None:
+    evaluate(tmp_path, "walk", 0, 0.5)
+    evaluate(tmp_path, "walk", 1, 0.7)
+    table = results.tasks_table(gather(tmp_path), "walker")
+    assert column(table, "bitagent") == {"walker stand": "", "walker walk": "0.60 ± 0.10 (2)", "walker run": ""}
+    assert column(table, "random") == {"walker stand": "", "walker walk": "0.01", "walker run": ""}
+    assert column(table, "paper: bitagent")["walker run"] == "0.87 ± 0.02"
+    kinds = {c.name: c.kind for c in table.columns}
+    assert kinds["paper: bitagent"] == "paper" and kinds["bitagent"] == "ours"
+    assert "not ours" in table.note
+    assert [n["task"] for n in table.numbers] == ["walk"], "the paper's values are no numbers of ours"
+
+
+def test_one_seed_shows_the_error_over_episodes(tmp_path: Path) -> None:
+    evaluate(tmp_path, "run", 3, 0.3, stderr=0.04)
+    assert column(results.tasks_table(gather(tmp_path), "walker"), "bitagent")["walker run"] == "0.30 [0.04]"
+
+
+def test_overall_rows_need_every_task(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for task, score in (("stand", 0.9), ("walk", 0.6), ("run", 0.3)):
+            evaluate(tmp_path, task, seed, score + 0.02 * seed)
+        evaluate(tmp_path, "walk", seed, 0.1, "genrl")
+    found = gather(tmp_path)
+    ours = column(results.tasks_table(found, "walker"), "bitagent")
+    theirs = column(results.tasks_table(found, "walker"), "genrl")
+    assert ours["mean of tasks"] == "0.61" and theirs["mean of tasks"] == ""
+    assert ours["interquartile mean, 95 % interval"].startswith("0.61 (0.6")
+    assert theirs["interquartile mean, 95 % interval"] == ""
+
+
+def test_interquartile_mean_drops_the_outer_quarters_of_all_scores() -> None:
+    mean, low, high = results.interquartile([[0.0, 0.4, 0.5], [0.6, 0.7, 9.0], [0.5, 0.5]])
+    assert mean == pytest.approx(np.mean([0.5, 0.5, 0.5, 0.6]))
+    assert low <= mean <= high
+
+
+def test_interval_resamples_seeds_within_their_task() -> None:
+    """Tasks that differ but seeds that do not: a stratified interval has no width."""
+    _, low, high = results.interquartile([[0.1, 0.1], [0.9, 0.9]])
+    assert low == pytest.approx(high)
+    _, low, high = results.interquartile([[0.1, 0.3], [0.7, 0.9]])
+    assert high - low > 0.05
+
+
+def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path) -> None:
+    evaluate(tmp_path, "stand", 0, 0.9)
+    evaluate(tmp_path, "stand", 0, 0.4, goal="balance-on-one-leg-77abbf")
+    evaluate(tmp_path, "stand", 0, 0.7, goal="stand+walk")
+    found = gather(tmp_path)
+    assert column(results.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
+    several = results.multi_task_table(found, "walker")
+    assert several and column(several, "bitagent")["walker stand"] == "0.70 [0.05]"
+    prompts = results.prompts_table(found)
+    assert prompts and prompts.rows == [["balance-on-one-leg-77abbf", "stand", "bitagent", "0", "0.01", "0.40 [0.05]"]]
+    assert results.prompts_table([r for r in found if r.single_task]) is None
+
+
+def test_ablation_keeps_the_papers_rows_in_order(tmp_path: Path) -> None:
+    evaluate(tmp_path, "run", 0, 0.8)
+    assert results.ablation_table(gather(tmp_path), "walker") is None
+    evaluate(tmp_path, "run", 0, 0.6, "ablation-base")
+    table = results.ablation_table(gather(tmp_path), "walker")
+    assert table is not None
+    ours = [c.name for c in table.columns if c.kind == "ours"]
+    assert ours == ["ablation-base", "ablation-mllm", "ablation-tamf", "bitagent"]
+    assert (
+        column(table, "ablation-tamf")["walker run"] == "" and column(table, "bitagent")["walker run"] == "0.80 [0.05]"
+    )
+    assert results.ablation_table(gather(tmp_path), "cheetah") is None
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    evaluate(tmp_path, "walk", 0, 0.5)
+    table = results.tasks_table(gather(tmp_path), "walker")
+    rows = list(csv.reader(io.StringIO(results.comma_separated(table))))
+    assert rows == [[c.name for c in table.columns], *table.rows]
+    lines = [line for line in results.markdown(table).splitlines() if line.startswith("|")]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]] == rows
+    tex = results.latex(table)
+    assert tex.count(r"\\") == 1 + len(table.rows) and r"$\pm$" in tex and "±" not in tex.split(r"\begin")[1]
+
+
+def test_latex_escapes() -> None:
+    assert results._tex("50 % of a_b & {c}") == r"50 \% of a\_b \& \{c\}"
+
+
+def test_corrupted_evaluation_is_named(tmp_path: Path) -> None:
+    evaluate(tmp_path, "walk", 0, 0.5)
+    (tmp_path / "evaluation/bitagent-s0/walk/artifact.json").write_text("{")
+    with pytest.raises(BadInput, match="walk"):
+        gather(tmp_path)
+
+
+def test_bars_put_random_first(tmp_path: Path) -> None:
+    evaluate(tmp_path, "walk", 0, 0.5, "genrl")
+    evaluate(tmp_path, "walk", 0, 0.6)
+    assert list(results.bars(gather(tmp_path))["walk"]) == ["random", "bitagent", "genrl"]

@@ -1,0 +1,323 @@
+"""Behaviour learning as a stage: on latents of the data, through a frozen model, resumable bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages import behave, pretrain
+from stages.core import artifacts
+from stages.core.actor_critic import ActorCritic
+from stages.core.agent import Noise, load_model
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
+from stages.core.errors import BadInput, Interrupted
+from stages.core.latents import encode
+from stages.core.pretraining import open_training_data
+from tests.core.helpers import model_config, unit
+from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
+from tests.stages import small_run
+
+BEHAVE: dict[str, Any] = {
+    "updates": 6,
+    "starts": 10,
+    "horizon": 4,
+    "start_fraction": 0.25,
+    "lr": 1e-3,
+    "clip": 100.0,
+    "align": "none",
+    "oracle_updates": 3,
+    "bf16": False,
+    "compile": "off",
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "actor_critic": ACTOR_CRITIC,
+}
+
+
+def config(**changes: Any) -> behave.Config:
+    return behave.Config.model_validate(BEHAVE | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a barely trained model, whose two datasets have episodes of different lengths."""
+    made = small_run.make_run(tmp_path_factory.mktemp("behave") / "walker-smoke")
+    small_run.make_data(made, "random", rows=9)
+    small_run.make_data(made, "expert-walk", "walk", first=100)
+    small_run.make_backbone(made)
+    small_run.make_embeddings(made)
+    for method in ("bitagent", "other"):
+        pretrain.run(small_run.pretrain_config(updates=2), model_config(), made, method=method)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run) -> Artifact:
+    """Six updates without a break."""
+    return behave.run(config(), run, task="walk", method="other")
+
+
+def source(run: Run) -> Artifact:
+    return artifacts.load(run.root / "model" / "bitagent-s0", "pretrain")
+
+
+def trained(artifact: Artifact) -> str:
+    return str(artifact.meta["files"]["actor_critic.safetensors"])
+
+
+# ---------------------------------------------------------------------------- goals
+
+
+def test_goals() -> None:
+    one = behave.parse_goal("walker", "walk", None, None)
+    assert (one.name, one.tasks) == ("walk", ("walk",)) and one.prompts == ("walk fast clean",)
+    several = behave.parse_goal("walker", None, None, None, ("stand", "run"))
+    assert several.name == "stand+run" and len(several.prompts) == 2
+    free = behave.parse_goal("walker", None, "hop on one leg", None)
+    assert free.prompts == ("hop on one leg",) and free.tasks == () and free.name.startswith("hop-on-one-leg-")
+
+
+@pytest.mark.parametrize("given", [{}, {"task": "walk", "prompt": "walk"}, {"video": "a.mp4", "many": ("walk",)}])
+def test_a_goal_is_exactly_one_thing(given: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="exactly one of --task, --prompt, --video or --tasks"):
+        behave.parse_goal("walker", given.get("task"), given.get("prompt"), given.get("video"), given.get("many", ()))
+
+
+def test_an_unknown_task_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match="walk"):
+        behave.parse_goal("walker", "wlak", None, None)
+
+
+# ---------------------------------------------------------------------------- latents
+
+
+def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
+    """Every row, under every prompt, equals stepping through its episode from its first frame."""
+    model, dataset = load_model(source(run)), open_training_data(source(run), run)
+    prompts = model.task(unit(2, generator=torch.Generator().manual_seed(3)))
+    found = encode(model, dataset, prompts, 4, torch.device("cpu"), quiet=True, bf16=False)
+    assert found.h.shape == (2, dataset.n_frames, 16)
+    lengths = []
+    for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True):
+        lengths.append(int(length))
+        rows = np.arange(start, start + length)
+        image, action = torch.from_numpy(dataset.rows("image", rows)), torch.from_numpy(dataset.rows("action", rows))
+        e = model.adapter(torch.from_numpy(dataset.rows("embedding", rows)).float())
+        for k in range(2):
+            state = None
+            for i, row in enumerate(rows):
+                one = prompts.rows(torch.tensor([k]))
+                state = model.observe_step(image[i : i + 1], state, action[i : i + 1], e[i : i + 1], one)
+                torch.testing.assert_close(found.h[k, row], state.h[0].half(), rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(found.z[k, row], state.z[0].half(), rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(found.e[row], state.e[0].half(), rtol=2e-3, atol=2e-3)
+    assert sorted(lengths) == [9, 9, 9, 14, 14, 14]
+    np.testing.assert_array_equal(found.action, dataset.rows("action", np.arange(dataset.n_frames)))
+    np.testing.assert_array_equal(found.reward, dataset.rows("reward", np.arange(dataset.n_frames)))
+
+
+def test_windows_stay_inside_their_episode_and_align_actions(run: Run) -> None:
+    model, dataset = load_model(source(run)), open_training_data(source(run), run)
+    prompts = model.task(unit(2))
+    latents = encode(model, dataset, prompts, 10, torch.device("cpu"), quiet=True, bf16=False)
+    inside = [
+        row
+        for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True)
+        for row in range(start, start + length - 10)
+    ]
+    assert latents.starts.tolist() == inside
+    assert set(latents.episode_starts.tolist()) == set(dataset.episode_info.start[dataset.episode_info.length > 10])
+    torch.manual_seed(0)
+    drawn = latents.draw(400, 0.5, Noise("cpu"))
+    assert set(drawn.tolist()) == set(inside)
+    at_start = np.isin(drawn.numpy(), latents.episode_starts.numpy()).mean()
+    assert 0.5 < at_start < 0.75  # half on purpose, and the share of all starts by chance
+    rows, prompt = torch.tensor([inside[0], inside[5]]), torch.tensor([1, 0])
+    state, action, reward = latents.window(rows, prompt, 10)
+    assert torch.equal(state.h[0], latents.h[1, inside[0] : inside[0] + 11].float())
+    assert torch.equal(state.z[1], latents.z[0, inside[5] : inside[5] + 11].float())
+    assert torch.equal(action[1], latents.action[inside[5] + 1 : inside[5] + 11]), "action[t] led to state t + 1"
+    assert torch.equal(reward[1], latents.reward[inside[5] + 1 : inside[5] + 11])
+
+
+def test_a_horizon_longer_than_every_episode_is_refused(run: Run) -> None:
+    with pytest.raises(BadInput, match=r"behave\.horizon = 14"):
+        behave.run(config(horizon=14), run, task="walk")
+
+
+# ---------------------------------------------------------------------------- one update
+
+
+def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavior, dict[str, Tensor]]:
+    model, dataset, c = load_model(source(run)), open_training_data(source(run), run), config(**changes)
+    context = model.task(unit(prompts, generator=torch.Generator().manual_seed(3)))
+    latents = encode(model, dataset, context, c.horizon, torch.device("cpu"), quiet=True, bf16=False)
+    torch.manual_seed(0)
+    learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
+    noise = Noise("cpu")
+    return behave.Behavior(model, learner, context, c, noise, None), behave.draw_batch(latents, c, noise, prompts)
+
+
+def test_gradient_reaches_the_actor_through_the_dynamics_and_nothing_of_the_model(run: Run) -> None:
+    alone = {"anchor": 0.0, "data_value": 0.0, "entropy": 0.0}
+    module, batch = behavior(run, actor_critic=ACTOR_CRITIC | alone)
+    loss, _ = module(batch)
+    loss.backward()
+    for name, parameter in module.learner.actor.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    for name, parameter in module.learner.critic.named_parameters():
+        assert parameter.grad is not None, name
+    assert all(p.grad is None for p in module.model.parameters())
+    assert all(p.grad is None for p in module.learner.slow.parameters())
+
+
+def test_without_imagination_and_anchor_the_actor_stands_still(run: Run) -> None:
+    module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {"anchor": 0.0, "imagination": 0.0})
+    module(batch)[0].backward()
+    assert not any(p.grad is not None and p.grad.any() for p in module.learner.actor.parameters())
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(run: Run) -> None:
+    weights = {"anchor": 0.7, "data_value": 0.3, "imagination": 1.9}
+
+    def value(**changes: float) -> float:
+        module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {name: 0.0 for name in weights} | changes)
+        torch.manual_seed(5)
+        return float(module(batch)[0])
+
+    rest = value()  # the critic's loss on imagination
+    parts = {name: value(**{name: 1.0}) - rest for name in weights}
+    assert all(parts.values())
+    assert value(**weights) == pytest.approx(rest + sum(weights[k] * parts[k] for k in weights), rel=1e-4)
+
+
+def test_updates_raise_the_imagined_reward(run: Run) -> None:
+    """The actor climbs what the model promises, by itself: no anchor, no entropy."""
+    climbing = ACTOR_CRITIC | {"anchor": 0.0, "entropy": 0.0}
+    made = behave.run(
+        config(updates=40, lr=1e-2, actor_critic=climbing, starts=32), run, prompt="climb what the model promises"
+    )
+    found = [row["imagined_reward"] for row in small_run.logged(made)]
+    assert np.mean(found[-5:]) > np.mean(found[:5]) + 1e-4
+
+
+# ---------------------------------------------------------------------------- the artifact
+
+
+def test_policy_artifact(run: Run, whole: Artifact) -> None:
+    assert whole.path == run.root / "policy" / "other-s0" / "walk"
+    assert set(whole.meta["inputs"]) == {"pretrain:other-s0"}
+    model = artifacts.load(run.root / "model" / "other-s0", "pretrain")
+    assert {k: whole.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")} == {
+        k: model.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")
+    }
+    for name, value in model.tensors("model").items():
+        assert torch.equal(whole.tensors("model")[name], value), "the model stayed frozen"
+    embedding = whole.tensors("prompt")["embedding"]
+    torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(1))
+    assert load_model(whole).dim_action == small_run.ACTIONS
+    rows = small_run.logged(whole)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"imagined_reward", "data_reward", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
+
+
+def test_one_policy_for_several_tasks(run: Run) -> None:
+    made = behave.run(config(updates=2), run, many=("stand", "walk", "run"))
+    assert made.path.name == "stand+walk+run" and made.tensors("prompt")["embedding"].shape == (3, 9)
+    _, batch = behavior(run, prompts=3, starts=64)
+    assert set(batch["prompt"].tolist()) == {0, 1, 2}
+
+
+def test_the_oracle_row_learns_from_the_true_reward_of_its_task_alone(run: Run) -> None:
+    made = behave.run(config(updates=2), run, task="walk", oracle=True)
+    assert made.path == run.root / "policy" / "bitagent-oracle-s0" / "walk"
+    with pytest.raises(BadInput, match=r"data of task run.*bitagent collect --source expert --task run"):
+        behave.run(config(updates=2), run, task="run", oracle=True)
+    with pytest.raises(BadInput, match="use it with --task"):
+        behave.run(config(updates=2), run, prompt="walk", oracle=True)
+
+
+# ---------------------------------------------------------------------------- stopping and going on
+
+
+def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at step 5, one update after the checkpoint of step 4; with the log of a run that never stopped."""
+
+    small_run.at_step(monkeypatch, 5, small_run.die)
+    with pytest.raises(small_run.Killed):
+        behave.run(config(), run, task="walk")
+    path = run.root / "policy" / "bitagent-s0" / "walk"
+    assert small_run.checkpoint_step(path) == 4
+    torch.manual_seed(12345)
+    resumed = behave.run(config(), run, task="walk")
+    assert trained(resumed) == trained(whole)
+    assert small_run.logged(resumed) == small_run.logged(whole)
+    assert not artifacts.checkpoint_path(path).exists()
+
+
+def test_a_signal_saves_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run.at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match=r"SIGINT.*bitagent behave --preset walker --scale smoke") as stopped:
+        behave.run(config(), run, task="stand")
+    assert stopped.value.exit_code == 130
+    path = run.root / "policy" / "bitagent-s0" / "stand"
+    assert small_run.checkpoint_step(path) == 3
+    uninterrupted = behave.run(config(), run, task="stand", method="other")
+    assert trained(behave.run(config(), run, task="stand")) == trained(uninterrupted)
+
+
+def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN from update 3 on; neither the log (every 5) nor the checkpoint of step 4 may come first unseen."""
+    calls, real = [0], behave.text_reward
+
+    def text_reward(*inputs: Any) -> Tensor:
+        calls[0] += 1  # twice an update: the data's reward and the imagined
+        return real(*inputs) * (float("nan") if calls[0] > 4 else 1.0)
+
+    monkeypatch.setattr(behave, "text_reward", text_reward)
+    path = run.root / "policy" / "bitagent-s0" / "run"
+    with pytest.raises(BadInput, match=r"non-finite at step [45] .*--set behave\.lr") as stopped:
+        behave.run(config(log_every=5), run, task="run")
+    assert str(artifacts.checkpoint_path(path)) in str(stopped.value)
+    assert small_run.checkpoint_step(path) == 2
+
+
+# ---------------------------------------------------------------------------- reuse and refusal
+
+
+def test_a_finished_policy_is_reused_and_another_configuration_refused(
+    run: Run, whole: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = small_run.make_run(run.root, quiet=False)
+    assert behave.run(config(), loud, task="walk", method="other").id == whole.id
+    assert "reusing" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"behave\.horizon \(4 there, 3 now\).*--fresh"):
+        behave.run(config(horizon=3), run, task="walk", method="other")
+
+
+def test_missing_model_names_the_command_that_makes_it(run: Run) -> None:
+    with pytest.raises(BadInput, match=r"model/bitagent-s7 .*bitagent pretrain --preset walker --scale smoke --seed 7"):
+        behave.run(config(), small_run.make_run(run.root, seed=7), task="walk")
+
+
+def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_data(run, "random")
+    backbone = small_run.make_backbone(run)
+    small_run.make_embeddings(run)
+    pretrain.run(small_run.pretrain_config(updates=1), model_config(), run)
+    small_run.make_backbone(run, seed=1)
+    with pytest.raises(BadInput, match=rf"another backbone \(offline-{backbone.id}.*pretrain"):
+        behave.run(config(), run, task="walk")
+    small_run.make_backbone(run)
+    artifacts.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
+    with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
+        behave.run(config(), run, task="walk")

@@ -1,0 +1,219 @@
+"""Pretraining as a stage: resumes bit for bit, refuses what does not fit, stops before it saves nonsense."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages import pretrain
+from stages.core import artifacts, pretraining
+from stages.core.agent import load_model
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
+from stages.core.errors import BadInput, Interrupted
+from tests.core.helpers import model_config
+from tests.stages import small_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = small_run.make_run(tmp_path_factory.mktemp("pretrain") / "walker-smoke")
+    small_run.make_inputs(made)
+    return made
+
+
+def train(run: Run, method: str, **changes: Any) -> Artifact:
+    return pretrain.run(small_run.pretrain_config(**changes), model_config(), run, method=method)
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run) -> Artifact:
+    """Six updates without a break."""
+    return train(run, "whole")
+
+
+def weights(artifact: Artifact) -> str:
+    return str(artifact.meta["files"]["model.safetensors"])
+
+
+# ---------------------------------------------------------------------------- what it makes
+
+
+def test_model_artifact(run: Run, whole: Artifact) -> None:
+    assert whole.path == run.root / "model" / "whole-s0"
+    extra = whole.meta["extra"]
+    assert (extra["dim_embedding"], extra["dim_action"], extra["backbone"]) == (9, small_run.ACTIONS, "offline")
+    assert extra["backbone_id"].startswith("offline-")
+    assert set(whole.meta["inputs"]) == {
+        "collect:random", "collect:expert-walk", "embed:random", "embed:expert-walk",
+    }  # fmt: skip
+    model = load_model(whole)
+    torch.manual_seed(run.seed)
+    untrained = type(model)(model.config, 9, small_run.ACTIONS)
+    for name, parameter in untrained.named_parameters():
+        assert not torch.equal(dict(model.named_parameters())[name], parameter), f"{name} never moved"
+    rows = small_run.logged(whole)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "kl", "image", "joint_behavior", "text_imagination", "grad_norm"} <= rows[0].keys()
+    assert not artifacts.checkpoint_path(whole.path).exists()
+
+
+def test_the_seed_decides(run: Run, whole: Artifact) -> None:
+    again = train(run, "again")
+    assert weights(again) == weights(whole)
+    other = train(small_run.make_run(run.root, seed=1), "again")
+    assert weights(other) != weights(whole)
+
+
+# ---------------------------------------------------------------------------- stopping and going on
+
+
+def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at step 5, one update after the checkpoint of step 4."""
+    small_run.at_step(monkeypatch, 5, small_run.die)
+    with pytest.raises(small_run.Killed):
+        train(run, "killed")
+    path = run.root / "model" / "killed-s0"
+    assert not path.exists()
+    assert small_run.checkpoint_step(path) == 4
+    torch.manual_seed(12345)
+    resumed = train(run, "killed")
+    assert weights(resumed) == weights(whole)
+    assert not artifacts.checkpoint_path(path).exists()
+
+
+def test_the_log_of_a_resumed_run_is_that_of_a_whole_one(
+    run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run.at_step(monkeypatch, 5, small_run.die)
+    with pytest.raises(small_run.Killed):
+        train(run, "logged")
+    assert small_run.logged(train(run, "logged")) == small_run.logged(whole)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run.at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"SIGTERM.*bitagent pretrain --preset walker --scale smoke") as stopped:
+        train(run, "stopped")
+    assert stopped.value.exit_code == 143
+    path = run.root / "model" / "stopped-s0"
+    assert small_run.checkpoint_step(path) == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert weights(train(run, "stopped")) == weights(whole)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_continued(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run.at_step(monkeypatch, 5, small_run.die)
+    with pytest.raises(small_run.Killed):
+        train(run, "changed")
+    changed = train(run, "changed", lr=2e-3)
+    assert [row["step"] for row in small_run.logged(changed)] == [1, 2, 3, 4, 5, 6]
+    assert weights(changed) == weights(train(run, "unchanged", lr=2e-3))
+
+
+def test_two_processes_make_the_model_of_one(run: Run, whole: Artifact) -> None:
+    """The stage under torchrun: one writes, both end, and the weights are those of the same global batches."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = str(ROOT / "tests" / "stages" / "pretrain_worker.py")
+    done = subprocess.run(
+        [*command, worker, str(run.root), "parallel"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = whole.tensors("model")
+    for name, value in artifacts.load(run.root / "model" / "parallel-s0", "pretrain").tensors("model").items():
+        torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-4, msg=name)
+
+
+# ---------------------------------------------------------------------------- NaN guard
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """The joint loss turns into NaN after so many updates, as a diverging run's would."""
+    calls, real = [0], pretraining.joint_loss
+
+    def joint_loss(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        calls[0] += 1
+        total, terms = real(*inputs)
+        return (total * float("nan") if calls[0] > after else total), terms
+
+    monkeypatch.setattr(pretraining, "joint_loss", joint_loss)
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_nan_stops_with_the_step_the_terms_and_the_checkpoint_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    """NaN from update 3 on; the checkpoint of step 2 stays, whether step 3 or step 4 is the first looked at."""
+    poison(monkeypatch, after=2)
+    method = f"nan-{log_every}"
+    path = run.root / "model" / f"{method}-s0"
+    with pytest.raises(BadInput, match=r"non-finite at step [34] .*kl=.*--set pretrain\.lr") as stopped:
+        train(run, method, log_every=log_every)
+    assert str(artifacts.checkpoint_path(path)) in str(stopped.value)
+    assert small_run.checkpoint_step(path) == 2
+    kept = load_file(str(artifacts.checkpoint_path(path) / "model.safetensors"))
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_nan_before_any_checkpoint_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, after=0)
+    with pytest.raises(BadInput, match=r"step 1 .*no checkpoint was written yet"):
+        train(run, "nan-first")
+
+
+# ---------------------------------------------------------------------------- reuse and refusal
+
+
+def test_a_finished_model_is_reused(run: Run, whole: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    loud = small_run.make_run(run.root, quiet=False)
+    before = (whole.path / "artifact.json").stat().st_mtime_ns
+    assert train(loud, "whole").id == whole.id
+    assert "reusing" in capsys.readouterr().out
+    assert (whole.path / "artifact.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_by_name(run: Run, whole: Artifact) -> None:
+    with pytest.raises(BadInput, match=r"pretrain\.lr \(0\.001 there, 0\.01 now\).*--fresh"):
+        train(run, "whole", lr=0.01)
+    with pytest.raises(BadInput, match=r"model\.gate"):
+        pretrain.run(small_run.pretrain_config(), model_config(gate="channel"), run, method="whole")
+
+
+def test_fresh_makes_it_again(run: Run) -> None:
+    first = train(run, "fresh", updates=2)
+    second = train(small_run.make_run(run.root, fresh=True), "fresh", updates=3)
+    assert second.path == first.path and weights(second) != weights(first)
+
+
+def test_missing_inputs_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    with pytest.raises(BadInput, match=r"no data in .*bitagent collect --preset walker --scale smoke"):
+        train(run, "missing")
+    small_run.make_data(run, "random")
+    with pytest.raises(BadInput, match=r"embeddings/offline/random.*bitagent embed .*--backbone offline"):
+        train(run, "missing")
+
+
+def test_data_of_another_domain_is_refused(run: Run) -> None:
+    with pytest.raises(BadInput, match=r"domain walker.*not cheetah"):
+        train(small_run.make_run(run.root, domain="cheetah"), "elsewhere")
+
+
+def test_sequences_longer_than_every_episode_are_refused(run: Run) -> None:
+    with pytest.raises(BadInput, match=r"no episode has 99 rows"):
+        train(run, "long", length=99)

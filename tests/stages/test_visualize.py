@@ -1,0 +1,195 @@
+"""The report of a small real run: complete, self-contained, honest about what is missing, remade when something changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitagent_cli import presets
+from bitagent_cli.presets import Preset
+from stages import behave, evaluate, pretrain, visualize
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
+from stages.core.errors import BadInput
+from tests.core.real_data import make_data
+from tests.stages import small_run
+
+SMALL = [
+    "pretrain.updates=3", "pretrain.bf16=false", "pretrain.log_every=1", "behave.updates=2", "behave.bf16=false",
+    "behave.horizon=5", "behave.log_every=1", "visualize.context=3", "visualize.horizon=6", "visualize.error_windows=3",
+    "visualize.dream_steps=5", "visualize.reward_glance=4", "visualize.reward_windows=40",
+]  # fmt: skip
+PROMPT = "hop on <one> leg"
+
+
+def make_evaluation(run: Run, task: str, score: float, *, seed: int = 0, method: str = "bitagent") -> Artifact:
+    """An evaluation as the stage writes it, films and all, without the 500 steps."""
+    about = {"task": task, "method": method, "seed": seed, "scale": "smoke", "episodes": 2, "return": 100 * score,
+             "score": score, "stderr": 0.05, "random_score": 0.01}  # fmt: skip
+    path = run.root / "evaluation" / f"{method}-s{seed}" / task
+    policy = run.root / "policy" / f"{method}-s{seed}" / task
+    inputs = [artifacts.load(policy, "behave")] if policy.exists() else []
+    frames = np.random.default_rng(seed).integers(0, 255, (2, 12, 3, 64, 64), dtype=np.uint8)
+    with artifacts.writing(
+        path, "evaluate", domain=run.domain, config={"score": score}, seed=seed, inputs=inputs, extra={"rows": [about]}
+    ) as draft:
+        evaluate.write_videos(draft, task, evaluate.Rollout(np.array([[1.0], [2.0]]), frames))
+    return artifacts.load(path, "evaluate")
+
+
+@pytest.fixture(scope="module")
+def preset() -> Preset:
+    return presets.load("walker", "smoke", SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, preset: Preset) -> Run:
+    """Real walker episodes, a model of three updates, policies of two, and evaluations."""
+    made = small_run.make_run(tmp_path_factory.mktemp("visualize") / "walker-smoke")
+    make_data(made.root, task="", episodes=2, rows=24)
+    make_data(made.root, task="walk", episodes=3, rows=24, seed=50)
+    small_run.make_backbone(made)
+    small_run.make_embeddings(made)
+    pretrain.run(preset.pretrain, preset.model, made)
+    behave.run(preset.behave, made, task="walk")
+    behave.run(preset.behave, made, prompt=PROMPT)
+    make_evaluation(made, "walk", 0.5)
+    make_evaluation(made, "walk", 0.7, seed=1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(run: Run, preset: Preset) -> Artifact:
+    return visualize.run(preset.visualize, run)
+
+
+def see(preset: Preset, run: Run, **changes: Any) -> Artifact:
+    return visualize.run(preset.visualize, small_run.make_run(run.root, **{"quiet": False, **changes}))
+
+
+# ---------------------------------------------------------------------------- what it makes
+
+
+def test_every_part_is_there(run: Run, report: Artifact) -> None:
+    assert report.path == run.root / "report"
+    wanted = {
+        "report.html", "scores.md", "scores.csv", "scores.tex", "scores.json", "scores.png", "policies.gif",
+        "imagined-vs-real.png", "imagined-vs-real.gif", "prediction-error.png", "prediction-error.json", "dreams.gif",
+        "dreams.png", "gates.png", "gates.json", "real-above-text-imagination.png", "reward.png", "reward.json",
+        "reward-rank.md", "curves-model.png", "curves-policy.png", "data-random.png", "data-expert-walk.png",
+    }  # fmt: skip
+    assert wanted <= report.meta["files"].keys()
+    artifacts.verify(report)
+
+
+def test_every_picture_opens_and_is_on_the_page(report: Artifact) -> None:
+    html = (report.path / "report.html").read_text()
+    pictures = [name for name in report.meta["files"] if name.endswith((".png", ".gif"))]
+    for name in pictures:
+        with Image.open(report.path / name) as image:
+            image.load()
+        assert f"<code>{name}</code>" in html
+    assert html.count("data:image/") == len(pictures)
+
+
+def test_films_move(report: Artifact) -> None:
+    with Image.open(report.path / "imagined-vs-real.gif") as film:
+        assert film.n_frames == 9  # 3 of context, 6 imagined
+    with Image.open(report.path / "policies.gif") as film:
+        assert film.n_frames == 12
+
+
+def test_numbers(report: Artifact) -> None:
+    error = json.loads((report.path / "prediction-error.json").read_text())
+    assert error["windows"] == 3 and len(error["model"]) == len(error["copy_last_frame"]) == 6
+    gates = json.loads((report.path / "gates.json").read_text())
+    assert list(gates["gates"]) == ["stand", "walk", "run", PROMPT]
+    assert all(0 < value < 1 for row in gates["gates"].values() for value in row)
+    reward = json.loads((report.path / "reward.json").read_text())
+    assert list(reward) == ["stand", "walk", "run"]
+    assert reward["walk"]["windows"] == 40 and set(reward["walk"]["by_source"]) == {"random", "expert"}
+    assert set(reward["run"]["spearman"]) == {"text", "text, best shift", "similarity"}
+
+
+def test_page_shows_scores_the_paper_apart_and_the_prompt_escaped(report: Artifact) -> None:
+    html = (report.path / "report.html").read_text()
+    assert "0.60 ± 0.10 (2)" in html and '<td class="paper">1.03 ± 0.01</td>' in html
+    assert '<td class="ours"></td>' in html, "tasks not run are blank"
+    assert "small in-domain stand-in" in html
+    assert "hop on &lt;one&gt; leg" in html and PROMPT not in html
+
+
+def test_page_tells_where_it_comes_from(run: Run, report: Artifact) -> None:
+    html = (report.path / "report.html").read_text()
+    for path in ("evaluation/bitagent-s0/walk", "policy/bitagent-s0/walk", "model/bitagent-s0", "data/random"):
+        assert artifacts.load(run.root / path).id in html, path
+
+
+def test_nothing_is_remade_until_something_changes(
+    run: Run, report: Artifact, preset: Preset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (report.path / "report.html").stat().st_mtime_ns
+    assert see(preset, run).id == report.id
+    assert "reusing" in capsys.readouterr().out
+    assert (report.path / "report.html").stat().st_mtime_ns == before
+    make_evaluation(run, "run", 0.2)
+    after = see(preset, run)
+    said = capsys.readouterr().out
+    assert "| walker run | 0.01 | 0.20 [0.05] |" in said
+    assert f"pictures and tables are in {run.root / 'report'}" in said
+    assert "left out" not in said
+    assert after.id != report.id and "0.20 [0.05]" in (after.path / "scores.md").read_text()
+
+
+def test_text_that_follows_actions_follows_the_policys(run: Run, report: Artifact, preset: Preset) -> None:
+    """With `text_actions: policy` the decoded text imagination is driven by what the policy does."""
+    from stages.core import chapters
+    from stages.core.scene import Scene
+
+    scene = Scene(preset.visualize, run, "bitagent", False, run.root)
+    for follows in ("policy", "none"):
+        scene.model.config = scene.model.config.model_copy(update={"text_actions": follows})
+        found = chapters._policy_dream(scene, "walk", 4)
+        assert found is not None and found[0].shape == (5, 3, 64, 64) and found[1].shape == (1, 4, 6)
+        assert chapters._text_dreams(scene, 4).shape == (4, 5, 3, 64, 64)
+    assert chapters._policy_dream(scene, "stand", 4) is None
+
+
+# ---------------------------------------------------------------------------- what is missing
+
+
+def test_missing_parts_name_their_commands(tmp_path: Path, preset: Preset, capsys: pytest.CaptureFixture[str]) -> None:
+    made = small_run.make_run(tmp_path / "walker-smoke", quiet=False)
+    make_data(made.root, episodes=1, rows=10)
+    found = visualize.run(preset.visualize, made)
+    assert {"report.html", "data-random.png"} == found.meta["files"].keys()
+    said = capsys.readouterr().out
+    assert "left out, scores: no evaluation yet; make one with: bitagent evaluate --preset walker --scale smoke" in said
+    assert said.count("make it with: bitagent pretrain --preset walker --scale smoke") >= 3
+    assert "no scores" not in said
+
+
+def test_nothing_to_show_is_refused(tmp_path: Path, preset: Preset) -> None:
+    made = small_run.make_run(tmp_path / "walker-smoke")
+    with pytest.raises(BadInput, match=r"nothing to show .*bitagent collect --preset walker --scale smoke"):
+        visualize.run(preset.visualize, made)
+    assert not list(tmp_path.glob("walker-smoke/*report*/")), "nothing half-made is left"
+
+
+def test_artifact_of_another_domain_is_refused(run: Run, preset: Preset) -> None:
+    with pytest.raises(BadInput, match=r"domain walker.*not cheetah"):
+        visualize.run(preset.visualize, small_run.make_run(run.root, domain="cheetah"))
+
+
+def test_episodes_shorter_than_the_horizon_leave_that_part_out(
+    run: Run, preset: Preset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = preset.visualize.model_copy(update={"horizon": 99})
+    visualize.run(config, small_run.make_run(run.root, quiet=False))
+    assert "left out, imagination: no episode has 102 frames; lower visualize.horizon" in capsys.readouterr().out
