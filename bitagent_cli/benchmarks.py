@@ -78,7 +78,6 @@ def embed(common: Common) -> None:
 @app.command("random-returns", epilog="Example: [bold]bitagent bench random-returns --domain walker[/bold]")
 def random_returns(
     domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes a task.")] = 20,
     zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Also the tasks that no training names.")] = False,
 ) -> None:
     """Returns of a random policy beside the minimum that normalises each task's score."""
@@ -88,4 +87,4 @@ def random_returns(
     for name in domain or []:
         check_domain(name)
     chosen = [t for t in TASKS if (t.training or zero_shot) and (not domain or t.domain in domain)]
-    typer.echo(bench.to_markdown(bench.run(chosen, episodes)))
+    bench.print_table(chosen)

@@ -196,7 +196,7 @@ class Behavior(nn.Module):
             count = self.config.imagined
             start = State(*(getattr(state, k)[:count, 0] for k in ("h", "z", "e")))
             actor, critic, imagined = self.from_imagination(start, self.prompts.rows(batch["prompt"][:count]))
-            loss = loss + weights.imagination * actor + critic
+            loss = loss + weights.imagination * (actor + critic)
             terms |= imagined | {"actor": actor.detach(), "critic": critic.detach()}
         return loss, terms | {"critic_data": data_critic.detach()}
 
@@ -273,7 +273,9 @@ def train(
                 require_finite(step, values, kept if kept.exists() else None, "behave.lr")
                 metrics.log(step, values)
                 bar.set_postfix(
-                    imagined=f"{values.get('imagined_reward', 0.0):.2f}", data=f"{values['data_reward']:.2f}", refresh=False
+                    imagined=f"{values.get('imagined_reward', 0.0):.2f}",
+                    data=f"{values['data_reward']:.2f}",
+                    refresh=False,
                 )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):

@@ -290,31 +290,31 @@ def _nothing_left(channel: Channel) -> int:
 
 def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
     """Write episodes of an expert's replay with their frames; (number in the dataset, in the replay)."""
-    writer, job = target.writer(), target.job
+    job = target.job
     assert job is not None
-    return sum(_write(writer, target, new, load_episode(job.replay, old).episode, channel) for new, old in numbers)
+    return _write(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
 
 
 def play_random(target: Target, numbers: list[tuple[int, int]], correlation: float, channel: Channel) -> int:
     """Play and write episodes of a random policy."""
-    writer, written = target.writer(), 0
     env = tasks.make_env(target.run.domain, target.record["reward_task"])
-    for new, _ in numbers:
-        seed = derive_seed(target.run.seed, target.run.domain, "random", new)
-        written += _write(writer, target, new, play(env, seed, random_policy(env, seed, correlation)).episode, channel)
+    seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
+    return _write(target, ((n, play(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel)
+
+
+def _write(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
+    """Render and append (number, episode) pairs, made one by one, until asked to stop; how many were written."""
+    writer, written, look = target.writer(), 0, target.look
+    for number, episode in episodes:
+        if not look.states_only:
+            assert episode.state is not None
+            episode.image = render_states(target.run.domain, episode.state, look.size, look.camera)
+        writer.append(number, episode)
+        channel.report(len(episode))
+        written += 1
+        if channel.stopped():
+            break
     return written
-
-
-def _write(writer: DatasetWriter, target: Target, number: int, episode: Episode, channel: Channel) -> int:
-    """Render and append one episode unless asked to stop; how many were written."""
-    if channel.stopped():
-        return 0
-    if not target.look.states_only:
-        assert episode.state is not None
-        episode.image = render_states(target.run.domain, episode.state, target.look.size, target.look.camera)
-    writer.append(number, episode)
-    channel.report(len(episode))
-    return 1
 
 
 def _finish(target: Target, run: Run) -> None:

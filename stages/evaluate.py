@@ -198,11 +198,9 @@ def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The scores as a Markdown table."""
     lines = ["| task | method | seed | score | ± stderr | return | random score |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['domain']} {r['task']} | {r['method']} | {r['seed']} | {r['score']:.3f} | {r['stderr']:.3f} | {r['return']:.0f} | "
-        f"{r['random_score']:.3f} |"
-        for r in rows
-    ]
+    for r in rows:
+        score = f"{r['score']:.3f} | {r['stderr']:.3f} | {r['return']:.0f} | {r['random_score']:.3f}"
+        lines.append(f"| {r['domain']} {r['task']} | {r['method']} | {r['seed']} | {score} |")
     return "\n".join(lines)
 
 

@@ -13,17 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import artifacts, diagnostics, figures, logs, results, tasks
-from stages.core.agent import State, TaskContext, load_model
-from stages.core.diagnostics import RewardFunction
+from stages.core.agent import JointModel, State, TaskContext, load_model
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.grounding import text_reward
+from stages.core.grounding import Align, Space, text_reward
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
 from stages.core.scene import Scene, load_actor
 from stages.core.sheets import contact_sheet, save_png
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
+# Name → (align, space) of the learned reward, see stages/core/grounding.py.
+VARIANTS: dict[str, tuple[Align, Space]] = {
+    "semantic": ("none", "semantic"),
+    "semantic, best shift": ("best", "semantic"),
+    "z": ("none", "z"),
+    "z, best shift": ("best", "z"),
+}
 TRAINED_ON = "The episodes are those the model was trained on: no split is held out."
 
 
@@ -187,30 +193,40 @@ def rewards(scene: Scene) -> Chapter:
     c, dataset = scene.config, scene.dataset
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
     episodes = diagnostics.choose_episodes(dataset, count)
-    functions: dict[str, RewardFunction] = {
-        "text": partial(_text_reward, scene, "none"),
-        "text, best shift": partial(_text_reward, scene, "best"),
-    }
+    functions = {name: partial(_text_reward, scene.model, *variant) for name, variant in VARIANTS.items()}
+    shown = _policy_variant(scene)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, functions, c.reward_horizon)
-    similarity = _similarity(scene, episodes, learned["text"].shape[-1])
+    similarity = _similarity(scene, episodes, learned[shown].shape[-1])
     about: dict[str, Any] = {}
     traces = {}
     for k, task in enumerate(tasks.task_names(scene.run.domain)):  # the first prompts are the tasks
         mine = {name: value[k] for name, value in learned.items()} | {"similarity": similarity[k]}
         about[task] = diagnostics.reward_diagnostics(dataset, task, episodes, mine, c.reward_windows, scene.run.seed)
-        traces[task] = _traces(dataset, task, episodes, mine["text"])
+        traces[task] = _traces(dataset, task, episodes, mine[shown])
     scene.save_json("reward", about)
     figures.reward_traces(scene.folder / "reward.png", traces)
-    table = _reward_table(about)
+    table = _reward_table(about, shown)
     scene.save_table("reward-rank", table)
-    picture = Picture("reward.png", "Learned text reward and true reward along whole episodes.", chart=True)
+    picture = Picture("reward.png", f"Learned reward ({shown}) and true reward along whole episodes.", chart=True)
     return Chapter(
         "Learned reward", f"No reward is shown to the agent; here it is judged. {TRAINED_ON}", [table], [picture]
     )
 
 
-def _text_reward(scene: Scene, align: str, task: TaskContext, state: State, action: Tensor) -> Tensor:
-    return text_reward(scene.model, task, state.z, action, "best" if align == "best" else "none")
+def _text_reward(
+    model: JointModel, align: Align, space: Space, task: TaskContext, state: State, action: Tensor
+) -> Tensor:
+    return text_reward(model, task, state.z, action, align, space)
+
+
+def _policy_variant(scene: Scene) -> str:
+    """The variant that the policies were trained on; the first of them where there is no policy."""
+    for policy in scene.policies.values():
+        behave = policy.meta["config"]["behave"]
+        for name, variant in VARIANTS.items():
+            if variant == (behave.get("align"), behave.get("space")):
+                return name
+    return next(iter(VARIANTS))
 
 
 def _similarity(scene: Scene, episodes: np.ndarray, length: int) -> np.ndarray:
@@ -241,11 +257,11 @@ def _traces(
     return found
 
 
-def _reward_table(about: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Rank correlations and mean learned reward by source, one row a task."""
+def _reward_table(about: Mapping[str, Mapping[str, Any]], shown: str) -> Table:
+    """Rank correlations of every variant and the mean of the one shown by source, one row a task."""
     names = list(next(iter(about.values()))["spearman"])
     columns = [Column("task", "text"), *(Column(f"rank correlation: {n}", "ours") for n in names)]
-    columns += [Column(f"mean text reward: {n}", "ours") for n in ("expert", "other tasks", "random and explore")]
+    columns += [Column(f"mean of {shown}: {n}", "ours") for n in ("expert", "other tasks", "random and explore")]
     rows = []
     for task, found in about.items():
         sources = found["by_source"]
@@ -254,26 +270,27 @@ def _reward_table(about: Mapping[str, Mapping[str, Any]]) -> Table:
             "other": [s for s in sources if " of " in s],
             "random": [s for s in sources if s in ("random", "explore")],
         }
-        means = [_pooled([sources[s] for s in group]) for group in groups.values()]
+        means = [_pooled([sources[s] for s in group], shown) for group in groups.values()]
         ranks = ["" if found["spearman"][n] is None else f"{found['spearman'][n]:.2f}" for n in names]
         rows.append([task, *ranks, *means])
     first = next(iter(about.values()))
     note = (
         f"Spearman's rank correlation with the true reward over {first['windows']} windows of "
-        f"{first['frames_a_window']} frames drawn from {first['episodes']} episodes of all sources. “similarity” is "
-        "the plain cosine of the backbone's embeddings of frames and prompt, without a world model. By source and "
-        "behaviour: reward.json."
+        f"{first['frames_a_window']} frames drawn from {first['episodes']} episodes of all sources. “z” compares the "
+        "latents (Eq. 10), “semantic” what f_dec reads in them, “best shift” at their best common offset in time; "
+        "“similarity” is the plain cosine of the backbone's embeddings of frames and prompt, without a world model. "
+        "By source and behaviour: reward.json."
     )
     return Table(
         "Does the learned reward rank the true one?", note, columns, rows, [{"task": t, **f} for t, f in about.items()]
     )
 
 
-def _pooled(sources: list[Mapping[str, Any]]) -> str:
+def _pooled(sources: list[Mapping[str, Any]], name: str) -> str:
     if not sources:
         return ""
     weights = [s["windows"] for s in sources]
-    return f"{np.average([s['mean']['text'] for s in sources], weights=weights):.3f}"
+    return f"{np.average([s['mean'][name] for s in sources], weights=weights):.3f}"
 
 
 # ---------------------------------------------------------------------------- training, data

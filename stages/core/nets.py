@@ -66,7 +66,7 @@ class NormGRU(nn.Module):
 
 
 def he_init(module: nn.Module) -> None:
-    """He initialisation of convolutions: without a norm between them, PyTorch's default shrinks every layer's signal."""
+    """He initialisation of convolutions: with no norm between them, PyTorch's default shrinks the signal."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

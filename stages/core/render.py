@@ -62,10 +62,12 @@ class Renderer:
         )
 
     def render(self, state: np.ndarray) -> np.ndarray:
-        """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput when the state has another length."""
+        """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput for another length, NaN or infinity."""
         expected = self.model.nq + self.model.nv
         if np.shape(state) != (expected,):
             raise BadInput(f"a {self.domain} state has {expected} numbers, got shape {np.shape(state)}")
+        if not np.isfinite(state).all():
+            raise BadInput(f"a {self.domain} state holds NaN or infinity: it was damaged, or its simulation diverged")
         image = self._draw(np.asarray(state[: self.model.nq], np.float64))
         return halve(image) if self.supersample else image
 

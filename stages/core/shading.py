@@ -1,9 +1,9 @@
-"""Frames by casting one ray per pixel: no OpenGL, and the same bits for the same state.
+"""Frames by casting one ray per pixel: no OpenGL, and the same bits for the same state and MuJoCo build.
 
 Most of a frame is floor and sky, and both follow from the camera alone. So only the pixels inside the
 projected bounding box of a geom are cast (mujoco.mj_multiRay); the floor is intersected in closed form
-and the sky is looked up. Shading uses additions, products and comparisons only, element by element:
-operations that IEEE arithmetic fixes to the bit, unlike BLAS products or transcendental functions.
+and the sky is looked up. Shading is element by element, in operations whose results IEEE arithmetic fixes
+to the bit; a BLAS product, which may differ from one processor to the next, only decides what to cast.
 """
 
 from __future__ import annotations

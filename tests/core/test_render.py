@@ -137,6 +137,8 @@ def test_bad_options_are_refused(options: dict[str, object], words: str) -> None
 def test_a_state_of_another_domain_is_refused() -> None:
     with pytest.raises(BadInput, match="walker state has 18 numbers"):
         Renderer("walker").render(np.zeros(45))
+    with pytest.raises(BadInput, match="NaN"):
+        Renderer("walker").render(np.full(18, np.nan))
 
 
 def test_gl_without_a_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,8 @@ def test_a_signal_ends_with_the_command_that_continues(walker_run: Run, monkeypa
         with pytest.raises(Interrupted, match=r"collect --preset walker .*--source random --frames 1000") as caught:
             collect.run(config(), walker_run, source="random", frames=1000, workers=1)
     assert caught.value.exit_code == 143
+    kept = list((walker_run.root / "data" / "random.partial").glob("episode-*"))
+    assert len(kept) == 1  # the one in flight when the signal came was finished, the next not begun
     artifact = one(collect.run(config(), walker_run, source="random", frames=1000, workers=1))
     assert artifact.meta["extra"]["episodes"] == 2
 

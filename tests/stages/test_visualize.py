@@ -1,4 +1,4 @@
-"""The report of a small real run: complete, self-contained, honest about what is missing, remade when something changes."""
+"""The report of a small real run: complete, self-contained, honest about what is missing, remade on a change."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from PIL import Image
 from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
-from stages.core import artifacts
+from stages.core import artifacts, chapters
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput
+from stages.core.scene import Scene
 from tests.core.real_data import make_data
 from tests.stages import small_run
 
@@ -114,7 +115,7 @@ def test_numbers(report: Artifact) -> None:
     reward = json.loads((report.path / "reward.json").read_text())
     assert list(reward) == ["stand", "walk", "run"]
     assert reward["walk"]["windows"] == 40 and set(reward["walk"]["by_source"]) == {"random", "expert"}
-    assert set(reward["run"]["spearman"]) == {"text", "text, best shift", "similarity"}
+    assert set(reward["run"]["spearman"]) == {"z", "z, best shift", "semantic", "semantic, best shift", "similarity"}
 
 
 def test_page_shows_scores_the_paper_apart_and_the_prompt_escaped(report: Artifact) -> None:
@@ -149,9 +150,6 @@ def test_nothing_is_remade_until_something_changes(
 
 def test_text_that_follows_actions_follows_the_policys(run: Run, report: Artifact, preset: Preset) -> None:
     """With `text_actions: policy` the decoded text imagination is driven by what the policy does."""
-    from stages.core import chapters
-    from stages.core.scene import Scene
-
     scene = Scene(preset.visualize, run, "bitagent", False, run.root)
     for follows in ("policy", "none"):
         scene.model.config = scene.model.config.model_copy(update={"text_actions": follows})
@@ -191,5 +189,6 @@ def test_episodes_shorter_than_the_horizon_leave_that_part_out(
     run: Run, preset: Preset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = preset.visualize.model_copy(update={"horizon": 99})
-    visualize.run(config, small_run.make_run(run.root, quiet=False))
+    scene = Scene(config, small_run.make_run(run.root, quiet=False), "bitagent", False, run.root)
+    assert visualize.attempt(chapters.imagination, scene) is None
     assert "left out, imagination: no episode has 102 frames; lower visualize.horizon" in capsys.readouterr().out

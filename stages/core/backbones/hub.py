@@ -100,8 +100,8 @@ def _videoprism_video(model: Any, pixels: Tensor) -> Tensor:
     other = pixels.shape[1] != model.config.vision_config.num_frames
     features: Tensor = model.get_video_features(
         pixel_values_videos=pixels, interpolate_pos_encoding=other
-    ).pooler_output
-    return features
+    ).pooler_output  # (N, 1, dim)
+    return features.flatten(1)
 
 
 def _pe_video(model: Any, pixels: Tensor) -> Tensor:

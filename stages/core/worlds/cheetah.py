@@ -48,9 +48,9 @@ def standing(physics: Physics) -> float:
 
 
 def lying_down(physics: Physics) -> float:
-    """Lie flat: (2 low + level) / 3; low falls from 1 at a torso height of .15 m to 0 at .7 m, level is
-    1 - |rearing|."""
-    return (2 * ramp(physics.torso_height(), 0.7, 0.15) + 1 - abs(physics.rearing())) / 3
+    """Lie flat: (2 low + level) / 3; low falls from 1 at a torso height of .3 m, about as low as the springs of the
+    legs let it, to 0 at .65 m; level is 1 - |rearing|."""
+    return (2 * ramp(physics.torso_height(), 0.65, 0.3) + 1 - abs(physics.rearing())) / 3
 
 
 TASKS: dict[str, Callable[[RandomState], base.Task]] = {
