@@ -75,6 +75,14 @@ class Goal:
     tasks: tuple[str, ...]
     video: str = ""
 
+    def options(self) -> tuple[str, str]:
+        """The command-line option that asks for it."""
+        if self.video:
+            return "--video", self.video
+        if self.tasks:
+            return ("--tasks", ",".join(self.tasks)) if len(self.tasks) > 1 else ("--task", self.tasks[0])
+        return "--prompt", f'"{self.prompts[0]}"'
+
 
 def parse_goal(domain: str, task: str | None, prompt: str | None, video: str | None, many: Sequence[str] = ()) -> Goal:
     """Exactly one of task, prompt, video or several tasks. Raises BadInput for none, two or an unknown task."""
@@ -260,7 +268,7 @@ def train(
         captured=compiled,
         after=learner.update_slow,
     )
-    metrics = Metrics(path.parent / f"{path.name}.log", start)
+    metrics = Metrics(path.parent / f"{path.name}.log", start + 1)
     values: dict[str, float] = {}
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
     with stop_signals() as stop, bar:
@@ -279,6 +287,9 @@ def train(
                 )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):
+                kept = artifacts.checkpoint_path(path)
+                finite = {k: float(v) for k, v in terms.items()}
+                require_finite(step, finite, kept if kept.exists() else None, "behave.lr")
                 groups = {
                     "learner": learner.state_dict(),
                     "actor": optimizer_tensors(actor),
@@ -287,7 +298,7 @@ def train(
                 }
                 artifacts.save_checkpoint(path, step, groups, about)
                 if stop:
-                    raise stop.leave(run.command("behave", f"(same goal: {goal.name})"))
+                    raise stop.leave(run.command("behave", *goal.options(), "--seed", str(run.seed)))
     metrics.close()
     return learner, values
 

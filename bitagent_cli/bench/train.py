@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages import behave, pretrain
+from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.distributed import World
@@ -54,8 +55,8 @@ def bench_pretrain(
     batch = synthetic_batch(config, model, place.device)
     labels = synthetic_labels(model, place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
-    update = pretrain.build_update(model, labels, optimizer, config, place)
-    flops = count_flops(lambda: pretrain.JointObjective(model, labels, config.objective, Noise(place.device))(batch)[0])
+    update = pretraining.build_update(model, labels, optimizer, config, place)
+    flops = count_flops(lambda: pretraining.JointObjective(model, labels, config.objective, Noise(place.device))(batch)[0])
     seconds = time_calls(lambda: update(batch), place.device, updates)
     return {
         **figures(seconds, flops, ceiling, place.device),

@@ -229,8 +229,9 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
     model.to(place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
+    labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
     start = restore(path, about, model, optimizer) if not run.fresh else 0
-    update = build_update(model, make_labels(dataset, run, config), optimizer, config, place)
+    update = build_update(model, labels, optimizer, config, place)
     sampler = Sampler(
         dataset,
         config.batch,
@@ -240,7 +241,7 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
         keys=("image", "action", "is_first", "embedding"),
         device=data_device(dataset, place.device),
     )
-    metrics = Metrics(path.parent / f"{path.name}.log", start) if place.is_main else None
+    metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
     bar = progress(config.updates, start, "pretrain", "update", run.quiet or not place.is_main)
     values: dict[str, float] = {}
     with stop_signals() as stop, bar:
@@ -257,7 +258,9 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
             bar.update()
             stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
             if place.is_main and step < config.updates and (stopping or step % config.checkpoint_every == 0):
-                require_finite(step, {k: float(v) for k, v in terms.items()}, None, "pretrain.lr")
+                kept = artifacts.checkpoint_path(path)
+                finite = {k: float(v) for k, v in terms.items()}
+                require_finite(step, finite, kept if kept.exists() else None, "pretrain.lr")
                 checkpoint(path, step, about, model, optimizer)
             if stopping and step < config.updates:
                 raise stop.leave(job.command)

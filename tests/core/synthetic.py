@@ -1,7 +1,11 @@
-"""Small datasets of random pixels for tests of the data rooms."""
+"""Small datasets of random pixels for tests of the data rooms, and processes to kill."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,8 @@ import numpy as np
 
 from stages.core.artifacts import Artifact
 from stages.core.episodes import DatasetWriter, Episode
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Sizes that differ from each other, so that a swapped axis cannot pass unseen.
 SIZE, ACTIONS, STATES = 4, 6, 5
@@ -51,3 +57,10 @@ def make_dataset(path: Path, lengths: Sequence[int] = (20, 12, 31), first: int =
 def assert_same(found: Episode, wanted: Episode) -> None:
     for name, value in vars(wanted).items():
         np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
+def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Run Python code in a process of its own that can import the project."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

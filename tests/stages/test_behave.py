@@ -28,11 +28,13 @@ from tests.stages import small_run
 BEHAVE: dict[str, Any] = {
     "updates": 6,
     "starts": 10,
+    "imagined": 8,
     "horizon": 4,
     "start_fraction": 0.25,
     "lr": 1e-3,
     "clip": 100.0,
     "align": "none",
+    "space": "semantic",
     "oracle_updates": 3,
     "bf16": False,
     "compile": "off",

@@ -39,7 +39,7 @@ def _walker(f: Features) -> Memberships:
     up = over(f["upright"], 0.6, 0.3)
     on_feet = up * over(f["height"], 0.92, 0.15) * over(f["knee_low"], 0.28, 0.08)
     slow = under(np.abs(speed), 0.4, 0.25)
-    one_up = over(f["foot_high"] - f["foot_low"], 0.3, 0.1)
+    one_up = over(f["foot_high"] - f["foot_low"], 0.2, 0.08)
     # a gait may be a hop or a deep stride: the body need only stay up and off the floor
     moving = over(f["upright"], 0.5, 0.3) * over(f["height"], 0.68, 0.12) * under(np.abs(f["spin"]), 3.0, 0.8)
     low = under(f["height"], 0.45, 0.12)
@@ -94,16 +94,16 @@ def _cheetah(f: Features) -> Memberships:
         "stand": on_feet * under(np.abs(speed), 0.5, 0.3),
         "walk": on_feet * over(speed, 0.5, 0.3) * under(speed, 3.0, 0.7),
         "run": over(f["upright"], 0.5, 0.3) * over(speed, 3.0, 0.7) * calm_spin,
-        "sprint": over(f["upright"], 0.5, 0.3) * over(speed, 7.0, 0.8) * calm_spin,
         "backward": over(f["upright"], 0.5, 0.3) * over(-speed, 0.5, 0.3),
         "belly": level * under(f["height"], 0.35, 0.06) * under(np.abs(speed), 0.8, 0.4),
         "upside_down": under(f["upright"], -0.5, 0.25) * calm_spin,
         "hind_legs": over(f["facing"], 0.6, 0.2) * calm_spin,
         "nose": under(f["facing"], -0.6, 0.2) * calm_spin,
         "flip": over(np.abs(f["spin"]), 4.0, 1.0),
+        "jump": over(f["foot_low"], 0.35, 0.1) * level,
         # attributes
+        "sprint": over(f["upright"], 0.5, 0.3) * over(speed, 7.0, 0.8) * calm_spin,
         "on_feet": on_feet,
-        "jump": over(f["foot_low"], 0.35, 0.1),
         "still": under(np.abs(speed), 0.3, 0.2) * under(f["effort"], 2.0, 1.0),
         "forward": over(speed, 0.5, 0.3),
         "fast": over(np.abs(speed), 3.0, 0.7),

@@ -15,7 +15,7 @@ from torch import Tensor
 from stages.core.backbones import load_backbone
 from stages.core.backbones.hub import HubBackbone, explain
 from stages.core.errors import BadInput
-from tests.core.backbones.tiny import FAMILIES, MEAN, SIZE, STD, save_tiny
+from tests.core.backbones.tiny import FAMILIES, MEAN, SIZE, STD, TinyTimm, save_tiny
 
 TEXTS = ["walk fast clean", "stand"]
 
@@ -66,6 +66,11 @@ def direct(family: str, folder: Path, frames: Tensor) -> tuple[Tensor, Tensor]:
             tokens.pop("attention_mask")
         text = model.get_text_features(**tokens).pooler_output
     return F.normalize(video, dim=-1), F.normalize(text, dim=-1)
+
+
+@pytest.fixture(autouse=True)
+def _no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.models.pe_video.modeling_pe_video.AutoModelForImageClassification", TinyTimm)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,7 +144,7 @@ def test_damaged_and_incomplete_weights_are_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path), tmp_path, "cpu")
 
 
-@pytest.mark.parametrize(("size", "words"), [(None, "no processor configuration"), ({"height": 3, "width": 4}, "not to one size")])
+@pytest.mark.parametrize(("size", "words"), [(None, "no processor configuration"), ({"height": 3, "width": 4}, "not one size")])
 def test_unusual_processor_is_refused(size: Any, words: str, tmp_path: Path) -> None:
     save_tiny("clip", tmp_path)
     file = tmp_path / "preprocessor_config.json"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 FAMILIES = ("clip", "siglip", "siglip2", "xclip", "videoprism", "pe_video")
 SIZE = 32
@@ -39,9 +41,8 @@ def make_config(family: str) -> Any:
         vision |= {"num_frames": 16, "tubelet_size": [1, 8, 8], "num_spatial_layers": 2, "num_temporal_layers": 1,
                    "num_auxiliary_layers": 1}  # fmt: skip
         return t.VideoPrismConfig(text_config=TEXT, vision_config=vision)
-    image = t.ViTConfig(**VISION, num_labels=10)
-    video = {"vision_config": image, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "head_dim": 8}  # fmt: skip
+    video = {"vision_config": {"architecture": "tiny", "num_classes": 10}, "hidden_size": 16, "intermediate_size": 24,
+             "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}  # fmt: skip
     text = t.ModernBertConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=16, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
@@ -49,6 +50,21 @@ def make_config(family: str) -> Any:
     config = t.PeVideoConfig()
     config.text_config, config.video_config = text, t.PeVideoEncoderConfig(**video)
     return config
+
+
+class TinyTimm(nn.Module):
+    """Stands in for timm's vision tower inside PE-Video: timm needs torchvision, which these tests do without."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(3 * SIZE * SIZE, labels)
+
+    @classmethod
+    def from_config(cls, config: Any) -> TinyTimm:
+        return cls(config.num_labels)
+
+    def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.map(pixels.flatten(1)))
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0) -> None:

@@ -1,0 +1,78 @@
+"""Prompts shown as a video file or a folder of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stages.core.backbones.offline import OfflineBackbone
+from stages.core.backbones.prompts import embed_prompt_video, read_frames
+from stages.core.errors import BadInput
+from tests.core.backbones.trained import make_offline
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> OfflineBackbone:
+    return make_offline(tmp_path_factory.mktemp("run"))
+
+
+def pictures(count: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def write_folder(folder: Path, frames: np.ndarray) -> Path:
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        iio.imwrite(folder / f"{i:03d}.png", frame)
+    return folder
+
+
+def test_a_folder_of_frames_is_the_mean_of_its_whole_windows(backbone: OfflineBackbone, tmp_path: Path) -> None:
+    frames = pictures(10)
+    found = embed_prompt_video(backbone, write_folder(tmp_path / "f", frames))
+    chw = torch.from_numpy(frames.transpose(0, 3, 1, 2))
+    windows = backbone.encode_video(torch.stack([chw[i : i + 8] for i in range(3)]))
+    assert found.shape == (backbone.dim,)
+    assert torch.allclose(found, F.normalize(windows.mean(0), dim=-1), atol=2e-2)
+
+
+def test_a_short_video_begins_with_its_first_frame_repeated(backbone: OfflineBackbone, tmp_path: Path) -> None:
+    frames = pictures(3)
+    found = embed_prompt_video(backbone, write_folder(tmp_path / "f", frames))
+    window = torch.from_numpy(frames[[0, 0, 0, 0, 0, 0, 1, 2]].transpose(0, 3, 1, 2))[None]
+    assert torch.allclose(found, backbone.encode_video(window)[0], atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif"])
+def test_a_video_file_is_read(name: str, tmp_path: Path) -> None:
+    frames = np.repeat(np.linspace(20, 220, 12, dtype=np.uint8)[:, None, None, None], 64, 1)
+    frames = np.ascontiguousarray(np.broadcast_to(frames, (12, 64, 64, 3)))
+    iio.imwrite(tmp_path / name, frames)
+    found = read_frames(tmp_path / name)
+    assert found.shape == (12, 3, 64, 64) and found.dtype == np.uint8
+    assert np.abs(found.mean((1, 2, 3)) - frames.mean((1, 2, 3))).max() < 12  # coded, with losses
+    assert found[0].mean() < found[11].mean()
+
+
+def test_the_middle_square_is_taken(tmp_path: Path) -> None:
+    frames = pictures(2, height=20, width=32)
+    found = read_frames(write_folder(tmp_path / "f", frames))
+    assert np.array_equal(found, frames[:, :, 6:26].transpose(0, 3, 1, 2))
+
+
+def test_what_cannot_be_a_prompt_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("walk")
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
+    mixed = write_folder(tmp_path / "mixed", pictures(1))
+    iio.imwrite(mixed / "z.png", pictures(1, 10, 10)[0])
+    iio.imwrite(tmp_path / "deep.png", pictures(1)[0])
+    for name in ("nothing.mp4", "empty", "notes.txt", "broken.mp4", "broken.gif", "mixed"):
+        with pytest.raises(BadInput):
+            read_frames(tmp_path / name)
