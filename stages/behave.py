@@ -163,7 +163,7 @@ def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
     backbone = load_backbone(source.meta["extra"]["backbone"], run.root, run.device)
     if backbone.id != source.meta["extra"]["backbone_id"]:
         raise BadInput(
-            f"{source.path} was trained with another backbone ({source.meta['extra']['backbone_id']}, now {backbone.id}); "
+            f"{source.path} was trained with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
             f"make it again with: {run.command('pretrain', '--fresh')}"
         )
     if goal.video:

@@ -171,7 +171,7 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
         (draft / "gain.md").write_text(results.markdown(table))
         (draft / "gain.csv").write_text(results.comma_separated(table))
         (draft / "gain.json").write_text(json.dumps(table.numbers, indent=1) + "\n")
-        figures.score_bars(draft / "gain.png", results.bars(mine))
+        figures.score_bars(draft / "gain.png", results.bars(mine, run.domain))
     if not run.quiet:
         print(results.markdown(table))
     return artifacts.load(path, "transfer")

@@ -56,7 +56,8 @@ def bench_pretrain(
     labels = synthetic_labels(model, place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     update = pretraining.build_update(model, labels, optimizer, config, place)
-    flops = count_flops(lambda: pretraining.JointObjective(model, labels, config.objective, Noise(place.device))(batch)[0])
+    objective = pretraining.JointObjective(model, labels, config.objective, Noise(place.device))
+    flops = count_flops(lambda: objective(batch)[0])
     seconds = time_calls(lambda: update(batch), place.device, updates)
     return {
         **figures(seconds, flops, ceiling, place.device),

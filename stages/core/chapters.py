@@ -49,7 +49,7 @@ def scores(scene: Scene) -> Chapter:
     for stem, table in tables.items():
         scene.save_table(stem, table)
     chapter = Chapter("Scores", tables=list(tables.values()))
-    if bars := results.bars(found):
+    if bars := results.bars(found, run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
         chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
     return chapter

@@ -333,11 +333,12 @@ def _tex(text: str) -> str:
     return text.replace("±", r"$\pm$")
 
 
-def bars(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float]]]:
+def bars(results: Sequence[Result], domain: str) -> dict[str, dict[str, tuple[float, float]]]:
     """{task: {method: (mean, standard error)}} of single-task policies, random first; empty when none was scored."""
     single = [r for r in results if r.single_task]
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for task in dict.fromkeys(r.task for r in single):
+    order = tasks.task_names(domain, training_only=False)
+    for task in sorted({r.task for r in single}, key=order.index):
         random = [r.random_score for r in single if r.task == task]
         found[task] = {"random": (float(np.mean(random)), 0.0)}
         for method in sorted({r.method for r in single if r.task == task}, key=lambda m: (m != "bitagent", m)):

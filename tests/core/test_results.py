@@ -157,4 +157,4 @@ def test_corrupted_evaluation_is_named(tmp_path: Path) -> None:
 def test_bars_put_random_first(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5, "genrl")
     evaluate(tmp_path, "walk", 0, 0.6)
-    assert list(results.bars(gather(tmp_path))["walk"]) == ["random", "bitagent", "genrl"]
+    assert list(results.bars(gather(tmp_path), "walker")["walk"]) == ["random", "bitagent", "genrl"]

@@ -130,16 +130,16 @@ def _vision_stem(model: Any) -> list[nn.Module]:
     return [p for p in parts if p is not None]
 
 
-_VISION = {"blocks": _vision_blocks, "tail": _vision_tail, "stem": _vision_stem}
+_VISION = (_vision_blocks, _vision_tail, _vision_stem)
 FAMILIES: dict[str, Family] = {
-    "clip": Family(_image_features, _text_features, **_VISION, image=True),
+    "clip": Family(_image_features, _text_features, *_VISION, image=True),
     "siglip": Family(
-        _image_features, _text_features, **_VISION, image=True, pad_to_longest=False, masked_text=False
+        _image_features, _text_features, *_VISION, image=True, pad_to_longest=False, masked_text=False
     ),
     "siglip2": Family(
-        _siglip2_features, _text_features, **_VISION, image=True, pad_to_longest=False, masked_text=False
+        _siglip2_features, _text_features, *_VISION, image=True, pad_to_longest=False, masked_text=False
     ),
-    "xclip": Family(_xclip_video, _text_features, **_VISION),
+    "xclip": Family(_xclip_video, _text_features, *_VISION),
     "videoprism": Family(
         _videoprism_video,
         _text_features,

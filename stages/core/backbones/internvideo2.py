@@ -143,8 +143,8 @@ class CrossAttention(nn.Module):
         q = F.linear(q, self.q.weight, self.q_bias)
         k = F.linear(k, self.k.weight, self.k_bias)
         v = F.linear(v, self.v.weight, self.v_bias)
-        out = F.scaled_dot_product_attention(*(split_heads(t, self.heads) for t in (q, k, v)))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Pooling(nn.Module):
@@ -231,9 +231,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise BadInput(f"{file} does not exist; set {VARIABLE} to the path of {FILE}") from None
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"{file} is not a readable checkpoint ({str(error)[:120]!r}); download it again"
-        ) from None
+        raise BadInput(f"{file} is not a readable checkpoint ({str(error)[:120]!r}); download it again") from None
     for key in ("model", "module"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -268,7 +266,7 @@ def load_weights(model: InternVideo2, tensors: dict[str, Tensor], file: Path) ->
     for key, value in wanted.items():
         if chosen[key].shape != value.shape:
             raise BadInput(
-                f"{key} in {file} has shape {tuple(chosen[key].shape)}, not {tuple(value.shape)} as in InternVideo2 1B; "
+                f"{key} in {file} has shape {tuple(chosen[key].shape)}, not {tuple(value.shape)} as InternVideo2 1B; "
                 f"give the public file {FILE}"
             )
     model.load_state_dict(chosen, assign=True)

@@ -62,6 +62,7 @@ class VideoTower(nn.Module):
         """
         look, change = self.stem.weight.chunk(2, 1)  # (C, 3, 8, 8) each
         weight = torch.cat([-4.0 * change, look + 4.0 * change], 1) / 255.0
+        assert self.stem.bias is not None
         bias = self.stem.bias - 0.5 * look.sum((1, 2, 3))
         x = pair.to(torch.bfloat16 if torch.is_autocast_enabled(pair.device.type) else weight.dtype)
         x = F.silu(F.conv2d(x, weight, bias, stride=4, padding=2))  # (N, C, 16, 16)
@@ -163,7 +164,8 @@ class OfflineBackbone(Backbone):
             raise artifacts.corrupted(artifact.path / "model.safetensors", error) from None
         self.id, self.dim, self.device = f"offline-{artifact.id}", self.config.dim, device
         self.wanted_text = artifact.meta["extra"]["text_tower"]
-        self.video = self.owner = student.video.eval().requires_grad_(False).to(device)
+        self.video: VideoTower = student.video.eval().requires_grad_(False).to(device)
+        self.owner = self.video
         self.project = student.text.eval().requires_grad_(False).to(device)
         self.bf16 = fast_bf16(device)
         self._sentences: TextTower | None = None  # loading it takes seconds: only when a text comes

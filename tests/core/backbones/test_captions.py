@@ -29,7 +29,9 @@ def held(domain: str, frames: int = 8, velocity: dict[str, float] | None = None,
         for g in range(model.ngeom)
         if model.geom_bodyid[g] and model.geom_type[g] == mujoco.mjtGeom.mjGEOM_CAPSULE
     )
-    data.qpos[model.joint("rootz" if domain != "quadruped" else "root").qposadr[0] + (2 if domain == "quadruped" else 0)] -= bottom
+    data.qpos[
+        model.joint("rootz" if domain != "quadruped" else "root").qposadr[0] + (2 if domain == "quadruped" else 0)
+    ] -= bottom
     return np.tile(np.concatenate([data.qpos, data.qvel]), (frames, 1))
 
 

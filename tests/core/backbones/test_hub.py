@@ -21,7 +21,9 @@ TEXTS = ["walk fast clean", "stand"]
 
 
 def clips(count: int = 3) -> Tensor:
-    return torch.randint(0, 256, (count, 8, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (count, 8, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def direct(family: str, folder: Path, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,9 @@ def direct(family: str, folder: Path, frames: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     pixels = frames / 255.0 if family == "videoprism" else (frames / 255.0 - mean) / std
     whole = family in ("siglip", "siglip2", "videoprism")
-    tokens = tokenizer(TEXTS, padding="max_length" if whole else True, max_length=16, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        TEXTS, padding="max_length" if whole else True, max_length=16, truncation=True, return_tensors="pt"
+    )
     tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
     with torch.no_grad():
         if family in ("clip", "siglip"):
@@ -58,7 +62,9 @@ def direct(family: str, folder: Path, frames: Tensor) -> tuple[Tensor, Tensor]:
         elif family == "xclip":
             video = model.get_video_features(pixel_values=pixels).pooler_output
         elif family == "videoprism":
-            video = model.get_video_features(pixel_values_videos=pixels, interpolate_pos_encoding=True).pooler_output[:, 0]
+            video = model.get_video_features(pixel_values_videos=pixels, interpolate_pos_encoding=True).pooler_output[
+                :, 0
+            ]
         else:
             out = model(pixel_values_videos=pixels, **tokens)
             return F.normalize(out.video_embeds, dim=-1), F.normalize(out.text_video_embeds, dim=-1)
@@ -115,9 +121,9 @@ def test_id_is_stable_and_follows_the_weights(tmp_path: Path) -> None:
 def test_wrong_kind_is_refused(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(
-        tmp_path
-    )
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="is a bert model"):
         load_backbone(str(tmp_path), tmp_path, "cpu")
 
@@ -144,7 +150,9 @@ def test_damaged_and_incomplete_weights_are_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path), tmp_path, "cpu")
 
 
-@pytest.mark.parametrize(("size", "words"), [(None, "no processor configuration"), ({"height": 3, "width": 4}, "not one size")])
+@pytest.mark.parametrize(
+    ("size", "words"), [(None, "no processor configuration"), ({"height": 3, "width": 4}, "not one size")]
+)
 def test_unusual_processor_is_refused(size: Any, words: str, tmp_path: Path) -> None:
     save_tiny("clip", tmp_path)
     file = tmp_path / "preprocessor_config.json"

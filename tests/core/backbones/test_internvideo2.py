@@ -101,7 +101,10 @@ def reference_video(w: dict[str, Tensor], frames: Tensor) -> Tensor:
     p = "vision_encoder.clip_projector."
     q = layer_norm(z.mean(0, keepdim=True), w, p + "norm1_q", 1e-5)
     k, v = layer_norm(z, w, p + "norm1_k", 1e-5), layer_norm(z, w, p + "norm1_v", 1e-5)
-    q, k, v = (t @ w[p + f"cross_attn.{n}.weight"].T + w[p + f"cross_attn.{n}_bias"] for n, t in zip("qkv", (q, k, v), strict=True))
+    q, k, v = (
+        t @ w[p + f"cross_attn.{n}.weight"].T + w[p + f"cross_attn.{n}_bias"]
+        for n, t in zip("qkv", (q, k, v), strict=True)
+    )
     pooled = attend(q, k, v, SIZES.heads) @ w[p + "cross_attn.proj.weight"].T + w[p + "cross_attn.proj.bias"]
     out = (pooled @ w["vision_proj.weight"].T + w["vision_proj.bias"])[0]
     return out / out.norm()
@@ -114,7 +117,10 @@ def reference_text(w: dict[str, Tensor], ids: Tensor, mask: Tensor, layers: int)
     x = layer_norm(x + w[e + "token_type_embeddings.weight"][0], w, e + "LayerNorm", 1e-12)
     for i in range(layers):
         b = f"text_encoder.bert.encoder.layer.{i}."
-        q, k, v = (x @ w[b + f"attention.self.{n}.weight"].T + w[b + f"attention.self.{n}.bias"] for n in ("query", "key", "value"))
+        q, k, v = (
+            x @ w[b + f"attention.self.{n}.weight"].T + w[b + f"attention.self.{n}.bias"]
+            for n in ("query", "key", "value")
+        )
         y = attend(q, k, v, TEXT.heads, mask.bool()[None])
         y = y @ w[b + "attention.output.dense.weight"].T + w[b + "attention.output.dense.bias"]
         x = layer_norm(x + y, w, b + "attention.output.LayerNorm", 1e-12)
@@ -144,7 +150,16 @@ def test_video_equals_the_reference(tmp_path: Path, frames: int) -> None:
     clips = torch.randint(0, 256, (3, 8, 3, 28, 28), dtype=torch.uint8)
     if frames == 4:  # linear in time, half-pixel centres: 8 positions from 4, ends held
         grid = tensors["vision_encoder.pos_embed"][0, 1:].view(4, SIZES.patches, -1)
-        weights = [(0, 0, 0.0), (0, 1, 0.25), (0, 1, 0.75), (1, 2, 0.25), (1, 2, 0.75), (2, 3, 0.25), (2, 3, 0.75), (3, 3, 0.0)]
+        weights = [
+            (0, 0, 0.0),
+            (0, 1, 0.25),
+            (0, 1, 0.75),
+            (1, 2, 0.25),
+            (1, 2, 0.75),
+            (2, 3, 0.25),
+            (2, 3, 0.75),
+            (3, 3, 0.0),
+        ]
         wide = torch.cat([grid[a] * (1 - f) + grid[b] * f for a, b, f in weights])
         tensors["vision_encoder.pos_embed"] = torch.cat([tensors["vision_encoder.pos_embed"][:, :1], wide[None]], 1)
     wanted = torch.stack([reference_video(tensors, c) for c in clips])
@@ -171,15 +186,26 @@ def test_sizes_and_keys_are_those_of_the_facts_page() -> None:
         "attn.proj.bias", "ls1.gamma", "ls2.gamma", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
     ]  # fmt: skip
     keys = {f"vision_encoder.blocks.{i}.{name}" for i in range(40) for name in block}
-    keys |= {f"vision_encoder.{n}" for n in ("cls_token", "pos_embed", "img_pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")}
+    keys |= {
+        f"vision_encoder.{n}"
+        for n in ("cls_token", "pos_embed", "img_pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    }
     keys |= {f"vision_encoder.clip_projector.norm1_{n}.{p}" for n in "qkv" for p in ("weight", "bias")}
     keys |= {f"vision_encoder.clip_projector.cross_attn.{n}" for q in "qkv" for n in (f"{q}.weight", f"{q}_bias")}
     keys |= {f"vision_encoder.clip_projector.cross_attn.proj.{p}" for p in ("weight", "bias")}
     keys |= {f"{n}_proj.{p}" for n in ("vision", "text") for p in ("weight", "bias")}
     linear = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
               "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]  # fmt: skip
-    keys |= {f"text_encoder.bert.encoder.layer.{i}.{n}.{p}" for i in range(19) for n in linear for p in ("weight", "bias")}
-    kinds = ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias")
+    keys |= {
+        f"text_encoder.bert.encoder.layer.{i}.{n}.{p}" for i in range(19) for n in linear for p in ("weight", "bias")
+    }
+    kinds = (
+        "word_embeddings.weight",
+        "position_embeddings.weight",
+        "token_type_embeddings.weight",
+        "LayerNorm.weight",
+        "LayerNorm.bias",
+    )
     keys |= {f"text_encoder.bert.embeddings.{n}" for n in kinds}
     assert set(state) == keys
     shapes = {k: tuple(v.shape) for k, v in state.items()}

@@ -104,7 +104,9 @@ def test_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     student = Student(TowerConfig(**{**TOWER, "dim": 7}))
-    artifacts.save(tmp_path / "backbone", "backbone", {"model": student.state_dict()}, domain="walker", config=TOWER, seed=0)
+    artifacts.save(
+        tmp_path / "backbone", "backbone", {"model": student.state_dict()}, domain="walker", config=TOWER, seed=0
+    )
     with pytest.raises(BadInput, match="missing or corrupted"):
         load_backbone("offline", tmp_path, "cpu")
 
@@ -134,7 +136,9 @@ def test_loss_by_hand() -> None:
     student = Student(TowerConfig(**TOWER))
     frames = torch.from_numpy(random_frames(2, 8))
     sentences, membership = torch.randn(3, 384), torch.rand(2, 3)
-    loss, _ = contrastive_loss(student, {"frames": frames, "sentences": sentences, "membership": membership}, bf16=False)
+    loss, _ = contrastive_loss(
+        student, {"frames": frames, "sentences": sentences, "membership": membership}, bf16=False
+    )
     video = student.video(frames)
     total = 0.0
     for i in range(2):

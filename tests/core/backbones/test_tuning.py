@@ -129,7 +129,9 @@ def test_tensors_of_another_mode_are_refused(make: Make) -> None:
         load_tuned(other, tuned_tensors(one))
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "last-k", "k": 0}, {"mode": "last-k", "k": 99}, {"mode": "lora", "rank": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"mode": "last-k", "k": 0}, {"mode": "last-k", "k": 99}, {"mode": "lora", "rank": 0}]
+)
 def test_sizes_out_of_range_are_refused(wrong: dict[str, Any], make: Make) -> None:
     with pytest.raises(BadInput):
         make_trainable(make("clip"), **wrong)

@@ -35,7 +35,9 @@ def make_config(family: str) -> Any:
         return t.Siglip2Config(text_config=TEXT, vision_config={**VISION, "num_patches": (SIZE // 8) ** 2})
     if family == "xclip":
         own = {"mit_hidden_size": 12, "mit_intermediate_size": 16, "mit_num_attention_heads": 2, "num_frames": 8}
-        return t.XCLIPConfig(text_config=TEXT, vision_config={**VISION, **own, "drop_path_rate": 0.0}, projection_dim=12)
+        return t.XCLIPConfig(
+            text_config=TEXT, vision_config={**VISION, **own, "drop_path_rate": 0.0}, projection_dim=12
+        )
     if family == "videoprism":
         vision = {k: v for k, v in VISION.items() if k not in ("patch_size", "num_hidden_layers")}
         vision |= {"num_frames": 16, "tubelet_size": [1, 8, 8], "num_spatial_layers": 2, "num_temporal_layers": 1,
