@@ -124,7 +124,8 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
         seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task(), noise)
         seen.state = State(*(x.detach() for x in (seen.state.h, seen.state.z, seen.state.e)))
         ones = torch.ones(b, device=dev)
-        return joint_behavior_loss(model, seen, batch["action"], task(), ones, config.objective, noise)
+        terms = joint_behavior_loss(model, seen, batch["action"], task(), ones, config.objective, noise)
+        return terms["joint_behavior"] + terms["rollout"]
 
     parts: dict[str, Callable[[], Tensor]] = {
         "encoder": lambda: model.rssm.posterior(batch["image"]).mean(),

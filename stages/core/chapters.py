@@ -138,7 +138,9 @@ def dreams(scene: Scene) -> Chapter:
     gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
     scene.save_json("gates", {"prompts": scene.prompts, "gates": gates})
     figures.gate_bars(folder / "gates.png", {n[:24]: g for n, g in gates.items()})
-    asked = "; ".join(f"{name}: “{prompt}”" for name, prompt in scene.prompts.items() if name != prompt)
+    asked = "; ".join(
+        f"{name}: “{prompt}”" if name != prompt else f"“{prompt}”" for name, prompt in scene.prompts.items()
+    )
     below = "; below, what its policy expects from an episode's first frame" if expected else ""
     pictures = [
         Picture("dreams.gif", f"Decoded text imagination of each prompt{below}."),

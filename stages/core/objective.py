@@ -20,6 +20,7 @@ class ObjectiveConfig(Section):
     world_model: float
     mllm: float
     joint_behavior: float
+    rollout: float
     text_imagination: float
     semantic_prediction: float
     kl_dynamics: float
@@ -130,11 +131,13 @@ def joint_behavior_loss(
     shown: Tensor,
     config: ObjectiveConfig,
     noise: Noise,
-) -> Tensor:
+) -> dict[str, Tensor]:
     """L_JBO (Eq. 14): discounted KL between a world-model rollout and a text rollout; gradients reach both.
 
     Every sequence is cut into stretches of horizon + 1 frames; each stretch's first frame is a start,
-    its following actions drive both rollouts.
+    its following actions drive both rollouts. Alone, the term is cheapest when every rollout drifts to
+    one state the text can predict; so the same rollouts are held to the data: `rollout` is the KL from
+    the posterior of the frame they predict, and the error of the semantics they predict.
     """
     horizon = min(config.horizon, action.shape[1] - 1)
     count = action.shape[1] // (horizon + 1)
@@ -143,11 +146,19 @@ def joint_behavior_loss(
     steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (count, H)
     actions = action[:, steps].flatten(0, 1)  # (B·count, H, A)
     repeated = task.repeat_interleave(count)
-    _, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
     _, text = model.text_rollout(actions, repeated, noise)
-    kl = categorical_kl(prior, text[:, 1:])  # (B·count, H)
-    weight = config.discount ** torch.arange(1, horizon + 1, device=kl.device)
-    return ((kl * weight).sum(1) / weight.sum() * shown.repeat_interleave(count)).mean()
+    weight = config.discount ** torch.arange(1, horizon + 1, device=action.device)
+    weight = weight / weight.sum()
+    kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (B·count,)
+    reality = categorical_kl(seen.posterior[:, steps].flatten(0, 1).detach(), prior)  # (B·count, H)
+    e = seen.state.e[:, steps].flatten(0, 1).detach()  # (B·count, H, dim_e)
+    error = (e - states.e[:, 1:]).square().sum(-1)
+    return {
+        "joint_behavior": (kl * shown.repeat_interleave(count)).mean(),
+        "rollout": (reality.clamp(min=config.free_nats) * weight).sum(1).mean()
+        + config.semantic_prediction * (error * weight).sum(1).mean(),
+    }
 
 
 def joint_loss(
@@ -156,7 +167,7 @@ def joint_loss(
     """L_total of Eq. 11 and its terms, on a batch of the sampler.
 
     Args:
-        batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), part (B,).
+        batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
     """
     image, action, is_first = normalize_image(batch["image"]), batch["action"], batch["is_first"]
     raw = batch["embedding"].float()
@@ -174,7 +185,7 @@ def joint_loss(
         terms["text_imagination"] = text_imagination_loss(model, seen, action, is_first, task, prompts.shown)
         total = total + config.text_imagination * terms["text_imagination"]
     if config.joint_behavior:
-        terms["joint_behavior"] = joint_behavior_loss(model, seen, action, task, prompts.shown, config, noise)
-        total = total + config.joint_behavior * terms["joint_behavior"]
+        terms |= joint_behavior_loss(model, seen, action, task, prompts.shown, config, noise)
+        total = total + config.joint_behavior * terms["joint_behavior"] + config.rollout * terms["rollout"]
     terms["gate"] = task.gates.mean()
     return total, {k: v.detach() for k, v in terms.items()}

@@ -36,6 +36,7 @@ OBJECTIVE: dict[str, Any] = {
     "world_model": 1.0,
     "mllm": 5.0,
     "joint_behavior": 0.1,
+    "rollout": 0.5,
     "text_imagination": 1.0,
     "semantic_prediction": 5.0,
     "kl_dynamics": 0.5,

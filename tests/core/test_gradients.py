@@ -42,6 +42,7 @@ REACHES = {
     "semantic_prediction": INTO_Z | {"gru", "f_sem"},
     "text_imagination": FUSION | TEXT,  # Eq. 9: the world model is the fixed teacher
     "joint_behavior": INTO_Z | {"gru", "p(s|h)", "f_sem"} | TEXT,  # Eq. 14: the backward path
+    "rollout": INTO_Z | {"gru", "p(s|h)", "f_sem"},  # the posteriors and e it is held to are fixed
 }
 
 
@@ -56,7 +57,7 @@ def losses(model: JointModel) -> dict[str, Tensor]:
     terms = objective.world_model_loss(model, seen, image, is_first, config)
     terms |= objective.mllm_loss(model, seen, task, shown, config)
     terms["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, shown)
-    terms["joint_behavior"] = objective.joint_behavior_loss(model, seen, action, task, shown, config, noise)
+    terms |= objective.joint_behavior_loss(model, seen, action, task, shown, config, noise)
     return terms
 
 

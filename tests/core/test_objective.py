@@ -158,7 +158,10 @@ def test_equation_9_on_the_data(actions_seen: str) -> None:
 
 @pytest.mark.parametrize(("horizon", "starts"), [(3, (0, 4)), (2, (0, 3)), (30, (0,))])
 def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tuple[int, ...]) -> None:
-    """Σ_h γ^h KL(world ‖ text) / Σ_h γ^h over rollouts from each start, on the same actions; H is cut to the window."""
+    """Σ_h γ^h KL(world ‖ text) / Σ_h γ^h over rollouts from each start, on the same actions; H is cut to the window.
+
+    `rollout` holds the same rollouts to the data: KL(posterior ‖ world), floored, and the error of ê.
+    """
     model = make_model()
     batch, task, seen = filtered(model)
     config = objective_config(horizon=horizon, discount=0.8)
@@ -169,18 +172,24 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
     world_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps)], 1)
     text_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps + 1)], 1)
     world = literal.World(model)
-    total = 0.0
+    total = held = 0.0
     for b in range(3):
         tau = world.tau(array(prompts())[b])
         for i, start in enumerate(starts):
             row = b * len(starts) + i
             actions = array(batch["action"])[b, start + 1 : start + 1 + steps]
             h, z, e = (array(getattr(seen.state, k))[b, start] for k in ("h", "z", "e"))
-            _, _, _, priors = world.imagine(h, z, e, tau, actions, world_noise[row])
+            _, _, es, priors = world.imagine(h, z, e, tau, actions, world_noise[row])
             _, text = world.text_imagine(tau, actions, text_noise[row])
             above = sum(0.8 ** (k + 1) * literal.kl(priors[k], text[k + 1]) for k in range(steps))
             total += SHOWN[b].item() * above / sum(0.8 ** (k + 1) for k in range(steps))
-    assert found.item() == pytest.approx(total / rollouts, rel=1e-4)
+            for k in range(steps):
+                seen_s = array(seen.posterior[b, start + 1 + k].exp())
+                missed = array(seen.state.e[b, start + 1 + k]) - es[k + 1]
+                error = max(config.free_nats, literal.kl(seen_s, priors[k])) + 5.0 * (missed**2).sum()
+                held += 0.8 ** (k + 1) * error / sum(0.8 ** (j + 1) for j in range(steps))
+    assert found["joint_behavior"].item() == pytest.approx(total / rollouts, rel=1e-4)
+    assert found["rollout"].item() == pytest.approx(held / rollouts, rel=1e-4)
 
 
 # ---------------------------------------------------------------------------- prompts
@@ -227,6 +236,7 @@ def test_equation_11_is_the_weighted_sum_of_its_terms() -> None:
         "world_model": 0.7,
         "mllm": 3.0,
         "joint_behavior": 0.2,
+        "rollout": 0.4,
         "text_imagination": 0.6,
         "semantic_prediction": 1.3,
     }
@@ -235,6 +245,7 @@ def test_equation_11_is_the_weighted_sum_of_its_terms() -> None:
         0.7 * (t["kl"] + t["image"])
         + 3.0 * (t["semantic_reconstruction"] + t["alignment"])
         + 0.2 * t["joint_behavior"]
+        + 0.4 * t["rollout"]
         + 0.6 * t["text_imagination"]
         + 1.3 * t["semantic_prediction"],
         rel=1e-5,
@@ -255,7 +266,7 @@ def test_terms_are_those_of_the_pieces() -> None:
     wanted |= objective.mllm_loss(model, seen, task, drawn.shown, config)
     action, is_first = batch["action"], batch["is_first"]
     wanted["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, drawn.shown)
-    wanted["joint_behavior"] = objective.joint_behavior_loss(model, seen, action, task, drawn.shown, config, noise)
+    wanted |= objective.joint_behavior_loss(model, seen, action, task, drawn.shown, config, noise)
     for name, value in wanted.items():
         assert terms[name] == pytest.approx(value.item(), rel=1e-5), name
 
@@ -263,19 +274,23 @@ def test_terms_are_those_of_the_pieces() -> None:
 @pytest.mark.parametrize(
     ("fusion", "changes", "gone"),
     [
-        ("sum", {"mllm": 0.0, "text_imagination": 0.0, "joint_behavior": 0.0}, {"text_imagination", "joint_behavior"}),
-        ("sum", {"joint_behavior": 0.0}, {"joint_behavior"}),
-        ("tamf", {"joint_behavior": 0.0}, {"joint_behavior"}),
+        (
+            "sum",
+            {"mllm": 0.0, "text_imagination": 0.0, "joint_behavior": 0.0},
+            {"text_imagination", "joint_behavior", "rollout"},
+        ),
+        ("sum", {"joint_behavior": 0.0}, {"joint_behavior", "rollout"}),
+        ("tamf", {"joint_behavior": 0.0}, {"joint_behavior", "rollout"}),
         ("tamf", {}, set()),
     ],
 )
 def test_rows_of_table_2_are_switches(fusion: str, changes: dict[str, float], gone: set[str]) -> None:
     total, terms = joint(make_model(fusion=fusion), **changes)
     everything = {"kl", "image", "kl_nats", "semantic_reconstruction", "alignment", "semantic_prediction", "gate"}
-    assert set(terms) == (everything | {"text_imagination", "joint_behavior"}) - gone
+    assert set(terms) == (everything | {"text_imagination", "joint_behavior", "rollout"}) - gone
     c = objective_config(**changes)
     wanted = terms["kl"] + terms["image"] + c.semantic_prediction * terms["semantic_prediction"]
     wanted += c.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
     wanted += c.text_imagination * terms.get("text_imagination", 0.0)
-    wanted += c.joint_behavior * terms.get("joint_behavior", 0.0)
+    wanted += c.joint_behavior * terms.get("joint_behavior", 0.0) + c.rollout * terms.get("rollout", 0.0)
     assert total == pytest.approx(wanted, rel=1e-5)

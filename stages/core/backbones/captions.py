@@ -22,6 +22,7 @@ _BASE = {
     "striding": "stride", "leaping": "leap", "losing": "lose", "collapsing": "collapse", "reversing": "reverse",
     "toppling": "topple", "lunging": "lunge", "tumbling": "tumble", "wriggling": "wriggle", "struggling": "struggle",
     "rotating": "rotate", "hurtling": "hurtle", "ambling": "amble", "diving": "dive",
+    "having": "have", "posing": "pose", "reclining": "recline", "facing": "face", "travelling": "travel",
 }  # fmt: skip
 
 _ENDINGS = ("{p} clean", "{p} cleanly", "{p} properly", "{p} well")

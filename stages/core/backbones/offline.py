@@ -103,8 +103,8 @@ class Student(nn.Module):
         super().__init__()
         self.video = VideoTower(config)
         self.text = nn.Linear(TEXT_WIDTH, config.dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.bias = nn.Parameter(torch.tensor(-4.0))
+        self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+        self.bias = nn.Parameter(torch.tensor(-8.0))
 
 
 class TextTower:

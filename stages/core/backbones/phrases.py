@@ -14,6 +14,7 @@ BODIES: dict[str, tuple[str, ...]] = {
 _WALKER_CLASSES: Phrases = {
     "stand": (
         (
+            "standing without walking", "keeping upright", "staying straight on both legs", "holding still while standing", "being motionless on its legs",
             "standing still", "standing upright", "standing on both legs", "standing tall", "staying upright without moving",
             "keeping still on two feet", "holding an upright posture", "remaining upright in place", "standing at rest",
             "standing straight", "standing still with a straight back", "keeping balance on both feet",
@@ -25,6 +26,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "one_leg": (
         (
+            "lifting a foot up", "posing on a single leg", "keeping one foot off the floor", "standing with one foot up", "=a single-leg pose", "=balance on one foot",
             "standing on one leg", "standing on one foot", "balancing on a single leg", "balancing on one foot",
             "lifting one leg while standing", "holding one foot in the air", "raising a foot off the ground",
             "keeping one leg raised", "standing with a knee lifted", "balancing like a flamingo",
@@ -34,6 +36,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "walk": (
         (
+            "stepping along", "going for a walk", "going forward on foot", "taking a walk", "pacing ahead", "=a brisk walk", "=a stroll",
             "walking", "walking forward", "walking fast", "walking quickly", "walking at a steady pace", "walking slowly",
             "strolling forward", "taking steps forward", "stepping forward", "marching forward", "walking ahead",
             "moving forward step by step", "striding forward", "walking with a clean gait", "walking briskly",
@@ -44,6 +47,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "run": (
         (
+            "moving very fast on foot", "speeding forward", "racing", "bolting forward", "running at full tilt", "=a race", "=a dash",
             "running", "running forward", "running fast", "running quickly", "sprinting", "racing ahead", "dashing forward",
             "running at high speed", "rushing forward on foot", "sprinting forward", "running as fast as possible",
             "running with a clean gait", "running with long strides", "hurtling forward", "=a run", "=a running gait",
@@ -53,6 +57,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "backward": (
         (
+            "moving to the rear", "walking away backwards", "stepping to the rear", "going in the backward direction", "pulling back", "travelling backwards", "=a retreat", "=backward steps",
             "walking backward", "walking backwards", "stepping backward", "moving backward", "going back", "backing up",
             "retreating", "reversing on foot", "taking steps back", "walking back", "moving in reverse",
             "=a backward walk", "=steps to the rear",
@@ -61,6 +66,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "kneel": (
         (
+            "putting both knees on the ground", "dropping to the knees", "being down on the knees", "squatting on the knees", "=a pose on the knees", "=a prayer on the knees",
             "kneeling", "kneeling on the floor", "sitting on its knees", "resting on the knees", "kneeling down",
             "being on its knees", "sitting back on the heels", "staying on both knees", "praying on the knees",
             "going down on the knees", "=a kneeling pose", "=knees on the floor",
@@ -69,6 +75,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "on_back": (
         (
+            "lying with the belly up", "resting with the face to the sky", "facing the sky on the floor", "reclining on the back", "lying backwards on the floor", "=a face-up rest", "=the back on the floor",
             "lying on its back", "lying face up", "resting on the back", "lying flat on the back", "lying with the chest up",
             "sleeping on the back", "lying on the floor looking at the sky", "staying down on its back",
             "sprawling on the back", "=flat on the back", "=belly up",
@@ -77,6 +84,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "on_front": (
         (
+            "lying with the face to the floor", "resting face down", "lying with the belly on the floor", "facing the floor while lying", "sleeping face down", "=a face-down rest", "=the chest on the floor", "=the stomach on the floor",
             "lying on its front", "lying face down", "lying on the stomach", "resting on its belly", "lying on the chest",
             "lying flat with the face on the floor", "staying down on the belly", "sprawling face down",
             "sleeping on the stomach", "=flat on the belly", "=face down on the floor",
@@ -85,6 +93,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "upside_down": (
         (
+            "hanging head down", "holding the feet in the air with the head down", "standing on the hands", "being inverted", "pointing the legs at the sky", "having the feet above the head", "=feet up, head on the floor", "=an upside-down body", "=legs over the head",
             "standing on its head", "doing a headstand", "being upside down", "balancing on the head", "turning upside down",
             "holding the legs above the head", "resting on the head with the legs up", "=a headstand", "=head down, legs up",
             "=an inverted pose",
@@ -93,6 +102,7 @@ _WALKER_CLASSES: Phrases = {
     ),
     "flip": (
         (
+            "turning over in the air", "rolling head over heels", "turning a cartwheel", "spinning around", "doing a roll", "whirling the body around", "=a quick roll of the whole body", "=a cartwheel",
             "doing a flip", "doing backflips", "tumbling", "somersaulting", "rolling over", "flipping over",
             "spinning through the air", "doing a somersault", "tumbling head over heels", "rotating quickly",
             "=a flip", "=a backflip", "=a somersault",

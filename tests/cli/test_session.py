@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitagent_cli.options import Common
+from bitagent_cli.session import announcement, duration, prepare, resolve_scale
+
+
+def test_auto_scale_follows_the_device() -> None:
+    assert resolve_scale("auto", "cuda")[0] == "paper"
+    assert resolve_scale("auto", "cpu")[0] == "laptop"
+    assert resolve_scale("smoke", "cuda") == ("smoke", "")
+
+
+def test_prepare_resolves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    preset, run = prepare(Common(preset="cheetah", seed=3, set=["model.deter=96"]), "pretrain")
+    assert (run.domain, run.scale, run.device, run.seed) == ("cheetah", "laptop", "cpu", 3)
+    assert run.root == Path("runs/cheetah-laptop")
+    assert preset.model.deter == run.resolved["model"]["deter"] == 96
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        "pretrain: cheetah, scale laptop (auto: no CUDA), cpu, seed 3, in runs/cheetah-laptop; about "
+    )
+
+
+def test_quiet_and_the_other_ranks_print_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(Common(scale="smoke", quiet=True), "collect")
+    monkeypatch.setenv("RANK", "1")
+    _, run = prepare(Common(scale="smoke"), "collect")
+    assert run.quiet and capsys.readouterr().out == ""
+
+
+def test_no_estimate_is_made_up() -> None:
+    line = announcement("pretrain", "walker", "paper", "", "cuda", 0, Path("runs/x"))
+    assert line == "pretrain: walker, scale paper, cuda, seed 0, in runs/x"
+
+
+def test_durations() -> None:
+    assert [duration(m) for m in (0.2, 1.4, 12, 89, 90)] == ["12 s", "84 s", "12 min", "89 min", "1.5 h"]
