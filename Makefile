@@ -49,6 +49,8 @@ format: $(READY) ## rewrite the code in ruff's format
 # ------------------------------------------------------------------ the pipeline
 
 SMOKE = --scale smoke --preset $(1) --out $(RUNS)/$(1)-smoke
+# Toy sizes: more threads only wait for each other.
+smoke: export OMP_NUM_THREADS := 1
 smoke: $(READY) ## every stage at toy size in a scratch folder, in minutes
 	rm -rf $(RUNS)/walker-smoke $(RUNS)/stickman-smoke
 	$(BITAGENT) collect $(call SMOKE,walker)

@@ -99,7 +99,8 @@ def in_child(domain: str, size: int, states: np.ndarray) -> dict[str, float]:
         input=json.dumps(states.tolist()), env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise BadInput(f"dm_control could not render with {platform}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BadInput(f"dm_control's renderer failed with {platform} ({said[-1]}); try another MUJOCO_GL")
     times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return times
 

@@ -6,30 +6,38 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.grounding import Align, _best_offset, text_reward
+from stages.core.grounding import Align, Space, _best_offset, text_reward
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, make_model, unit
 
 
 @pytest.mark.parametrize("actions_seen", ["policy", "none"])
 @pytest.mark.parametrize("align", ["none", "best"])
-def test_equation_10(actions_seen: str, align: Align) -> None:
-    """Cosine of z_t and z̃^τ_t for t = 1..H; `best` takes the common shift of largest mean similarity."""
+@pytest.mark.parametrize("space", ["z", "semantic"])
+def test_equation_10(actions_seen: str, align: Align, space: Space) -> None:
+    """Cosine of z_t and z̃^τ_t, or of what f_dec reads in them, for t = 1..H.
+
+    `best` takes the common shift of largest mean similarity.
+    """
     model = make_model(text_actions=actions_seen)
     y = unit(4, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     z = torch.randn(4, 6, 12, generator=generator)
     action = torch.rand(4, 5, DIM_ACTION, generator=generator) * 2 - 1
-    found = text_reward(model, model.task(y), z, action, align)
+    found = text_reward(model, model.task(y), z, action, align, space)
     assert found.shape == (4, 5)
     world = literal.World(model)
+
+    def read(latent: np.ndarray) -> np.ndarray:
+        return latent if space == "z" else literal.mlp(literal.under(world.w, "semantic_decoder"), latent)
+
     for n in range(4):
         tau = world.tau(y[n].double().numpy())
         reference, _ = world.text_imagine(tau, action[n].double().numpy(), None)
         path = z[n].double().numpy()
 
         def cosine(t: int, u: int, path: np.ndarray = path, reference: list[np.ndarray] = reference) -> float:
-            return float(literal.normalise(path[t]) @ literal.normalise(reference[u]))
+            return float(literal.normalise(read(path[t])) @ literal.normalise(read(reference[u])))
 
         shifts = [[cosine(t, (t - 1 + shift) % 5 + 1) for t in range(1, 6)] for shift in range(5)]
         wanted = shifts[0] if align == "none" else max(shifts, key=np.mean)
