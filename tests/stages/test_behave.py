@@ -317,7 +317,7 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     small_run.make_embeddings(run)
     pretrain.run(small_run.pretrain_config(updates=1), model_config(), run)
     small_run.make_backbone(run, seed=1)
-    with pytest.raises(BadInput, match=rf"another backbone \(offline-{backbone.id}.*pretrain"):
+    with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*pretrain"):
         behave.run(config(), run, task="walk")
     small_run.make_backbone(run)
     artifacts.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
