@@ -60,7 +60,7 @@ endef
 # $(1) domain, $(2) method, $(3) seed, $(4) task
 define policy
 $(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/model/$(2)-s$(3)/artifact.json
-	$(TRAIN) behave $(call options,$(1)) --method $(2) --seed $(3) --task $(4)
+	$(HEAVY) behave $(call options,$(1)) --method $(2) --seed $(3) --task $(4)
 	@touch $$@
 
 $(call root,$(1))/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json

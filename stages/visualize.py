@@ -98,7 +98,7 @@ def write(scene: Scene, made: list[Artifact], record: dict[str, Any]) -> None:
         write_report(draft, f"BiTAgent: {run.domain}", facts, chapters, provenance(last, run.root.parent))
 
 
-def attempt(part: Callable[[Scene], Chapter], scene: Scene) -> Chapter | None:
+def attempt(part: Callable[[Scene], Chapter | None], scene: Scene) -> Chapter | None:
     """One part of the report; when its input is missing, say which command makes it and go on."""
     try:
         return part(scene)

@@ -153,6 +153,7 @@ class JointModel(nn.Module):
         self.fusion = TAMF(
             dim_semantic=dim_embedding,
             dim_state=dim_s,
+            classes=c.classes,
             dim_task=c.dim_task,
             dim=c.dim_z,
             layers=c.fusion_layers,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from textwrap import fill
@@ -53,6 +55,23 @@ def scores(scene: Scene) -> Chapter:
         figures.score_bars(scene.folder / "scores.png", bars)
         chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
     return chapter
+
+
+def transfers(scene: Scene) -> Chapter | None:
+    """What models carried over from other bodies gained here (Fig. 3); None where no transfer was compared."""
+    chapter = Chapter("Transfer")
+    for file in sorted(scene.run.root.glob("transfer/*/artifact.json")):
+        found = artifacts.load(file.parent, "transfer", domain=scene.run.domain)
+        source = file.parent.name
+        with (found.path / "gain.csv").open(newline="") as table:
+            header, *rows = csv.reader(table)
+        columns = [Column(name, "random" if name == "random" else "ours") for name in header]
+        chapter.tables.append(
+            Table(f"From {source}", "Gain: transfer minus the same budget from scratch.", columns, rows)
+        )
+        shutil.copyfile(found.path / "gain.png", scene.folder / f"transfer-{source}.png")
+        chapter.pictures.append(Picture(f"transfer-{source}.png", f"From {source}, beside its control.", chart=True))
+    return chapter if chapter.tables else None
 
 
 def policies(scene: Scene) -> Chapter:
@@ -330,4 +349,4 @@ def _first_task(scene: Scene) -> str:
     return tasks.task_names(scene.run.domain)[0]
 
 
-PARTS = (scores, policies, imagination, dreams, rewards, training, data)
+PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, data)

@@ -53,6 +53,7 @@ class TAMF(nn.Module):
 
     Args:
         dim_semantic, dim_state, dim_task: widths of e_v, s and τ.
+        classes: categorical variables in s.
         dim, layers, hidden: width of z, number of layers L, inner width of an expert.
     """
 
@@ -61,6 +62,7 @@ class TAMF(nn.Module):
         *,
         dim_semantic: int,
         dim_state: int,
+        classes: int,
         dim_task: int,
         dim: int,
         layers: int,
@@ -73,6 +75,9 @@ class TAMF(nn.Module):
         self.enabled, self.layers = enabled, layers if enabled else 0
         self.fuse_semantic = nn.Linear(dim_semantic, dim)
         self.fuse_state = nn.Linear(dim_state, dim, bias=False)
+        # e has unit norm and s `classes` ones: by default s would enter z at several times e's scale and hide it.
+        nn.init.normal_(self.fuse_semantic.weight)
+        nn.init.normal_(self.fuse_state.weight, std=classes**-0.5)
         self.allocator = ExpertAllocator(dim_task, dim_task, layers, dim if gate == "channel" else 1)
         self.semantic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))
         self.dynamic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))

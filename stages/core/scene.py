@@ -22,7 +22,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import open_training_data
 
-FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*")
+FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 
 
 class ViewConfig(Section):
@@ -40,7 +40,7 @@ class ViewConfig(Section):
 
 
 def find_artifacts(run: Run) -> Iterator[Artifact]:
-    """Every finished dataset, model, policy and evaluation of the run."""
+    """Every finished dataset, model, policy, evaluation and transfer of the run."""
     for pattern in FOLDERS:
         for file in sorted(run.root.glob(f"{pattern}/artifact.json")):
             if not any(part.startswith(".") for part in file.relative_to(run.root).parts):

@@ -219,7 +219,8 @@ class World:
         self, h: Array, z: Array, e: Array, tau: Array, actions: Array, uniforms: Array | None
     ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         """Eq. 6 over len(actions) steps: lists of h, z, e (start included) and of the priors."""
-        hs, zs, es, priors = [h], [z], [e], []
+        hs, zs, es = [h], [z], [e]
+        priors: list[Array] = []
         for t, action in enumerate(actions):
             h = self.step(h, z, action)
             prior = self.prior(h)

@@ -19,6 +19,7 @@ def make(gate: str = "scalar", layers: int = 2, *, enabled: bool = True, scrambl
     fusion = TAMF(
         dim_semantic=E,
         dim_state=S,
+        classes=3,
         dim_task=TASK,
         dim=Z,
         layers=layers,
@@ -93,6 +94,15 @@ def test_time_axis_is_only_another_batch_axis() -> None:
         for t in range(3):
             one = fusion(e.view(2, 3, E)[b, t], s.view(2, 3, S)[b, t], gates[b])
             torch.testing.assert_close(found[b, t], one)
+
+
+def test_semantics_and_state_enter_at_one_scale() -> None:
+    """At the start, a unit-norm e and a one-hot s of `classes` ones each give z unit variance (Eq. 2)."""
+    fusion = make(scrambled=False)
+    e = torch.nn.functional.normalize(torch.randn(4000, E), dim=-1)
+    s = torch.nn.functional.one_hot(torch.randint(S // 3, (4000, 3)), S // 3).flatten(1).float()
+    for part in (e @ fusion.fuse_semantic.weight.T, s @ fusion.fuse_state.weight.T):
+        assert 0.7 < float(part.square().mean().sqrt()) < 1.4
 
 
 def test_layer_scale_starts_an_expert_small() -> None:

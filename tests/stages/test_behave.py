@@ -323,3 +323,21 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     artifacts.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
     with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
         behave.run(config(), run, task="walk")
+
+
+# ---------------------------------------------------------------------------- CUDA
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("align", ["none", "best"])
+def test_on_cuda_both_stages_train_compiled_and_captured(tmp_path: Path, align: str) -> None:
+    """Past the warm-up, updates are replays of a CUDA graph: anything that waits for the host breaks the capture."""
+    run = small_run.make_run(tmp_path / "walker-smoke", device="cuda")
+    small_run.make_inputs(run)
+    model = pretrain.run(small_run.pretrain_config(compile="on", bf16=True), model_config(), run)
+    policy = behave.run(config(compile="on", bf16=True, align=align), run, task="walk")
+    for made in (model, policy):
+        rows = small_run.logged(made)
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        assert all(np.isfinite(list(row.values())).all() for row in rows)
+        assert len({row["loss"] for row in rows}) == 6, "a replay that reads an old batch repeats its loss"

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitagent_cli import presets
 from stages import pretrain, transfer
-from stages.core import artifacts, pretraining
+from stages.core import artifacts, chapters, pretraining
 from stages.core.agent import JointModel, load_model
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput
 from stages.core.pretraining import open_training_data
+from stages.core.scene import Scene
 from tests.core.helpers import model_config, scramble
 from tests.core.real_data import make_data, make_embeddings
 from tests.stages import small_run
@@ -207,3 +209,17 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found.meta["input_paths"]) == 4
     again = transfer.compare(run, src="quadruped")
     assert again is not None and again.id == found.id
+
+
+def test_the_report_shows_the_gain(tmp_path: Path) -> None:
+    run = domain(tmp_path, "walker")
+    for method, score in (("transfer-quadruped", 0.8), ("transfer-control", 0.5)):
+        make_evaluation(run, "walk", score, method=method)
+    scene = Scene(presets.load("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
+    assert chapters.transfers(scene) is None
+    transfer.compare(run, src="quadruped")
+    chapter = chapters.transfers(scene)
+    assert chapter is not None and chapter.tables[0].rows == [
+        ["walker walk", "0.01", "0.80 [0.05]", "0.50 [0.05]", "+0.30"]
+    ]
+    assert (tmp_path / "transfer-quadruped.png").exists()

@@ -22,7 +22,7 @@ _WALKER_CLASSES: Phrases = {
             "being upright and still", "=an upright posture", "=a straight upright stance", "=straight and upright",
         ),
         ("standing motionless on two legs", "keep upright in one spot", "standing firmly on both feet", "stay up straight",
-         "a motionless upright stance", "stand still on both legs without walking"),
+         "a motionless upright stance", "stand still on both legs without walking", "remaining straight up without any steps", "a still standing position"),
     ),
     "one_leg": (
         (
@@ -32,7 +32,7 @@ _WALKER_CLASSES: Phrases = {
             "keeping one leg raised", "standing with a knee lifted", "balancing like a flamingo",
             "raising one knee and staying in place", "=a one-legged stance", "=one foot up",
         ),
-        ("balancing on one leg", "poised on a single foot", "stand with one leg lifted", "a pose on just one leg"),
+        ("balancing on one leg", "poised on a single foot", "stand with one leg lifted", "a pose on just one leg", "hold yourself up on one foot", "one leg off the floor, the other straight"),
     ),
     "walk": (
         (
@@ -43,7 +43,7 @@ _WALKER_CLASSES: Phrases = {
             "ambling forward", "walking upright", "=a walk", "=a walking gait", "=a fast walk",
         ),
         ("walking onward at a good pace", "take a brisk walk", "strolling along", "a clean walking motion",
-         "pacing forward step after step"),
+         "pacing forward step after step", "walk ahead at an easy pace", "moving along on foot"),
     ),
     "run": (
         (
@@ -53,7 +53,7 @@ _WALKER_CLASSES: Phrases = {
             "running with a clean gait", "running with long strides", "hurtling forward", "=a run", "=a running gait",
             "=a sprint", "=a fast run",
         ),
-        ("sprinting ahead", "run at full speed", "dashing ahead very quickly", "a clean fast running motion", "racing onward"),
+        ("sprinting ahead", "run at full speed", "dashing ahead very quickly", "a clean fast running motion", "racing onward", "run onward as quickly as you can", "a very quick run to the front"),
     ),
     "backward": (
         (
@@ -62,7 +62,7 @@ _WALKER_CLASSES: Phrases = {
             "retreating", "reversing on foot", "taking steps back", "walking back", "moving in reverse",
             "=a backward walk", "=steps to the rear",
         ),
-        ("walking in reverse", "step backwards", "backing away", "a walk in the backward direction"),
+        ("walking in reverse", "step backwards", "backing away", "a walk in the backward direction", "walk rearwards", "move back step by step"),
     ),
     "kneel": (
         (
@@ -71,7 +71,7 @@ _WALKER_CLASSES: Phrases = {
             "being on its knees", "sitting back on the heels", "staying on both knees", "praying on the knees",
             "going down on the knees", "=a kneeling pose", "=knees on the floor",
         ),
-        ("kneel on the ground", "sit on your knees", "down on both knees", "a pose with the knees on the ground"),
+        ("kneel on the ground", "sit on your knees", "down on both knees", "a pose with the knees on the ground", "stay on your knees", "lower yourself to a kneel"),
     ),
     "on_back": (
         (
@@ -80,7 +80,7 @@ _WALKER_CLASSES: Phrases = {
             "sleeping on the back", "lying on the floor looking at the sky", "staying down on its back",
             "sprawling on the back", "=flat on the back", "=belly up",
         ),
-        ("lying supine", "lie on your back", "stretched out on its back", "a body resting face up"),
+        ("lying supine", "lie on your back", "stretched out on its back", "a body resting face up", "rest on the floor with the face toward the sky", "lying flat, belly upward"),
     ),
     "on_front": (
         (
@@ -89,7 +89,7 @@ _WALKER_CLASSES: Phrases = {
             "lying flat with the face on the floor", "staying down on the belly", "sprawling face down",
             "sleeping on the stomach", "=flat on the belly", "=face down on the floor",
         ),
-        ("lying prone", "lie on your stomach", "stretched out face down", "a body resting on its chest"),
+        ("lying prone", "lie on your stomach", "stretched out face down", "a body resting on its chest", "rest on the floor with the face downward", "lying flat on the tummy"),
     ),
     "upside_down": (
         (
@@ -98,7 +98,7 @@ _WALKER_CLASSES: Phrases = {
             "holding the legs above the head", "resting on the head with the legs up", "=a headstand", "=head down, legs up",
             "=an inverted pose",
         ),
-        ("stand on your head", "inverted with the feet in the air", "a handstand pose", "held upside down"),
+        ("stand on your head", "inverted with the feet in the air", "a handstand pose", "held upside down", "put the head on the floor and the feet up", "turned over with legs above the body"),
     ),
     "flip": (
         (
@@ -107,7 +107,7 @@ _WALKER_CLASSES: Phrases = {
             "spinning through the air", "doing a somersault", "tumbling head over heels", "rotating quickly",
             "=a flip", "=a backflip", "=a somersault",
         ),
-        ("do a front flip", "turning a somersault", "whirling around head over heels", "a fast roll"),
+        ("do a front flip", "turning a somersault", "whirling around head over heels", "a fast roll", "flip the whole body over", "spin the body in a complete turn"),
     ),
 }  # fmt: skip
 

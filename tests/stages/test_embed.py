@@ -1,0 +1,282 @@
+"""The embed stage on a small real walker dataset: training, sidecars, resumption, refusals, the probe sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from bitagent_cli.presets import load as load_preset
+from stages import embed
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.backbones import load_backbone
+from stages.core.backbones.contrast import held_out_episodes
+from stages.core.config import Run
+from stages.core.episodes import Dataset, DatasetWriter
+from stages.core.errors import BadInput
+from stages.core.render import render_states
+from stages.core.shards import Episode
+from stages.core.tasks import make_env
+from tests.core.backbones.tiny import SIZE, save_tiny
+
+ROWS = 24
+
+
+def play(number: int, image: bool = True, size: int = 64, state: bool = True) -> Episode:
+    """The beginning of a random walker episode."""
+    env = make_env("walker", "walk", seed=number)
+    random = np.random.default_rng(number)
+    steps = [env.reset(number)]
+    actions = [np.zeros(env.action_dim, np.float32)]
+    for _ in range(ROWS - 1):
+        actions.append(random.uniform(-1, 1, env.action_dim).astype(np.float32))
+        steps.append(env.step(actions[-1]))
+    states = np.stack([s.state for s in steps])
+    return Episode(
+        image=render_states("walker", states, size) if image else None,
+        action=np.stack(actions),
+        reward=np.array([s.reward for s in steps], np.float32),
+        is_first=np.arange(ROWS) == 0,
+        is_terminal=np.zeros(ROWS, bool),
+        state=states if state else None,
+        seed=number,
+    )
+
+
+def make_writer(root: Path, name: str = "random", task: str = "", size: int = 64) -> DatasetWriter:
+    return DatasetWriter(
+        root / "data" / name, domain="walker", config={}, seed=0, source="expert" if task else "random", task=task,
+        renderer="ray" if size else "", image_size=size, about={"camera": None},
+    )  # fmt: skip
+
+
+def write_data(
+    root: Path, name: str = "random", episodes: int = 3, first: int = 0, task: str = "", **frames: Any
+) -> Artifact:
+    writer = make_writer(root, name, task, frames.get("size", 64) if frames.get("image", True) else 0)
+    for number in range(episodes):
+        writer.append(number, play(first + number, **frames))
+    return writer.finish()
+
+
+def config(**offline: Any) -> embed.Config:
+    """The smoke preset's section, with a few updates."""
+    settings = [f"embed.offline.{k}={v}" for k, v in {"updates": 4, **offline}.items()]
+    return load_preset("walker", "smoke", settings).embed
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "walker-smoke", quiet=True)
+    write_data(run.root)
+    return run
+
+
+def files_of(artifact: Artifact) -> dict[str, str]:
+    return dict(artifact.meta["files"])
+
+
+def test_sidecars_hold_the_embedding_of_every_window(run: Run) -> None:
+    write_data(run.root, "expert-walk", episodes=2, first=10, task="walk")
+    made = embed.run(config(), run)
+    assert [a.path.name for a in made] == ["expert-walk", "random"]
+    backbone = load_backbone("offline", run.root, "cpu")
+    for artifact in made:
+        source = artifacts.load(run.root / "data" / artifact.path.name, "collect")
+        dataset = Dataset.open([source.path], "walker", [artifact.path])
+        assert artifact.meta["extra"]["backbone_id"] == backbone.id
+        assert artifact.meta["extra"]["dim"] == backbone.dim == dataset.dim_embedding
+        assert source.id in artifact.meta["inputs"].values()
+        episode = dataset.episode(1)
+        start = int(dataset.episode_start[1])
+        rows = np.maximum(np.arange(ROWS)[:, None] + np.arange(-7, 1), 0)
+        assert episode.image is not None
+        wanted = backbone.encode_video(torch.from_numpy(np.array(episode.image)[rows])).numpy()
+        found = dataset.rows("embedding", np.arange(start, start + ROWS))
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found.astype(np.float32), wanted, atol=2e-2)
+
+
+def test_the_same_seed_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    other = dataclasses.replace(run, root=tmp_path / "again")
+    write_data(other.root)
+    one, two = embed.run(config(), run)[0], embed.run(config(), other)[0]
+    assert files_of(one) == files_of(two)
+    third = dataclasses.replace(run, root=tmp_path / "third", seed=1)
+    write_data(third.root)
+    assert files_of(embed.run(config(), third)[0]) != files_of(one)
+
+
+def test_finished_work_is_reused_and_other_work_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    first = embed.run(config(), run)
+    loud = dataclasses.replace(run, quiet=False)
+    assert [a.id for a in embed.run(config(), loud)] == [a.id for a in first]
+    assert capsys.readouterr().out.count("reusing") == 2
+    with pytest.raises(BadInput, match=r"config\.lr.*--fresh"):
+        embed.run(config(lr=0.1), run)
+    anew = embed.run(config(lr=0.1), dataclasses.replace(run, fresh=True))
+    assert anew[0].meta["extra"]["backbone_id"] != first[0].meta["extra"]["backbone_id"]
+
+
+def test_a_dataset_added_later_is_embedded_by_the_same_backbone(run: Run) -> None:
+    first = embed.run(config(), run)[0]
+    write_data(run.root, "expert-run", episodes=1, first=5, task="run")
+    made = {a.path.name: a for a in embed.run(config(), run)}
+    assert made["random"].id == first.id
+    assert made["expert-run"].meta["extra"]["backbone_id"] == first.meta["extra"]["backbone_id"]
+
+
+def test_a_dataset_made_again_is_noticed(run: Run) -> None:
+    embed.run(config(), run)
+    write_data(run.root, first=50)
+    with pytest.raises(BadInput, match="--fresh"):
+        embed.run(config(), run)
+
+
+def test_training_sees_neither_rewards_nor_held_out_episodes(run: Run, tmp_path: Path) -> None:
+    """Other rewards, and other pixels in held-out episodes, leave the trained tower as it is."""
+    share = 0.5
+    held = held_out_episodes(Dataset.open([run.root / "data" / "random"], "walker"), share)
+    assert 0 < held.sum() < len(held)
+    other = dataclasses.replace(run, root=tmp_path / "other")
+    writer = make_writer(other.root)
+    for number in range(len(held)):
+        episode = play(number)
+        assert episode.image is not None
+        episode.reward = episode.reward + 5
+        if held[number]:
+            episode.image = 255 - episode.image
+        writer.append(number, episode)
+    writer.finish()
+    towers = [
+        embed.train_offline(config(holdout=share).offline, place, embed.find_data(place)).tensors("model")
+        for place in (run, other)
+    ]
+    assert all(torch.equal(towers[0][k], towers[1][k]) for k in towers[0])
+
+
+def test_missing_data_names_the_command(tmp_path: Path) -> None:
+    empty = Run(domain="walker", scale="smoke", root=tmp_path, quiet=True)
+    with pytest.raises(BadInput, match="bitagent collect --preset walker --scale smoke"):
+        embed.run(config(), empty)
+
+
+def test_training_needs_states_and_frames(tmp_path: Path) -> None:
+    run = Run(domain="walker", scale="smoke", root=tmp_path, quiet=True)
+    write_data(run.root, episodes=1, state=False)
+    with pytest.raises(BadInput, match=r"both frames and physics states.*bitagent collect"):
+        embed.run(config(), run)
+
+
+@pytest.mark.parametrize("frames", ["states", "other size", "imported"])
+def test_frames_are_rendered_at_the_backbones_size_or_resized(frames: str, tmp_path: Path) -> None:
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "run", quiet=True)
+    kinds: dict[str, dict[str, Any]] = {
+        "states": {"image": False},
+        "other size": {"size": 48},
+        "imported": {"state": False},
+    }
+    source = write_data(run.root, episodes=2, **kinds[frames])
+    save_tiny("clip", tmp_path / "tiny-clip")
+    made = embed.run(config(), run, backbone=str(tmp_path / "tiny-clip"))[0]
+    backbone = load_backbone(str(tmp_path / "tiny-clip"), run.root, "cpu")
+    dataset = Dataset.open([source.path], "walker", [made.path])
+    rows = np.arange(ROWS)
+    if frames == "imported":
+        pictures = np.array(dataset.rows("image", rows))
+        assert made.meta["config"]["frames"] == f"resized to {SIZE}"
+    else:
+        pictures = render_states("walker", dataset.rows("state", rows), SIZE)
+        assert made.meta["config"]["frames"] == f"ray at {SIZE}"
+    wanted = backbone.encode_episode(pictures, 16).numpy()
+    np.testing.assert_allclose(dataset.rows("embedding", rows).astype(np.float32), wanted, atol=2e-3)
+
+
+def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:
+    save_tiny("clip", tmp_path / "tiny-clip")
+    made = []
+    for workers in (1, 2):
+        run = Run(domain="walker", scale="smoke", root=tmp_path / f"run{workers}", quiet=True)
+        write_data(run.root, episodes=2)
+        settings = config().model_copy(update={"workers": workers})
+        made.append(embed.run(settings, run, backbone=str(tmp_path / "tiny-clip"))[0])
+    assert files_of(made[0]) == files_of(made[1])
+
+
+def test_probe_draws_a_sheet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(run.root, "expert-walk", episodes=1, first=10, task="walk")
+    embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", "run fast"])
+    path = run.root / "report" / "probe-offline.png"
+    assert str(path) in capsys.readouterr().out
+    picture = iio.imread(path)
+    assert picture.shape[1] > 1000 and picture[..., :3].std() > 10
+
+
+def interrupted(run: Run, section: embed.Config, backbone: str, when: Callable[[], bool]) -> int:
+    """Start the stage in a process of its own, send it SIGTERM once `when` holds; returns the exit code.
+
+    The process encodes slowly, so that there is something left to stop.
+    """
+    code = (
+        "import json, sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from stages import embed; from stages.core.config import Run; from stages.core.errors import Interrupted\n"
+        "from stages.core.backbones import base\n"
+        "encode = base.Backbone.encode_video\n"
+        "base.Backbone.encode_video = lambda self, x: (time.sleep(0.3), encode(self, x))[1]\n"
+        "args = embed.Config(**json.loads(sys.argv[1])), Run('walker', 'smoke', Path(sys.argv[2]), quiet=True)\n"
+        "try: embed.run(*args, backbone=sys.argv[3])\n"
+        "except Interrupted as stop: sys.exit(stop.exit_code)\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(section.model_dump()), str(run.root), backbone]
+    process = subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    end = time.monotonic() + 200
+    while not when() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    return process.wait()
+
+
+def test_training_stopped_by_a_signal_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
+    section = config(updates=60, checkpoint_every=3)
+    checkpoint = run.root / "backbone.checkpoint" / "checkpoint.json"
+    assert interrupted(run, section, "offline", checkpoint.exists) == 128 + signal.SIGTERM
+    assert not (run.root / "backbone").exists()
+    assert 0 < json.loads(checkpoint.read_text())["step"] < 60
+    resumed = embed.run(section, run)
+    assert not checkpoint.exists()
+    whole = dataclasses.replace(run, root=tmp_path / "whole")
+    write_data(whole.root)
+    assert files_of(embed.run(section, whole)[0]) == files_of(resumed[0])
+    lines = (run.root / "backbone.log" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(set(steps)) and steps[-1] == 59
+
+
+def test_embedding_stopped_by_a_signal_goes_on(run: Run, tmp_path: Path) -> None:
+    save_tiny("xclip", tmp_path / "tiny")
+    name = str(tmp_path / "tiny")
+    partial = run.root / "embeddings" / embed.slug(name) / "random.partial"
+    assert interrupted(run, config(), name, (partial / "rows.f16").exists) == 128 + signal.SIGTERM
+    done = json.loads((partial / "progress.json").read_text())["episodes"]
+    assert 0 < done < 3
+    before = np.fromfile(partial / "rows.f16", np.float16).reshape(3 * ROWS, -1)[: done * ROWS]
+    made = embed.run(config(), run, backbone=name)[0]
+    assert not partial.exists()
+    dataset = Dataset.open([run.root / "data" / "random"], "walker", [made.path])
+    np.testing.assert_array_equal(dataset.rows("embedding", np.arange(3 * ROWS))[: len(before)], before)
+    whole = dataclasses.replace(run, root=tmp_path / "whole")
+    write_data(whole.root)
+    assert files_of(embed.run(config(), whole, backbone=name)[0]) == files_of(made)
