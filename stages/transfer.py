@@ -22,6 +22,7 @@ from torch import Tensor
 from stages.core import artifacts, figures, results, tasks
 from stages.core.agent import JointModel, ModelConfig, load_weights
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -53,6 +54,7 @@ def run(
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
+    mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
 
@@ -62,6 +64,8 @@ def run(
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
+        mllm: what is trained of the backbone, as in the source. A backbone the source tuned goes on from there
+            when both runs use the same; the offline one is each run's own, and starts anew.
 
     Raises:
         BadInput: no source model, one of other sizes, or embeddings of another width.
@@ -75,10 +79,10 @@ def run(
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     name = method_name(method, src, control)
     if control:
-        return make_model(Job(training, model_config, run, name, data, embeddings, command))
+        return make_model(Job(training, model_config, run, name, data, embeddings, command, mllm=mllm))
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
-    check_fit(found, model_config, width)
+    check_fit(found, model_config, width, mllm)
     tensors = found.tensors("model")
     return make_model(
         Job(
@@ -92,6 +96,7 @@ def run(
             about={"source": src},
             source=found,
             init=lambda model: carry_over(model, tensors, found.path),
+            mllm=mllm,
         )
     )
 
@@ -104,7 +109,7 @@ def load_source(run: Run, src: str, method: str, source: Path | None) -> Artifac
     return artifacts.load(path, "pretrain", domain=src, made_by=made_by)
 
 
-def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -> None:
+def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int, mllm: MllmConfig) -> None:
     """Everything but the action must have the same size. Raises BadInput naming what differs."""
     there = source.meta["config"]["model"]
     for key, value in model_config.model_dump().items():
@@ -113,6 +118,11 @@ def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -
                 f"{source.path} has model.{key} {there.get(key)}, the target's preset has {value}; "
                 f"use --set model.{key}={there.get(key)}"
             )
+    if mllm_of(source).record != mllm.record:
+        raise BadInput(
+            f"{source.path} was trained with mllm.train {mllm_of(source).train}, the target's preset has {mllm.train}, "
+            f"or another size of it; use --set mllm.train={mllm_of(source).train}"
+        )
     extra = source.meta["extra"]
     if extra["dim_embedding"] != dim_embedding:
         raise BadInput(
