@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_another_mode_is_refused_by_name(run: Run) -> None:
     made = train(run, "last-k")
     with pytest.raises(BadInput, match=r"mllm.*last-k.*--fresh"):
         pretrain.run(small_run.pretrain_config(), model_config(), run, method=made.meta["config"]["method"])
+
+
+def test_a_backbone_trained_again_needs_new_embeddings(run: Run, tmp_path: Path) -> None:
+    """Its stored embeddings, the frozen side of the prompts, would be another backbone's."""
+    root = tmp_path / "walker-smoke"
+    shutil.copytree(run.root, root)
+    shutil.rmtree(root / "backbone")
+    again = small_run.make_run(root)
+    small_run.make_backbone(again, seed=1)
+    with pytest.raises(BadInput, match=r"embed it again: bitagent embed .*--backbone offline --fresh"):
+        train(again, "last-k", "again")
 
 
 # ---------------------------------------------------------------------------- what comes after

@@ -141,7 +141,7 @@ def load_tower(
     if not config.in_loop:
         return None
     backbone = load_backbone(name, run.root, str(device))
-    wanted = embedded.meta["extra"]["backbone_id"]
+    wanted = embedded.meta["extra"].get("backbone_id", backbone.id)  # imported embeddings do not say
     if backbone.id != wanted:
         again = run.command("embed", "--backbone", name, "--fresh")
         raise BadInput(f"the data was embedded with backbone {wanted}, here is {backbone.id}; embed it again: {again}")
