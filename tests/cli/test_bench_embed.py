@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Random episodes and three tasks' "experts" of the real walker, with a barely trained backbone."""
     made = Run(domain="walker", scale="smoke", root=tmp_path_factory.mktemp("bench") / "walker-smoke", quiet=True)
     for first, task in enumerate(("", "stand", "walk", "run")):
-        make_data(made.root, "walker", task, episodes=4, rows=40, seed=10 * first)
+        make_data(made.root, "walker", task, episodes=3, rows=24, seed=10 * first)
     settings = [f"embed.offline.{k}={v}" for k, v in {"updates": 4, "holdout": HOLDOUT}.items()]
     embed.run(load_preset("walker", "smoke", settings).embed, made)
     return made
