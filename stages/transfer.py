@@ -82,7 +82,8 @@ def run(
         return make_model(Job(training, model_config, run, name, data, embeddings, command, mllm=mllm))
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
-    check_fit(found, model_config, width, mllm)
+    check_fit(found, model_config, width)
+    check_tuning(found, mllm)
     tensors = found.tensors("model")
     return make_model(
         Job(
@@ -109,7 +110,7 @@ def load_source(run: Run, src: str, method: str, source: Path | None) -> Artifac
     return artifacts.load(path, "pretrain", domain=src, made_by=made_by)
 
 
-def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int, mllm: MllmConfig) -> None:
+def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -> None:
     """Everything but the action must have the same size. Raises BadInput naming what differs."""
     there = source.meta["config"]["model"]
     for key, value in model_config.model_dump().items():
@@ -118,16 +119,21 @@ def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int, m
                 f"{source.path} has model.{key} {there.get(key)}, the target's preset has {value}; "
                 f"use --set model.{key}={there.get(key)}"
             )
-    if mllm_of(source).record != mllm.record:
-        raise BadInput(
-            f"{source.path} was trained with mllm.train {mllm_of(source).train}, the target's preset has {mllm.train}, "
-            f"or another size of it; use --set mllm.train={mllm_of(source).train}"
-        )
     extra = source.meta["extra"]
     if extra["dim_embedding"] != dim_embedding:
         raise BadInput(
             f"{source.path} reads embeddings of width {extra['dim_embedding']}, the target's are {dim_embedding} wide; "
             f"embed the target's data with the source's backbone ({extra['backbone']})"
+        )
+
+
+def check_tuning(source: Artifact, mllm: MllmConfig) -> None:
+    """The same of the backbone must be trained in both. Raises BadInput saying what the source trained."""
+    there = mllm_of(source)
+    if there.record != mllm.record:
+        sizes = f" --set mllm.last_k={there.last_k} --set mllm.lora_rank={there.lora_rank}" if there.in_loop else ""
+        raise BadInput(
+            f"{source.path} was trained with another setting of section mllm; use --set mllm.train={there.train}{sizes}"
         )
 
 
