@@ -159,6 +159,9 @@ def behave(
     oracle_reward: Annotated[
         bool, typer.Option("--oracle-reward", help="Control row: train on the true reward of --task.")
     ] = False,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Read no dataset: begin every rollout in a state the model dreams up.")
+    ] = False,
 ) -> None:
     """Learn a policy for a task or a prompt, in imagination alone.
 
@@ -169,7 +172,7 @@ def behave(
     preset, run = prepare(common, "behave")
     from stages import behave as stage
 
-    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward)
+    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free)
 
 
 @app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))

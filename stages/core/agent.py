@@ -216,6 +216,18 @@ class JointModel(nn.Module):
 
     # ------------------------------------------------------------------ imagination
 
+    def first_state(self, task: TaskContext, noise: Noise | None) -> State:
+        """An episode's first state as the model expects it before any frame: (B, ...) for B prompts."""
+        count, device = len(task.tau), task.tau.device
+        z, action = (
+            torch.zeros(count, self.config.dim_z, device=device),
+            torch.zeros(count, self.dim_action, device=device),
+        )
+        h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
+        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
+        e = self.predict_semantics(h, s)
+        return State(h, self.fusion(e, s, task.gates), e)
+
     def imagine_step(
         self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
     ) -> tuple[State, Tensor]:
