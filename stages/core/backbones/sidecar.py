@@ -187,17 +187,18 @@ def write_embeddings(
     Raises Interrupted on a signal, after saving.
     """
     began, dataset = time.time(), frames.dataset
-    partial = PartialEmbeddings(path, dataset, backbone.dim, {"config": record, "inputs": artifacts.input_ids(inputs)})
-    if run.fresh:
-        partial.restart()
-    bar = progress(dataset.n_frames, partial.rows, f"embed {inputs[0].path.name}", "frame", run.quiet)
-    with stop_signals() as stop, bar:
-        for images in frames.episodes(partial.episodes):
-            partial.append(backbone.encode_episode(images, batch).cpu().numpy())
-            bar.update(len(images))
-            if stop:
-                partial.save()
-                raise stop.leave(command)
+    about = {"config": record, "inputs": artifacts.input_ids(inputs)}
+    with stop_signals() as stop:
+        partial = PartialEmbeddings(path, dataset, backbone.dim, about)
+        if run.fresh:
+            partial.restart()
+        with progress(dataset.n_frames, partial.rows, f"embed {inputs[0].path.name}", "frame", run.quiet) as bar:
+            for images in frames.episodes(partial.episodes):
+                partial.append(backbone.encode_episode(images, batch).cpu().numpy())
+                bar.update(len(images))
+                if stop:
+                    partial.save()
+                    raise stop.leave(command)
     extra = {
         "backbone": record["backbone"],
         "backbone_id": record["backbone_id"],
