@@ -144,7 +144,7 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
     preset, run = prepare(common, "pretrain")
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method)
+    stage.run(preset.pretrain, preset.model, run, method=method, mllm=preset.mllm)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))

@@ -24,6 +24,7 @@ from stages.core.agent import JointModel, Noise, State, TaskContext, load_model
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
+from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
@@ -147,7 +148,12 @@ def run(
         made = artifacts.save(
             path,
             "behave",
-            {"model": model.state_dict(), "actor_critic": trained.state_dict(), "prompt": {"embedding": embedding}},
+            {
+                "model": model.state_dict(),
+                "actor_critic": trained.state_dict(),
+                "prompt": {"embedding": embedding},
+                **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
+            },
             domain=run.domain,
             config=record,
             seed=run.seed,
@@ -155,7 +161,7 @@ def run(
             resolved=run.resolved,
             began=began,
             extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
-            | {"summary": summary},
+            | {"mllm": mllm_of(source).model_dump(), "summary": summary},
         )
         artifacts.drop_checkpoint(path)
         return made
