@@ -43,7 +43,7 @@ class ExpertConfig(Section):
     updates_per_decision: float
     n_step: int
     noise_start: float
-    noise_end: float
+    noise_end: tuple[float, float]
     noise_decisions: int
     noise_correlation: float
     evaluation_episodes: int
@@ -257,9 +257,10 @@ def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout
     if number < config.random_episodes:
         return play(env, seed, random_policy(env, seed, config.noise_correlation))
     progress = min(1.0, number * DECISIONS / config.noise_decisions)
-    scale = config.noise_start + (config.noise_end - config.noise_start) * progress
     rng = np.random.default_rng(seed)
     correlation = rng.uniform(0.0, config.noise_correlation)  # white noise suits gaits, lasting noise escapes poses
+    end = rng.uniform(*config.noise_end)  # a replay that only holds perfect gaits cannot teach recovery
+    scale = config.noise_start + (end - config.noise_start) * progress
     noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
     return play(env, seed, actor_policy(agent, scale * noise))
 

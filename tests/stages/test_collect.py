@@ -26,7 +26,7 @@ TD3 = {
 }  # fmt: skip
 EXPERT = {
     "decisions": {"default": 2000}, "keep_episodes": 2, "random_episodes": 1, "updates_per_decision": 0.02,
-    "n_step": 3, "noise_start": 1.0, "noise_end": 0.1, "noise_decisions": 1500, "noise_correlation": 0.9,
+    "n_step": 3, "noise_start": 1.0, "noise_end": (0.1, 0.5), "noise_decisions": 1500, "noise_correlation": 0.9,
     "evaluation_episodes": 1, "checkpoint_episodes": 2, "td3": TD3,
 }  # fmt: skip
 
