@@ -5,9 +5,9 @@
 
 No reward and no language: the world model is the joint model read without semantics, and the policy seeks
 states where an ensemble of one-step predictors disagrees (Sekar et al. 2020). Random episodes come first; then
-updates on the replay and one episode from pixels, in turn. Everything random is drawn from generators seeded by
-(seed, domain, task, episode or update), so a checkpoint is the networks, the optimizers and the number of
-updates: a stopped run continues to the same bits as an undisturbed one.
+updates on the replay, so many for every episode in it, and one more episode from pixels, in turn. Everything
+random is drawn from generators seeded by (seed, domain, task, episode or update), so a checkpoint is the
+networks, the optimizers and the number of updates: a stopped run continues to the same bits as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from stages.core import artifacts, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
 from stages.core.config import Section
-from stages.core.experts import DECISIONS, Policy, ReplayJob, episode_file, play, random_policy, store_episode
+from stages.core.experts import (
+    DECISIONS,
+    Policy,
+    ReplayJob,
+    correlated_noise,
+    episode_file,
+    play,
+    random_policy,
+    store_episode,
+)
 from stages.core.nets import MLP, normalize_image
 from stages.core.objective import ObjectiveConfig, world_model_loss
 from stages.core.render import render_states
@@ -79,7 +88,7 @@ class AgentConfig:
 class ExploreJob(ReplayJob):
     """The exploration of one domain; `task` only names the reward that is recorded and never read.
 
-    `correlation` is that of the random episodes' actions in time.
+    `correlation` in time is that of the random episodes' actions and of the noise the policy is sampled with.
     """
 
     config: ExploreConfig
@@ -303,7 +312,7 @@ def train_explorer(job: ExploreJob, channel: Channel) -> dict[str, Any] | None:
     job.replay.mkdir(parents=True, exist_ok=True)
     done = _resume(job, training)
     first = min(config.random_episodes, job.episodes)
-    begun = first + done // config.updates  # episodes played by the policy or at random so far
+    begun = max(first, done // config.updates + 1)  # episodes played so far: number n after n * updates updates
     if done:
         channel.report(begun * DECISIONS)
     elif not _explore_randomly(job, env, first, channel):
@@ -314,7 +323,7 @@ def train_explorer(job: ExploreJob, channel: Channel) -> dict[str, Any] | None:
     metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=begun)
     for number in range(begun, job.episodes):
         terms: Terms = {}
-        for _ in range(config.updates - done % config.updates):
+        while done < number * config.updates:
             if channel.stopped():
                 _checkpoint(job, done, training)
                 return None
@@ -348,7 +357,7 @@ def _explore_randomly(job: ExploreJob, env: tasks.Env, episodes: int, channel: C
 def _explore(job: ExploreJob, env: tasks.Env, explorer: Explorer, number: int) -> None:
     """Play one episode from pixels into the replay."""
     seed = job.seed_of("explore", number)
-    noise = np.random.default_rng(seed).standard_normal((DECISIONS, env.action_dim))
+    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, job.correlation)
     frames: list[np.ndarray] = []
     rollout = play(env, seed, pixel_policy(explorer, env, noise, frames))
     rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
