@@ -131,7 +131,9 @@ class Explorer(nn.Module):
 
     The world model is the joint model with the direct sum for a fusion and semantics that are always zero, so z
     is a function of the stochastic state alone; its language side is never trained. What the ensemble predicts is
-    the posterior q(s_{t+1} | x_{t+1}), which reads the image alone: our embedding of the next frame.
+    the posterior q(s_t | x_t), which reads the image alone: our embedding of the frame. It does so from h_t, the
+    dynamics' summary of (h, z) a step before and the action taken there. Given the action itself, members disagree
+    most about large ones whatever these do to the body, and the policy settles on one corner of the action space.
     """
 
     def __init__(self, config: ExploreConfig, agent: AgentConfig, dim_action: int, device: str = "cpu") -> None:
@@ -140,7 +142,7 @@ class Explorer(nn.Module):
         self.config, self.objective, self.noise = config, agent.objective, Noise(device)
         self.model = JointModel(sizes, NO_SEMANTICS, dim_action)
         features, dim_s = sizes.deter + sizes.dim_z, sizes.classes * sizes.categories
-        self.ensemble = Ensemble(config.members, features + dim_action, dim_s, sizes.units, config.layers)
+        self.ensemble = Ensemble(config.members, sizes.deter, dim_s, sizes.units, config.layers)
         self.learner = ActorCritic(features, dim_action, agent.actor_critic)
         self.to(device)
 
@@ -166,21 +168,20 @@ class Explorer(nn.Module):
         image = normalize_image(batch["image"])
         seen = self.observe(batch, image)
         terms = world_model_loss(self.model, seen, image, batch["is_first"], self.objective)
-        x = torch.cat([seen.state.features[:, :-1], batch["action"][:, 1:]], -1).detach()  # (B, T-1, F + A)
-        terms["ensemble"] = self.ensemble.loss(x, seen.posterior[:, 1:].detach().exp().flatten(-2))
+        h = seen.state.h[:, 1:].detach()  # (B, T-1, deter); the first has no past to predict from
+        terms["ensemble"] = self.ensemble.loss(h, seen.posterior[:, 1:].detach().exp().flatten(-2))
         total = terms["kl"] + terms["image"] + terms["ensemble"]
         with torch.no_grad():
-            terms["disagreement"] = self.ensemble.disagreement(x).mean()
+            terms["disagreement"] = self.ensemble.disagreement(h).mean()
         terms |= {"h": seen.state.h, "z": seen.state.z.float()}
         return total, {k: v.detach() for k, v in terms.items()}
 
-    def reward(self, features: Tensor, action: Tensor, usual: Tensor) -> Tensor:
-        """Disagreement about the next frame in units of its `usual` value in the replay: (N, H).
+    def reward(self, h: Tensor, usual: Tensor) -> Tensor:
+        """Disagreement about the frames at h (N, H, deter), in units of its `usual` value in the replay: (N, H).
 
         Times 1 - γ: returns are then near 1, as the critic and the floor of the return range expect, whatever γ.
         """
-        found = self.ensemble.disagreement(torch.cat([features, action], -1))
-        return found / usual.clamp(min=1e-8) * (1 - self.learner.config.discount)
+        return self.ensemble.disagreement(h) / usual.clamp(min=1e-8) * (1 - self.learner.config.discount)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         """Actor and critic losses on rollouts under the policy, from h (N, deter), z (N, dim_z); needs `usual` ()."""
@@ -192,10 +193,9 @@ class Explorer(nn.Module):
             return self.learner.actor.sample(features.detach(), normal[:, step])
 
         start = State(batch["h"], batch["z"], e)
-        states, actions, _ = self.model.imagine(start, act, horizon, context, self.noise)
-        features = states.features  # (N, H+1, F)
-        reward = self.reward(features[:, :-1], actions, batch["usual"])
-        actor, critic, terms = self.learner.imagination_losses(features, reward)
+        states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
+        reward = self.reward(states.h[:, 1:], batch["usual"])
+        actor, critic, terms = self.learner.imagination_losses(states.features, reward)
         return actor + critic, terms | {"actor": actor.detach(), "critic": critic.detach()}
 
     @torch.no_grad()

@@ -160,9 +160,9 @@ def test_an_update_moves_everything_that_is_trained_and_nothing_of_the_language_
 @torch.no_grad()
 def test_the_reward_is_one_minus_gamma_where_disagreement_is_as_usual() -> None:
     explorer = make_training().explorer
-    features, action = torch.randn(4, 3, 28), torch.randn(4, 3, DIM_ACTION)
-    found = explorer.ensemble.disagreement(torch.cat([features, action], -1))
-    reward = explorer.reward(features, action, found.mean())
+    h = torch.randn(4, 3, explorer.model.config.deter)
+    found = explorer.ensemble.disagreement(h)
+    reward = explorer.reward(h, found.mean())
     assert float(reward.mean()) == pytest.approx(1 - ACTOR_CRITIC["discount"], rel=1e-4)
     torch.testing.assert_close(reward / reward[0, 0], found / found[0, 0])
 
