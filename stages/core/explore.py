@@ -60,6 +60,7 @@ class ExploreConfig(Section):
     start_fraction: float = Field(ge=0, le=1)
     lr: float
     policy_lr: float
+    saturation: float
     clip: float
     members: int = Field(ge=2)
     layers: PositiveInt
@@ -131,9 +132,8 @@ class Explorer(nn.Module):
 
     The world model is the joint model with the direct sum for a fusion and semantics that are always zero, so z
     is a function of the stochastic state alone; its language side is never trained. What the ensemble predicts is
-    the posterior q(s_t | x_t), which reads the image alone: our embedding of the frame. It does so from h_t, the
-    dynamics' summary of (h, z) a step before and the action taken there. Given the action itself, members disagree
-    most about large ones whatever these do to the body, and the policy settles on one corner of the action space.
+    the posterior q(s_t | x_t), which reads the image alone: our embedding of the frame. It does so from h_t, what
+    the dynamics make of (h, z) a step before and the action taken there.
     """
 
     def __init__(self, config: ExploreConfig, agent: AgentConfig, dim_action: int, device: str = "cpu") -> None:
@@ -196,7 +196,13 @@ class Explorer(nn.Module):
         states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
         reward = self.reward(states.h[:, 1:], batch["usual"])
         actor, critic, terms = self.learner.imagination_losses(states.features, reward)
-        return actor + critic, terms | {"actor": actor.detach(), "critic": critic.detach()}
+        raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
+        loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
+        return loss, terms | {
+            "actor": actor.detach(),
+            "critic": critic.detach(),
+            "policy_mean": raw.abs().mean().detach(),
+        }
 
     @torch.no_grad()
     def act(self, image: Tensor, state: State | None, action: Tensor, normal: Tensor) -> tuple[Tensor, State]:
