@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from stages.core import artifacts, tasks
-from stages.core.config import Section
+from stages.core.config import PartShare, Section
 from stages.core.errors import BadInput
 from stages.core.nets import symlog
 from stages.core.offline_rl import TD3, TD3Config
 from stages.core.running import Metrics, require_finite
-from stages.core.shards import Episode, episode_arrays, read_arrays, write_shard
+from stages.core.shards import Episode, episode_arrays, read_sealed, write_shard
 from stages.core.workers import Channel
 
 DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
@@ -45,7 +45,7 @@ class ExpertConfig(Section):
     noise_start: float
     noise_end: float
     noise_decisions: int
-    noise_correlation: float
+    noise_correlation: PartShare
     evaluation_episodes: int
     checkpoint_episodes: int
     td3: TD3Config
@@ -206,14 +206,15 @@ def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
     file = folder / f"episode-{number:06d}.safetensors"
     draft = file.with_name(f".{file.name}.tmp")
-    write_shard(draft, {name: [array] for name, array in arrays.items()})
-    artifacts._fsync(draft)
+    write_shard(draft, {name: [array] for name, array in arrays.items()}, sealed=True)
+    artifacts.fsync(draft)
     draft.rename(file)
+    artifacts.fsync(folder)
 
 
 def load_episode(folder: Path, number: int) -> Rollout:
     """Read one episode of the replay. Raises BadInput when it is missing or corrupted."""
-    arrays = read_arrays(folder / f"episode-{number:06d}.safetensors")
+    arrays = read_sealed(folder / f"episode-{number:06d}.safetensors")
     names = ("action", "reward", "is_first", "is_terminal", "state")
     episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
     return Rollout(episode, arrays["observation"])
@@ -280,7 +281,7 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
         terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
     figures = {name: float(value) for name, value in terms.items()}
     saved = artifacts.checkpoint_path(job.path)
-    require_finite(number, figures, saved if saved.exists() else None, "collect.expert.td3.lr")
+    require_finite(number, figures, saved if saved.exists() else None, f"collect.expert.td3.lr={config.td3.lr / 3:.2g}")
     return figures
 
 
