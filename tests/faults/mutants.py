@@ -46,6 +46,12 @@ def replaced(file: Path, content: bytes) -> Iterator[None]:
         kept.rename(file)
 
 
+def restore(root: Path) -> None:
+    """Put back what a stop inside `replaced` left moved away."""
+    for kept in root.rglob(".*.sound"):
+        kept.rename(kept.with_name(kept.name[1:].removesuffix(".sound")))
+
+
 # ---------------------------------------------------------------------------- bytes
 
 

@@ -19,5 +19,5 @@ def test_killed_and_repeated_ends_with_the_same_bytes(pipeline: Pipeline, tmp_pa
     tally = Tally(tmp_path / "torture.json")
     kill(pipeline, step, tmp_path / "killed", random.Random(step.name), tally, kills=2)
     assert not tally.bad
-    assert tally.counts[f"identical {step.name}"] == 1
+    assert tally.counts[f"identical {step.name}"] >= 1
     assert tally.counts[f"kill {step.name}"] >= 1, "no kill met the command still running"
