@@ -19,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -223,6 +223,19 @@ def replace_folder(draft: Path, path: Path) -> None:
     draft.rename(path)
     fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: `write` fills a hidden sibling, which is fsynced and renamed into place."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        write(draft)
+        fsync(draft)
+        draft.rename(file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    fsync(file.parent)
 
 
 def remove_folder(path: Path) -> None:

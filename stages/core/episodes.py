@@ -15,9 +15,8 @@ Frames, actions and rewards follow the Dreamer convention: `action[t]` led to `i
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ class DatasetWriter:
         wanted = json.loads(json.dumps(wanted, default=str))
         file = self.folder / "partial.json"
         if not file.exists():
-            self._replace(file, lambda draft: draft.write_text(json.dumps(wanted)))
+            artifacts.replace_file(file, lambda draft: draft.write_text(json.dumps(wanted)))
         try:
             found = json.loads(file.read_text())
         except (ValueError, OSError) as error:
@@ -110,14 +109,6 @@ class DatasetWriter:
         if found != wanted:
             where = artifacts.first_difference(found, wanted, "it")
             raise BadInput(f"{self.folder} was left by another run: {where}; use --fresh, or choose another --out")
-
-    def _replace(self, file: Path, write: Callable[[Path], object]) -> None:
-        """Write a file whole or not at all: temporary sibling, fsync, rename, fsync of the folder."""
-        draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        write(draft)
-        artifacts.fsync(draft)
-        draft.rename(file)
-        artifacts.fsync(self.folder)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"episode-{number:08d}.safetensors"
@@ -140,7 +131,7 @@ class DatasetWriter:
         size = self.facts["image_size"]
         if ("image" in arrays) != bool(size) or (size and arrays["image"].shape[2:] != (size, size)):
             raise ValueError(f"episode {number} does not have the frames of this dataset (image_size {size})")
-        self._replace(self._file(number), lambda draft: write_shard(draft, join([arrays]), sealed=True))
+        artifacts.replace_file(self._file(number), lambda draft: write_shard(draft, join([arrays]), sealed=True))
 
     def read(self, number: int) -> Episode:
         """An episode appended earlier, in memory. Raises BadInput when its file is missing or corrupted."""

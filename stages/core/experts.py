@@ -205,11 +205,8 @@ def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     """Write one episode of the replay; durable when this returns."""
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
     file = folder / f"episode-{number:06d}.safetensors"
-    draft = file.with_name(f".{file.name}.tmp")
-    write_shard(draft, {name: [array] for name, array in arrays.items()}, sealed=True)
-    artifacts.fsync(draft)
-    draft.rename(file)
-    artifacts.fsync(folder)
+    blocks = {name: [array] for name, array in arrays.items()}
+    artifacts.replace_file(file, lambda draft: write_shard(draft, blocks, sealed=True))
 
 
 def load_episode(folder: Path, number: int) -> Rollout:

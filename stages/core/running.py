@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from stages.core import logs
+from stages.core.artifacts import replace_file
 from stages.core.errors import BadInput, Interrupted
 
 
@@ -75,9 +76,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [json.dumps(row) for row in logs.read(self.path) if row["step"] < start_step]
-        draft = folder / ".metrics.jsonl.tmp"
-        draft.write_text("".join(line + "\n" for line in kept))
-        draft.rename(self.path)
+        replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
         self.board = _tensorboard(folder)
         self.began = time.time()

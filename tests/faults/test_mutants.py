@@ -101,6 +101,12 @@ def test_a_backbone_cannot_name_another_folder(name: str) -> None:
         slug(name)
 
 
+def test_backbones_in_folders_keep_their_names() -> None:
+    assert slug("google/siglip2-base") == "google--siglip2-base"
+    assert slug("./models/clip/") == slug("models/clip") == slug("x/../models/clip") == "models--clip"
+    assert slug("/srv/models/clip") == "srv--models--clip"
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[" * 100_000, b"\xff\xfe", b"null", b'{"schema": 1e999}', b'{"schema": true}']
 )

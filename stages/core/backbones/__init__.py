@@ -7,6 +7,7 @@ y = backbone.encode_text(["walk fast"]) # (1, dim), unit norm
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 
 from stages.core.backbones.base import Backbone
@@ -20,7 +21,7 @@ def slug(name: str) -> str:
 
     Raises BadInput for a name that would be hidden or leave the folder of all embeddings.
     """
-    found = name.strip("/").replace("/", "--")
+    found = posixpath.normpath(name).strip("/").replace("/", "--")
     if not found or found.startswith(".") or not found.isprintable():
         raise BadInput(f"{name!r} cannot name a folder of embeddings: give a Hugging Face id, or a folder's full path")
     return found

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.artifacts import remove_folder
+from stages.core.artifacts import remove_folder, replace_file
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.render import render_states
@@ -164,10 +164,8 @@ class PartialEmbeddings:
     def save(self) -> None:
         """Make everything appended so far survive a kill."""
         self._map.flush()
-        draft = self.folder / ".progress.json"
         state = {"about": self.about, "episodes": self.episodes, "sha256": self._hash.hexdigest()}
-        draft.write_text(json.dumps(state))
-        draft.rename(self.folder / "progress.json")
+        replace_file(self.folder / "progress.json", lambda draft: draft.write_text(json.dumps(state)))
         self._saved = time.monotonic()
 
     def write_shards(self, folder: Path) -> None:
