@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BITAGENT := $(BIN)/python -m bitagent_cli
 
-.PHONY: help venv test lint format smoke quickstart reproduce bench clean
+.PHONY: help venv test lint format torture smoke quickstart reproduce bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+KILLS ?= 200
+MUTATIONS ?= 2000
+torture: $(READY) ## kill, damage and forge, counted; a stopped torture goes on (KILLS=, MUTATIONS=)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.torture --kills $(KILLS) --mutations $(MUTATIONS) --folder $(RUNS)/torture
 
 format: $(READY) ## rewrite the code in ruff's format
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
-from stages.core.errors import BadInput
+from stages.core.errors import BadInput, printable
 
 MAX_TENSORS = 40
 MAX_DEPTH = 12
@@ -33,26 +33,22 @@ def report(path: Path, verify: bool) -> None:
     if verify:
         artifacts.verify(found)
     for block in (_summary(found, verify), _provenance(found), _files(found), _contents(found), _config(found)):
-        print("\n".join(block))
+        for line in block:
+            print(printable(line))
 
 
 def _summary(found: Artifact, verified: bool) -> list[str]:
     meta = found.meta
-    versions = ", ".join(f"{k} {v}" for k, v in _mapping(meta.get("versions")).items())
+    versions = ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
     return [
         f"{found.path}",
         f"  stage      {meta['stage']} ({found.domain}), seed {meta['seed']}",
         f"  id         {found.id}{', every checksum verified' if verified else ''}",
-        f"  made       {meta.get('created', '?')} in {meta.get('wall_seconds', '?')} s",
-        f"  commit     {meta.get('commit') or '?'}",
+        f"  made       {meta['created']} in {meta['wall_seconds']} s",
+        f"  commit     {meta['commit'] or '?'}",
         f"  with       {versions or '?'}",
         f"  schema     {meta['schema']}",
     ]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """A hand-edited artifact.json may hold anything here."""
-    return value if isinstance(value, dict) else {}
 
 
 # ---------------------------------------------------------------------------- provenance
@@ -65,8 +61,8 @@ def _provenance(found: Artifact) -> list[str]:
 
 def _tree(found: Artifact, indent: str, seen: set[str], depth: int) -> Iterator[str]:
     """One line per input, inputs of inputs indented below it; each artifact is opened once."""
-    places = _mapping(found.meta.get("input_paths"))
-    for name, wanted in _mapping(found.meta.get("inputs")).items():
+    places = found.meta["input_paths"]
+    for name, wanted in found.meta["inputs"].items():
         wanted = str(wanted)
         where = (found.path / str(places.get(wanted, ""))).resolve()
         if wanted in seen or depth >= MAX_DEPTH:

@@ -75,7 +75,7 @@ def load(name: str, scale: str, settings: Sequence[str] = ()) -> Preset:
         preset = Preset.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, origin) from None
-    _require_finite(preset, origin)
+    _require_usable(preset, layers[0][1], origin)
     return preset
 
 
@@ -187,11 +187,15 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# What PyYAML's constructors raise on tags that do not suit their value, as in `!!int ""` or `!!bool maybe`.
+_ODD_SCALARS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML of plain values. Raises BadInput naming `source` for anything else."""
     try:
         return yaml.load(text, _PlainLoader)  # a SafeLoader that also refuses aliases
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, *_ODD_SCALARS, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise BadInput(f"{source} is not plain YAML ({reason[:200]}); correct it and run again") from None
 
@@ -271,7 +275,16 @@ def _nearest_key(given: str) -> str:
     return "known: " + ", ".join(section or sorted({k.split(".")[0] for k in known}))
 
 
-def _require_finite(preset: Preset, origin: Mapping[str, str]) -> None:
+def _require_usable(preset: Preset, defaults: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+    """Numbers are finite; none is negative, and no count is 0, where its default is not."""
+    usual = dict(_leaves(defaults))
     for key, value in _leaves(preset.model_dump()):
-        if isinstance(value, float) and not abs(value) < float("inf"):
-            raise BadInput(f"{key}={value} in {origin.get(key, 'the preset')} must be a finite number")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        where = origin.get(key, "the preset")
+        if not abs(value) < float("inf"):
+            raise BadInput(f"{key}={value} in {where} must be a finite number")
+        default = usual.get(key, 1)
+        least = 1 if isinstance(value, int) and default >= 1 else 0
+        if value < min(least, default):
+            raise BadInput(f"{key}={str(value)[:60]} in {where} is too small: give {least} or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from bitagent_cli import presets
@@ -42,8 +43,20 @@ def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
         fresh=common.fresh,
         quiet=quiet,
         resolved=preset.model_dump(mode="json"),
+        preset=common.preset,
+        options=repeated(common),
     )
     return preset, run
+
+
+def repeated(common: Common) -> tuple[str, ...]:
+    """The options, beside domain and scale, without which another command would work on another run: quoted."""
+    words: list[str] = []
+    if common.out is not None:
+        words += ["--out", str(common.out)]
+    for setting in common.set:
+        words += ["--set", setting]
+    return tuple(shlex.quote(word) for word in words)
 
 
 def resolve_scale(scale: str, device: str) -> tuple[str, str]:

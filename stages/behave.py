@@ -25,7 +25,7 @@ from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
 from stages.core.backbones.tuning import mllm_of
-from stages.core.config import Run, Section
+from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -56,7 +56,7 @@ class Config(Section):
     decisions: int
     imagined: int
     horizon: int
-    start_fraction: float
+    start_fraction: Share
     lr: float
     clip: float
     align: Align
@@ -291,7 +291,10 @@ def train(
     learner = ActorCritic(width, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
-    start = 0 if run.fresh else restore(path, about, learner, actor, critic)
+    if run.fresh:
+        artifacts.drop_checkpoint(path)
+    start = restore(path, about, learner, actor, critic)
+    lower = f"behave.lr={config.lr / 3:.2g}"
     noise = Noise(place.device, place.rank, place.size)
     behavior = Behavior(model, learner, prompts, config, noise, head)
     returns = data_returns(behavior, latents) if latents else None
@@ -314,8 +317,7 @@ def train(
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
-                kept = artifacts.checkpoint_path(path)
-                require_finite(step, values, kept if kept.exists() else None, "behave.lr")
+                require_finite(step, values, artifacts.checkpoint_path(path), lower)
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
@@ -324,9 +326,8 @@ def train(
                 )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):
-                kept = artifacts.checkpoint_path(path)
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, kept if kept.exists() else None, "behave.lr")
+                require_finite(step, finite, artifacts.checkpoint_path(path), lower)
                 groups = {
                     "learner": learner.state_dict(),
                     "actor": optimizer_tensors(actor),

@@ -24,7 +24,7 @@ from typing import Any
 
 from stages.core import artifacts, tasks
 from stages.core.artifacts import Artifact
-from stages.core.config import Run, Section
+from stages.core.config import PartShare, Run, Section
 from stages.core.derive import render_dataset
 from stages.core.episodes import DatasetWriter
 from stages.core.errors import BadInput, nearest
@@ -58,7 +58,7 @@ class Config(Section):
     """Section `collect` of the preset; defaults and comments in presets/paper.yaml."""
 
     random_episodes: int
-    random_correlation: float
+    random_correlation: PartShare
     explore: ExploreConfig
     expert: ExpertConfig
 

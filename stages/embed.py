@@ -25,7 +25,7 @@ from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch
 from stages.core.backbones.offline import Student, TextTower, TowerConfig, fast_bf16
 from stages.core.backbones.probe import draw_probe
 from stages.core.backbones.sidecar import FrameSource, write_embeddings
-from stages.core.config import Run, Section
+from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
@@ -41,7 +41,7 @@ class OfflineConfig(TowerConfig):
     lr: float
     weight_decay: float
     clip: float
-    holdout: float
+    holdout: PartShare
     log_every: int
     checkpoint_every: int
 
@@ -93,12 +93,15 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
 
 
 def find_data(run: Run) -> list[Artifact]:
-    """The finished datasets of the run. Raises BadInput when there are none."""
+    """The finished datasets of the run, verified. Raises BadInput when there are none."""
     folder = run.root / "data"
     paths = sorted(p.parent for p in folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
     if not paths:
         raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
-    return [artifacts.load(p, "collect", domain=run.domain) for p in paths]
+    found = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
+    for artifact in found:
+        artifacts.verify(artifact)
+    return found
 
 
 # ---------------------------------------------------------------------------- the offline tower
@@ -113,7 +116,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
     path = run.root / "backbone"
     record = config.model_dump()
     usable = [a for a in data if a.meta["extra"]["state_dim"] and a.meta["extra"]["image_size"]]
-    if path.exists() and not run.fresh:
+    if artifacts.finished(path, run.fresh):
         found = artifacts.load(path, "backbone", domain=run.domain)
         inputs = [a for a in data if a.id in found.meta["inputs"].values()]
         if found.meta["inputs"] != artifacts.input_ids(inputs):
@@ -164,7 +167,9 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
 def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -> dict[str, float]:
     """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit."""
     device = torch.device(run.device)
-    start = restore(training) if not run.fresh else 0
+    if run.fresh:
+        artifacts.drop_checkpoint(training.path)
+    start = restore(training)
     bf16 = fast_bf16(run.device)
     update = make_update(
         lambda batch: contrastive_loss(training.student, dict(batch), bf16),
@@ -176,6 +181,7 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
     metrics = Metrics(training.path.parent / f"{training.path.name}.log", start)
     bar = progress(config.updates, start, "backbone", "update", run.quiet)
     last: dict[str, float] = {}
+    lower = f"embed.offline.lr={config.lr / 3:.2g}"
     with stop_signals() as stop, bar:
         for step in range(start, config.updates):
             for group in training.optimizer.param_groups:
@@ -185,10 +191,12 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
             bar.update()
             if step % config.log_every == 0 or step + 1 == config.updates:
                 last = {k: float(v) for k, v in terms.items()}
-                require_finite(step, last, artifacts.checkpoint_path(training.path), "embed.offline.lr")
+                require_finite(step, last, artifacts.checkpoint_path(training.path), lower)
                 metrics.log(step, last)
                 bar.set_postfix(loss=f"{last['loss']:.3f}")
             if stop or (step + 1) % config.checkpoint_every == 0:
+                finite = {k: float(v) for k, v in terms.items()}
+                require_finite(step, finite, artifacts.checkpoint_path(training.path), lower)
                 save(training, step + 1)
             if stop:
                 raise stop.leave(training.again)
@@ -227,8 +235,8 @@ def embed_dataset(
     """Write the sidecar embeddings of one dataset, going on from a stopped attempt."""
     path = run.root / "embeddings" / slug(name) / source.path.name
     seed = source.meta["seed"]
-    found = embedded(path, source, backbone)
-    if found and not run.fresh:
+    found = embedded(path, source, backbone) if artifacts.finished(path, run.fresh) else None
+    if found:
         if not run.quiet:
             print(f"reusing {path}")
         return found

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.artifacts import Artifact
+from stages.core.artifacts import Artifact, corrupted
 from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Section
 from stages.core.errors import BadInput
@@ -347,14 +347,19 @@ def load_model(artifact: Artifact, device: str | torch.device = "cpu") -> JointM
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
-    extra = artifact.meta["extra"]
-    model = JointModel(
-        ModelConfig.model_validate(artifact.meta["config"]["model"]),
-        extra["dim_embedding"],
-        extra["dim_action"],
-        adapter=mllm_of(artifact).train == "adapter",
-    )
-    load_weights(model, artifact.tensors("model"), artifact.path)
+    tensors, extra = artifact.tensors("model"), artifact.meta["extra"]
+    try:
+        config = ModelConfig.model_validate(artifact.meta["config"]["model"])
+        sizes = [
+            v for v in (*config.model_dump().values(), extra["dim_embedding"], extra["dim_action"]) if type(v) is int
+        ]
+        if max(sizes) > sum(t.numel() for t in tensors.values()) or config.fusion_layers > len(tensors):
+            raise ValueError("a size is larger than all its weights")  # building it could take all memory
+        adapter = mllm_of(artifact).train == "adapter"
+        model = JointModel(config, extra["dim_embedding"], extra["dim_action"], adapter)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise corrupted(artifact.path / "artifact.json", error) from None
+    load_weights(model, tensors, artifact.path)
     return model.to(device).requires_grad_(False).eval()
 
 

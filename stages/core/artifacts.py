@@ -6,6 +6,8 @@
 
 Writing happens in a hidden sibling that is fsynced and renamed into place; a `.lock` beside the
 artifact keeps a second writer out. Checkpoints are the same thing under `<artifact>.checkpoint`.
+What is read back is compared with its checksums first: `load` checks artifact.json, `Artifact.tensors`
+the file it loads, `verify` every file.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +38,12 @@ from stages.core.errors import BadInput
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "transformers", "safetensors")
 MAX_JSON_BYTES = 16 * 2**20
+CONTENT = ("stage", "domain", "config", "seed", "inputs", "extra", "files")  # of artifact.json: what the id covers
+META: dict[str, type] = {
+    "id": str, "name": str, "stage": str, "domain": str, "config": dict, "seed": int, "inputs": dict, "extra": dict,
+    "files": dict, "input_paths": dict, "resolved": dict, "versions": dict, "commit": str, "wall_seconds": float,
+    "created": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,9 @@ class Artifact:
         return str(self.meta["domain"])
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """Load `<name>.safetensors` whole. Raises BadInput when it is missing or corrupted."""
+        """Load `<name>.safetensors` whole. Raises BadInput when it is missing or not what was written."""
         file = self.path / f"{name}.safetensors"
+        check_file(self, file.name)
         try:
             return load_file(str(file), device=device)
         except (SafetensorError, OSError, ValueError) as error:
@@ -73,6 +83,14 @@ def input_ids(inputs: Sequence[Artifact]) -> dict[str, str]:
     return {f"{a.meta['stage']}:{a.meta['name']}": a.id for a in inputs}
 
 
+def input_path(artifact: Artifact, wanted: str) -> Path:
+    """Where the input of this id lay when `artifact` was made. Raises BadInput when artifact.json does not say."""
+    places: dict[str, str] = artifact.meta["input_paths"]
+    if wanted not in places:
+        raise corrupted(artifact.path / "artifact.json", ValueError(f"it does not say where its input {wanted} is"))
+    return artifact.path / places[wanted]
+
+
 def digest(value: Any) -> str:
     """Short stable hash of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -81,6 +99,9 @@ def digest(value: Any) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_held: set[Path] = set()  # artifacts whose lock this process has
 
 
 @contextmanager
@@ -92,9 +113,11 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise BadInput(f"another process is writing {path}; wait for it, or choose another --out") from None
+    _held.add(path.resolve())
     try:
         yield
     finally:
+        _held.discard(path.resolve())
         lock.release()
 
 
@@ -120,21 +143,20 @@ def writing(
         extra: stage-specific facts; the caller may fill it inside the `with`.
     """
     began = time.time() if began is None else began
-    draft = path.parent / f".{path.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with _draft(path) as draft:
         yield draft
         files = {f.name: file_sha256(f) for f in sorted(draft.iterdir()) if f.is_file()}
-        content = {
-            "stage": stage,
-            "domain": domain,
-            "config": dict(config),
-            "seed": seed,
-            "inputs": input_ids(inputs),
-            "extra": extra or {},
-            "files": files,
-        }
+        content = plain(
+            {
+                "stage": stage,
+                "domain": domain,
+                "config": dict(config),
+                "seed": seed,
+                "inputs": input_ids(inputs),
+                "extra": extra or {},
+                "files": files,
+            }
+        )
         meta = {
             "schema": SCHEMA,
             "id": digest(content),
@@ -147,11 +169,33 @@ def writing(
             "wall_seconds": round(time.time() - began, 1),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        (draft / "artifact.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        (draft / "artifact.json").write_text(json.dumps(seal(meta), indent=1) + "\n")
         replace_folder(draft, path)
+        _rebuilding(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """An empty hidden sibling of `path`; dropped on any failure, so that a full disk is not left fuller."""
+    draft = path.parent / f".{path.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta` with the digest of all of it, which an edit by hand does not survive."""
+    sealed: dict[str, Any] = plain({k: v for k, v in meta.items() if k != "seal"})
+    return sealed | {"seal": digest(sealed)}
+
+
+def plain(value: Any) -> Any:
+    """`value` as it comes back from JSON: lists for tuples, words for keys and paths."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def save(path: Path, stage: str, tensors: Mapping[str, Mapping[str, Tensor]], **about: Any) -> Artifact:
@@ -170,25 +214,57 @@ def replace_folder(draft: Path, path: Path) -> None:
     """fsync everything in `draft`, then rename it to `path`, replacing what is there."""
     for file in draft.rglob("*"):
         if file.is_file():
-            _fsync(file)
-    _fsync(draft)
+            fsync(file)
+    fsync(draft)
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     draft.rename(path)
-    _fsync(path.parent)
+    fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: `write` fills a hidden sibling, which is fsynced and renamed into place."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        write(draft)
+        fsync(draft)
+        draft.rename(file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    fsync(file.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, in one step: a kill leaves it whole or leaves a hidden remainder."""
+    gone = path.parent / f".{path.name}.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _recover(path: Path) -> None:
-    """A kill between the two renames of `replace_folder` leaves only `.old`: put it back."""
+    """A kill between the two renames of `replace_folder` leaves only `.old`: put it back.
+
+    Not while another process writes there: it is about to put something newer in place.
+    """
     old = path.parent / f".{path.name}.old"
-    if old.exists() and not path.exists():
-        old.rename(path)
+    if path.exists() or not old.exists():
+        return
+    try:
+        with nullcontext() if path.resolve() in _held else locked(path):
+            if old.exists() and not path.exists():
+                old.rename(path)
+    except BadInput:
+        return
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -207,31 +283,62 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
     file = path / "artifact.json"
     if not file.exists():
         raise BadInput(f"{path} does not exist; make it with: {made_by}" if made_by else f"{path} is not an artifact")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise corrupted(file, ValueError("artifact.json is larger than 16 MiB"))
-    try:
-        meta = json.loads(file.read_text())
-        schema, files = int(meta["schema"]), dict(meta["files"])
-        found_stage, found_domain = str(meta["stage"]), str(meta["domain"])
-        str(meta["id"]), dict(meta["config"]), dict(meta["extra"]), int(meta["seed"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise corrupted(file, error) from None
-    if schema > SCHEMA:
-        raise BadInput(
-            f"{path} was written by a newer BiTAgent (schema {schema}, this one reads {SCHEMA}); update BiTAgent"
-        )
+    meta = _read_meta(file)
+    found_stage, found_domain = meta["stage"], meta["domain"]
     if stage is not None and found_stage != stage:
         raise BadInput(f"{path} is a {found_stage} artifact, not {stage}; give the path of a {stage} artifact")
     if domain is not None and found_domain != domain:
         raise BadInput(
             f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path"
         )
-    for name in files:
-        if "/" in name or name.startswith(".") or not (path / name).is_file():
-            raise corrupted(path / name, ValueError("listed in artifact.json, not on disk"))
+    for name in meta["files"]:
+        _check_name(path, name)
         if name.endswith(".safetensors"):
             _check_header(path / name)
     return Artifact(path, meta)
+
+
+def _read_meta(file: Path) -> dict[str, Any]:
+    """artifact.json, when it is of a known schema and unchanged since it was written."""
+    meta = _read_json(file)
+    if "seal" in meta and seal(meta) != meta:
+        raise corrupted(file, ValueError("its content does not match its seal: it was edited or damaged"))
+    for key, kind in META.items():
+        if type(meta.get(key)) is not kind:
+            raise corrupted(file, ValueError(f"it has no sound {key!r}"))
+    if not all(type(place) is str for place in meta["input_paths"].values()):
+        raise corrupted(file, ValueError("it has no sound 'input_paths'"))
+    if digest({key: meta[key] for key in CONTENT}) != meta["id"]:
+        raise corrupted(file, ValueError("its content does not match its id: it was edited or damaged"))
+    return meta
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of bounded size and known schema. Raises BadInput for anything else."""
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("it is larger than 16 MiB")
+        meta = json.loads(file.read_text())
+        if not isinstance(meta, dict) or type(meta.get("schema")) is not int or meta["schema"] < 1:
+            raise ValueError("it names no schema")
+    except (ValueError, OSError, RecursionError) as error:
+        raise corrupted(file, error) from None
+    if meta["schema"] > SCHEMA:
+        raise BadInput(
+            f"{file.parent} was written by a newer BiTAgent (schema {meta['schema']}, this one reads {SCHEMA}); "
+            "update BiTAgent"
+        )
+    return meta
+
+
+def _check_name(folder: Path, name: str) -> None:
+    """Refuse a listed file that is absent or lies elsewhere."""
+    try:
+        inside = "/" not in name and not name.startswith(".") and (folder / name).is_file()
+    except (OSError, ValueError):  # a name no file system takes
+        inside = False
+    if not inside:
+        raise corrupted(folder / name[:100], ValueError("listed in its folder's JSON, not on disk"))
 
 
 def _check_header(file: Path) -> None:
@@ -242,14 +349,39 @@ def _check_header(file: Path) -> None:
         raise corrupted(file, error) from None
 
 
+def check_file(artifact: Artifact, name: str) -> None:
+    """Compare one file with its checksum. Raises BadInput when it differs or is not listed."""
+    wanted = artifact.meta["files"].get(name)
+    if wanted is None:
+        raise corrupted(artifact.path / name, ValueError("not listed in artifact.json"))
+    try:
+        found = file_sha256(artifact.path / name)
+    except OSError as error:
+        raise corrupted(artifact.path / name, error) from None
+    if found != wanted:
+        raise corrupted(artifact.path / name, ValueError("checksum differs from artifact.json"))
+
+
 def verify(artifact: Artifact) -> None:
     """Recompute every checksum and the id. Raises BadInput naming the first file that differs."""
-    for name, wanted in artifact.meta["files"].items():
-        if file_sha256(artifact.path / name) != wanted:
-            raise corrupted(artifact.path / name, ValueError("checksum differs from artifact.json"))
-    keys = ("stage", "domain", "config", "seed", "inputs", "extra", "files")
-    if digest({k: artifact.meta[k] for k in keys}) != artifact.id:
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda name: check_file(artifact, name), artifact.meta["files"]):
+            pass
+    if digest({k: artifact.meta[k] for k in CONTENT}) != artifact.id:
         raise corrupted(artifact.path / "artifact.json", ValueError("its content does not match its id"))
+
+
+def _rebuilding(path: Path) -> Path:
+    """There while `--fresh` replaces the artifact at `path`: what was finished before is not reused."""
+    return path.parent / f".{path.name}.fresh"
+
+
+def finished(path: Path, fresh: bool) -> bool:
+    """Whether a finished artifact is at `path` and neither `fresh` nor a stopped rebuild asks for a new one."""
+    _recover(path)
+    if fresh and path.exists():
+        _rebuilding(path).touch()
+    return path.exists() and not _rebuilding(path).exists()
 
 
 def reuse(
@@ -260,24 +392,23 @@ def reuse(
     Raises:
         BadInput: it exists but its config, seed or inputs differ: names the first difference.
     """
-    _recover(path)
-    if fresh or not path.exists():
+    if not finished(path, fresh):
         return None
     found = load(path, stage)
-    wanted = {"config": dict(config), "seed": seed, "inputs": input_ids(inputs)}
-    wanted = json.loads(json.dumps(wanted, default=str))
+    wanted = plain({"config": dict(config), "seed": seed, "inputs": input_ids(inputs)})
     for key, value in wanted.items():
         if found.meta[key] != value:
-            where = _first_difference(found.meta[key], value, key)
+            where = first_difference(found.meta[key], value, key)
             raise BadInput(f"{path} exists with another {where}; rebuild it with --fresh, or choose another --out")
     return found
 
 
-def _first_difference(old: Any, new: Any, where: str) -> str:
+def first_difference(old: Any, new: Any, where: str) -> str:
+    """'config.pretrain.lr (0.001 there, 0.01 now)': the first key, in order, under which two trees differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}")
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}")
     return f"{where} ({old} there, {new} now)"
 
 
@@ -293,19 +424,13 @@ def save_checkpoint(
 ) -> None:
     """Replace the checkpoint of artifact `path` atomically. `about` must name config and inputs."""
     target = checkpoint_path(path)
-    draft = target.parent / f".{target.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for name, group in tensors.items():
-        write_tensors(draft / f"{name}.safetensors", group)
-    state = {
-        "schema": SCHEMA,
-        "step": step,
-        "about": about,
-        "files": {f.name: file_sha256(f) for f in sorted(draft.iterdir())},
-    }
-    (draft / "checkpoint.json").write_text(json.dumps(state, default=str))
-    replace_folder(draft, target)
+    with _draft(target) as draft:
+        for name, group in tensors.items():
+            write_tensors(draft / f"{name}.safetensors", group)
+        files = {f.name: file_sha256(f) for f in sorted(draft.iterdir())}
+        state = {"schema": SCHEMA, "step": step, "about": about, "files": files}
+        (draft / "checkpoint.json").write_text(json.dumps(seal(state)))
+        replace_folder(draft, target)
 
 
 def load_checkpoint(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
@@ -318,23 +443,22 @@ def load_checkpoint(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str
     file = target / "checkpoint.json"
     if not file.exists():
         return None
-    try:
-        state = json.loads(file.read_text())
-        files, step = dict(state["files"]), int(state["step"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise corrupted(file, error) from None
-    if state["about"] != json.loads(json.dumps(about, default=str)):
+    state = _read_json(file)
+    if seal(state) != state:
+        raise corrupted(file, ValueError("its content does not match its seal: it was edited or damaged"))
+    if state["about"] != plain(about):
         return None
     tensors = {}
-    for name, wanted in files.items():
-        if not (target / name).is_file() or file_sha256(target / name) != wanted:
+    for name, wanted in state["files"].items():
+        _check_name(target, name)
+        if file_sha256(target / name) != wanted:
             raise corrupted(target / name, ValueError("checksum differs"))
         tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
-    return step, tensors
+    return int(state["step"]), tensors
 
 
 def drop_checkpoint(path: Path) -> None:
-    shutil.rmtree(checkpoint_path(path), ignore_errors=True)
+    remove_folder(checkpoint_path(path))
 
 
 # ---------------------------------------------------------------------------- provenance

@@ -6,14 +6,18 @@ because every default lives once, commented, in presets/paper.yaml.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from stages.core.errors import BadInput
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PartShare = Annotated[float, Field(ge=0, lt=1)]  # less than all
 
 
 class Section(BaseModel):
@@ -27,7 +31,8 @@ class Run:
     """What one invocation of a stage is told beside its preset sections.
 
     `root` is the folder that holds the artifacts of one domain at one scale (runs/walker-laptop);
-    `resolved` is the whole resolved preset, written into every artifact.
+    `resolved` is the whole resolved preset, written into every artifact; `options` are the typed ones that a
+    command on the same run must repeat.
     """
 
     domain: str
@@ -38,10 +43,13 @@ class Run:
     fresh: bool = False
     quiet: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""  # as typed, when it is the user's own file and not the domain's
+    options: tuple[str, ...] = ()
 
     def command(self, stage: str, *options: str) -> str:
         """The command line that would make a missing artifact, for error messages."""
-        return " ".join(["bitagent", stage, "--preset", self.domain, "--scale", self.scale, *options])
+        preset = shlex.quote(self.preset or self.domain)
+        return " ".join(["bitagent", stage, "--preset", preset, "--scale", self.scale, *options, *self.options])
 
 
 def resolve_device(name: str) -> str:

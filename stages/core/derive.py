@@ -6,7 +6,6 @@ render_dataset(states, Path("data/random-224"), size=224, camera=None, workers=4
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,7 @@ from stages.core.errors import BadInput
 from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import episode_arrays, write_shard
+from stages.core.workers import follow_parent
 
 COUNTS = ("episodes", "frames", "returns", "action_dim", "state_dim")  # made anew by the writer
 
@@ -151,18 +151,12 @@ def _render_all(job: RenderJob, numbers: list[int], workers: int) -> Generator[i
     if workers <= 1 or len(numbers) <= 1:
         yield from (_render_episode(job, number) for number in numbers)
         return
-    with ProcessPoolExecutor(min(workers, len(numbers)), get_context("spawn"), _ignore_stop_signals) as pool:
+    with ProcessPoolExecutor(min(workers, len(numbers)), get_context("spawn"), follow_parent) as pool:
         try:
             for done in as_completed([pool.submit(_render_episode, job, number) for number in numbers]):
                 yield done.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_stop_signals() -> None:
-    """Ctrl-C reaches the whole group: the parent decides, a worker finishes its episode."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=1)

@@ -15,9 +15,8 @@ Frames, actions and rewards follow the Dreamer convention: `action[t]` led to `i
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ from stages.core.shards import (
     check_episodes,
     episode_arrays,
     join,
-    read_arrays,
     read_header,
+    read_sealed,
     write_shard,
 )
 
@@ -102,22 +101,14 @@ class DatasetWriter:
         wanted = json.loads(json.dumps(wanted, default=str))
         file = self.folder / "partial.json"
         if not file.exists():
-            self._replace(file, lambda draft: draft.write_text(json.dumps(wanted)))
+            artifacts.replace_file(file, lambda draft: draft.write_text(json.dumps(wanted)))
         try:
             found = json.loads(file.read_text())
         except (ValueError, OSError) as error:
             raise artifacts.corrupted(file, error) from None
         if found != wanted:
-            where = artifacts._first_difference(found, wanted, "it")
+            where = artifacts.first_difference(found, wanted, "it")
             raise BadInput(f"{self.folder} was left by another run: {where}; use --fresh, or choose another --out")
-
-    def _replace(self, file: Path, write: Callable[[Path], object]) -> None:
-        """Write a file whole or not at all: temporary sibling, fsync, rename, fsync of the folder."""
-        draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        write(draft)
-        artifacts._fsync(draft)
-        draft.rename(file)
-        artifacts._fsync(self.folder)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"episode-{number:08d}.safetensors"
@@ -140,7 +131,7 @@ class DatasetWriter:
         size = self.facts["image_size"]
         if ("image" in arrays) != bool(size) or (size and arrays["image"].shape[2:] != (size, size)):
             raise ValueError(f"episode {number} does not have the frames of this dataset (image_size {size})")
-        self._replace(self._file(number), lambda draft: write_shard(draft, join([arrays])))
+        artifacts.replace_file(self._file(number), lambda draft: write_shard(draft, join([arrays]), sealed=True))
 
     def read(self, number: int) -> Episode:
         """An episode appended earlier, in memory. Raises BadInput when its file is missing or corrupted."""
@@ -148,7 +139,7 @@ class DatasetWriter:
         return as_episode(arrays, slice(None), int(arrays["episode_seed"][0]))
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
-        arrays = read_arrays(self._file(number))
+        arrays = read_sealed(self._file(number))
         check_episodes(self._file(number), arrays)
         return arrays
 
@@ -167,7 +158,7 @@ class DatasetWriter:
             raise ValueError(f"episode {missing[0]} of {self.path} was never appended")
         facts = self.facts | dict(about or {})
         artifact = write_dataset(self.path, map(self._read, numbers), facts, resolved=self.resolved, **self.provenance)
-        shutil.rmtree(self.folder)
+        artifacts.remove_folder(self.folder)
         return artifact
 
 

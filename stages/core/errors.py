@@ -11,11 +11,21 @@ class BadInput(Exception):
 
 
 class Interrupted(Exception):
-    """A signal stopped the stage after it saved its checkpoint. Exit code 128 + signal number."""
+    """A signal stopped the stage after it saved its checkpoint. Exit code 128 + signal number.
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signum
+    Args:
+        reason: what stopped it and what is saved.
+        resume: the command that goes on; the command line puts the very words that were typed in its place.
+    """
+
+    def __init__(self, signum: int, reason: str, resume: str) -> None:
+        super().__init__(f"{reason}; continue with: {resume}")
+        self.exit_code, self.reason = 128 + signum, reason
+
+
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal shown as an escape: a file may have named it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

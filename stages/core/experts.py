@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from stages.core import artifacts, tasks
-from stages.core.config import Section
+from stages.core.config import PartShare, Section, Share
 from stages.core.errors import BadInput
 from stages.core.nets import symlog
 from stages.core.offline_rl import TD3, TD3Config
 from stages.core.running import Metrics, require_finite
-from stages.core.shards import Episode, episode_arrays, read_arrays, write_shard
+from stages.core.shards import Episode, episode_arrays, read_sealed, write_shard
 from stages.core.workers import Channel
 
 DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
@@ -43,9 +43,9 @@ class ExpertConfig(Section):
     updates_per_decision: float
     n_step: int
     noise_start: float
-    noise_end: tuple[float, float]
+    noise_end: tuple[Share, Share]
     noise_decisions: int
-    noise_correlation: float
+    noise_correlation: PartShare
     evaluation_episodes: int
     checkpoint_episodes: int
     td3: TD3Config
@@ -215,16 +215,13 @@ def episode_file(folder: Path, number: int) -> Path:
 def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     """Write one episode of the replay; durable when this returns."""
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
-    file = episode_file(folder, number)
-    draft = file.with_name(f".{file.name}.tmp")
-    write_shard(draft, {name: [array] for name, array in arrays.items()})
-    artifacts._fsync(draft)
-    draft.rename(file)
+    blocks = {name: [array] for name, array in arrays.items()}
+    artifacts.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
 
 
 def load_episode(folder: Path, number: int) -> Rollout:
     """Read one episode of the replay, without its frames. Raises BadInput when it is missing or corrupted."""
-    arrays = read_arrays(episode_file(folder, number))
+    arrays = read_sealed(episode_file(folder, number))
     names = ("action", "reward", "is_first", "is_terminal", "state")
     episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
     return Rollout(episode, arrays["observation"])
@@ -291,8 +288,8 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
     for step in range(round(DECISIONS * config.updates_per_decision)):
         terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
     figures = {name: float(value) for name, value in terms.items()}
-    saved = artifacts.checkpoint_path(job.path)
-    require_finite(number, figures, saved if saved.exists() else None, "collect.expert.td3.lr")
+    lower = f"collect.expert.td3.lr={config.td3.lr / 3:.2g}"
+    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
     return figures
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from stages.core import artifacts, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
-from stages.core.config import Section
+from stages.core.config import Section, Share
 from stages.core.experts import (
     DECISIONS,
     Policy,
@@ -41,7 +41,7 @@ from stages.core.nets import MLP, normalize_image
 from stages.core.objective import ObjectiveConfig, world_model_loss
 from stages.core.render import render_states
 from stages.core.running import Metrics, require_finite
-from stages.core.shards import Shard, allow_open_files
+from stages.core.shards import Shard, allow_open_files, read_sealed
 from stages.core.training import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
 from stages.core.workers import Channel
 
@@ -57,7 +57,7 @@ class ExploreConfig(Section):
     updates: PositiveInt
     batch: PositiveInt
     length: int = Field(ge=2, le=DECISIONS + 1)
-    start_fraction: float = Field(ge=0, le=1)
+    start_fraction: Share
     lr: float
     policy_lr: float
     saturation: float
@@ -325,7 +325,9 @@ def train_explorer(job: ExploreJob, channel: Channel) -> dict[str, Any] | None:
         return None
     replay = PixelReplay(job.episodes)
     for number in range(begun):
-        replay.add(episode_file(job.replay, number))
+        file = episode_file(job.replay, number)
+        read_sealed(file)  # what an earlier attempt left is learned from only when it is what was written
+        replay.add(file)
     metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=begun)
     for number in range(begun, job.episodes):
         terms: Terms = {}
@@ -379,8 +381,8 @@ def _update(job: ExploreJob, training: Training, replay: PixelReplay, step: int)
 def _figures(job: ExploreJob, number: int, terms: Terms) -> dict[str, float]:
     """The terms as floats. Raises BadInput when one is not finite."""
     figures = {name: float(value) for name, value in terms.items()}
-    saved = artifacts.checkpoint_path(job.path)
-    require_finite(number, figures, saved if saved.exists() else None, "collect.explore.lr")
+    lower = f"collect.explore.lr={job.config.lr / 3:.2g}"
+    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
     return figures
 
 

@@ -20,8 +20,21 @@ def sizes(root: Path) -> dict[str, int]:
 
 
 def read(file: Path) -> Rows:
-    """The rows of one log; a last line that is still being written is left out."""
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    """The rows of one log, none when there is no such file; a line cut short or damaged is left out."""
+    if not file.exists():
+        return []
+    rows = (_row(line) for line in file.read_text(errors="replace").splitlines())
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """One line of a log: an object of numbers with its step."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(row, dict) and "step" in row and all(isinstance(v, int | float) for v in row.values())
+    return row if sound else None
 
 
 def grouped(root: Path) -> dict[str, dict[str, list[Rows]]]:

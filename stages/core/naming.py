@@ -20,4 +20,5 @@ def slug(text: str) -> str:
         return text
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     words = "-".join(re.findall(r"[a-z0-9]+", ascii_text))[:MAX_WORDS_LENGTH].strip("-")
-    return f"{words or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a file's name may not be Unicode
+    return f"{words or 'prompt'}-{digest[:6]}"

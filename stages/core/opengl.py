@@ -14,10 +14,10 @@ import subprocess
 import sys
 import weakref
 
-import mujoco
 import numpy as np
 
 from stages.core.errors import BadInput
+from stages.core.worlds.suite import mujoco
 
 PLATFORMS = ("egl", "osmesa")  # in order of preference
 PROBE = (

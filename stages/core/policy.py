@@ -61,10 +61,7 @@ class Policy:
         artifact = artifacts.load(Path(path), "behave")
         where = torch.device(device)
         model = load_model(artifact, where)
-        width = model.config.deter + model.config.dim_z + model.config.dim_task
-        config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
-        learner = ActorCritic(width, model.dim_action, config)
-        load_weights(learner, artifact.tensors("actor_critic"), artifact.path)
+        learner = load_learner(artifact, model)
         backbone = load_backbone(artifact.meta["extra"]["backbone"], artifact.path.resolve().parents[2], device)
         if backbone.id != artifact.meta["extra"]["backbone_id"]:
             raise BadInput(
@@ -128,3 +125,22 @@ class Policy:
             # Datasets hold embeddings in float16: act on what training saw.
             self.held = self.model.adapter(F.normalize(e.half().float(), dim=-1))
         return self.held
+
+
+def load_learner(artifact: Artifact, model: JointModel) -> ActorCritic:
+    """Rebuild actor and critic of a policy artifact, on the CPU.
+
+    Raises:
+        BadInput: the tensors do not fit the configuration that the artifact records.
+    """
+    tensors = artifact.tensors("actor_critic")
+    width = model.config.deter + model.config.dim_z + model.config.dim_task
+    try:
+        config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
+        if config.units > sum(t.numel() for t in tensors.values()) or config.layers > len(tensors):
+            raise ValueError("a size is larger than all its weights")  # building it could take all memory
+        learner = ActorCritic(width, model.dim_action, config)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise artifacts.corrupted(artifact.path / "artifact.json", error) from None
+    load_weights(learner, tensors, artifact.path)
+    return learner

@@ -31,7 +31,7 @@ from stages.core.backbones.tuning import (
     tuned_tensors,
     window_embeddings,
 )
-from stages.core.config import Run, Section
+from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -61,8 +61,8 @@ class TrainingConfig(Section):
     lr: float
     weight_decay: float
     clip: float
-    start_fraction: float
-    label_quantile: float
+    start_fraction: Share
+    label_quantile: Share
     bf16: bool
     compile: Compile
     log_every: int
@@ -169,7 +169,7 @@ def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str
 
 
 def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]]:
-    """Every finished dataset of the run and its embeddings. Raises BadInput naming what makes them."""
+    """Every finished dataset of the run and its embeddings, verified. Raises BadInput naming what makes them."""
     data_folder, sidecars = run.root / "data", run.root / "embeddings" / slug(backbone)
     paths = sorted(p.parent for p in data_folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
     if not paths:
@@ -177,11 +177,13 @@ def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]
     data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
     embed = run.command("embed", "--backbone", backbone)
     made = [artifacts.load(sidecars / p.name, "embed", domain=run.domain, made_by=embed) for p in paths]
+    for artifact in (*data, *made):
+        artifacts.verify(artifact)
     return data, made
 
 
 def open_training_data(model: Artifact, run: Run) -> Dataset:
-    """The datasets a model was trained on, with the embeddings it reads: by its own backbone where it tuned one.
+    """The datasets a model was trained on, verified, with the embeddings it reads: by its own backbone where tuned.
 
     Raises BadInput when one has gone or changed.
     """
@@ -191,7 +193,8 @@ def open_training_data(model: Artifact, run: Run) -> Dataset:
         kind = key.split(":")[0]
         if kind not in ("collect", "embed"):
             continue  # the model it was carried over from
-        found = artifacts.load(model.path / model.meta["input_paths"][wanted], kind, domain=run.domain)
+        found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
+        artifacts.verify(found)
         if found.id != wanted:
             raise BadInput(
                 f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
@@ -278,7 +281,10 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[s
     optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
     about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
     labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
+    if run.fresh and place.is_main:
+        artifacts.drop_checkpoint(path)
     start = restore(path, about, model, optimizer, tower) if not run.fresh else 0
+    lower = f"pretrain.lr={config.lr / 3:.2g}"
     update = build_update(model, labels, optimizer, config, place, tower)
     sampler = Sampler(
         dataset,
@@ -299,17 +305,15 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[s
             terms = update(batch)
             if step % config.log_every == 0 or step == config.updates:
                 values = {k: float(v) for k, v in terms.items()}
-                kept = artifacts.checkpoint_path(path)
-                require_finite(step, values, kept if kept.exists() else None, "pretrain.lr")
+                require_finite(step, values, artifacts.checkpoint_path(path), lower)
                 if metrics:
                     metrics.log(step, values)
                 bar.set_postfix(image=f"{values['image']:.1f}", kl=f"{values['kl_nats']:.1f}", refresh=False)
             bar.update()
             stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
             if place.is_main and step < config.updates and (stopping or step % config.checkpoint_every == 0):
-                kept = artifacts.checkpoint_path(path)
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, kept if kept.exists() else None, "pretrain.lr")
+                require_finite(step, finite, artifacts.checkpoint_path(path), lower)
                 checkpoint(path, step, about, model, optimizer, tower)
             if stopping and step < config.updates:
                 raise stop.leave(job.command)

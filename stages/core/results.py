@@ -58,22 +58,27 @@ def gather(root: Path, domain: str) -> list[Result]:
         if file.parent.name.startswith("."):
             continue
         artifact = artifacts.load(file.parent, "evaluate", domain=domain)
-        for row in artifact.meta["extra"]["rows"]:
-            found.append(
-                Result(
-                    row["task"],
-                    row["method"],
-                    row["seed"],
-                    file.parent.name,
-                    row["score"],
-                    row["stderr"],
-                    row["return"],
-                    row["scale"],
-                    row["random_score"],
-                    artifact,
-                )
-            )
+        try:
+            found += [_result(row, artifact) for row in artifact.meta["extra"]["rows"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise artifacts.corrupted(file, error) from None
     return found
+
+
+def _result(row: dict[str, Any], artifact: Artifact) -> Result:
+    """One row of an evaluation's table. Raises KeyError, TypeError or ValueError for anything else."""
+    return Result(
+        task=str(row["task"]),
+        method=str(row["method"]),
+        seed=int(row["seed"]),
+        goal=artifact.path.name,
+        score=float(row["score"]),
+        stderr=float(row["stderr"]),
+        returns=float(row["return"]),
+        scale=str(row["scale"]),
+        random_score=float(row["random_score"]),
+        artifact=artifact,
+    )
 
 
 # ---------------------------------------------------------------------------- aggregation

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stages.core import logs
+from stages.core.artifacts import replace_file
 from stages.core.errors import BadInput, Interrupted
 
 
@@ -40,12 +42,15 @@ class StopRequest:
         """The exception that ends the stage; `how_to_resume` is the command that continues it."""
         assert self.signum is not None
         name = signal.Signals(self.signum).name
-        return Interrupted(self.signum, f"stopped by {name}, progress saved; continue with: {how_to_resume}")
+        return Interrupted(self.signum, f"stopped by {name}, progress saved", how_to_resume)
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT/SIGTERM into a polite request; a second one leaves at once."""
+    """Turn the first SIGINT/SIGTERM into a polite request; a second one leaves at once.
+
+    Leaving at once harms nothing: whatever is read later was renamed into place whole.
+    """
     request = StopRequest()
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -70,16 +75,11 @@ class Metrics:
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] < start_step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        kept = [json.dumps(row) for row in logs.read(self.path) if row["step"] < start_step]
+        replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
         self.board = _tensorboard(folder)
         self.began = time.time()
-
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_text().splitlines() if line.endswith("}")]
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write plain floats; `seconds` since this process began is added."""
@@ -113,14 +113,15 @@ def progress(total: int, initial: int, desc: str, unit: str, quiet: bool) -> tqd
 def require_finite(step: int, terms: Mapping[str, float], checkpoint: Path | None, lower: str) -> None:
     """Stop when a loss is NaN or infinite, naming the step, the terms and the way on.
 
-    `lower` is the preset key of the learning rate to lower, e.g. 'pretrain.lr'.
+    `checkpoint` is where the last good one would be; `lower` sets a lower learning rate, e.g. 'pretrain.lr=3e-5'.
     """
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad:
         return
     shown = ", ".join(f"{k}={v:.3g}" for k, v in terms.items())
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+    there = checkpoint is not None and checkpoint.exists()
+    kept = f"the last good checkpoint is {checkpoint}" if there else "no checkpoint was written yet"
     raise BadInput(
         f"loss {', '.join(bad)} became non-finite at step {step} ({shown}); {kept}; "
-        f"try again with a lower learning rate: --set {lower}=..."
+        f"try again with a lower learning rate: --set {lower}"
     )

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from stages.core import artifacts, results, tasks, worlds
-from stages.core.actor_critic import Actor, ActorCritic, ActorCriticConfig
-from stages.core.agent import JointModel, TaskContext, load_model, load_weights
+from stages.core.actor_critic import Actor
+from stages.core.agent import JointModel, TaskContext, load_model
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
+from stages.core.policy import load_learner
 from stages.core.pretraining import open_training_data
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
@@ -127,7 +128,5 @@ class Scene:
 
 def load_actor(artifact: Artifact, model: JointModel) -> Actor:
     """The actor of a policy artifact, frozen, on the model's device."""
-    config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
-    learner = ActorCritic(model.config.deter + model.config.dim_z + model.config.dim_task, model.dim_action, config)
-    load_weights(learner, artifact.tensors("actor_critic"), artifact.path)
+    learner = load_learner(artifact, model)
     return learner.actor.to(next(model.parameters()).device).requires_grad_(False)

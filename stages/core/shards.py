@@ -2,11 +2,13 @@
 
 A shard holds whole episodes: arrays over N rows (one row a frame) plus `episode_start` (E+1 row
 offsets) and `episode_seed` (E). Images come first, on a page boundary, so that a window of frames is
-one contiguous, aligned block of the file.
+one contiguous, aligned block of the file. The files of one episode that wait for a dataset to be finished
+are sealed: they carry the checksum of their own content, as no artifact.json has it yet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -110,6 +112,11 @@ def as_episode(arrays: Arrays, rows: slice, seed: int) -> Episode:
 
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file. Raises BadInput on anything a sound file would not hold."""
+    return _read_header(file)[0]
+
+
+def _read_header(file: Path) -> tuple[dict[str, Entry], dict[str, Any], int]:
+    """The tensors, the header as it stands, and where the data begin."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
@@ -119,8 +126,8 @@ def read_header(file: Path) -> dict[str, Entry]:
             header = json.loads(handle.read(length))
         if not isinstance(header, dict):
             raise ValueError("its header is not an object")
-        header.pop("__metadata__", None)
-        return {str(name): _entry(name, about, 8 + length, size) for name, about in header.items()}
+        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+        return {n: _entry(n, about, 8 + length, size) for n, about in tensors.items()}, header, 8 + length
     except (OSError, ValueError, RecursionError) as error:
         raise corrupted(file, error) from None
 
@@ -176,10 +183,16 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """All tensors of a small file, in memory. Raises BadInput when corrupted."""
-    entries = read_header(file)
+def read_sealed(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of a small sealed file, in memory. Raises BadInput when it is not what was written."""
+    entries, header, base = _read_header(file)
     content = file.read_bytes()
+    try:
+        seal = header.pop("__metadata__")["sha256"]
+    except (KeyError, TypeError):
+        raise corrupted(file, ValueError("it carries no checksum")) from None
+    if _seal(header, [memoryview(content)[base:]]) != seal:
+        raise corrupted(file, ValueError("its checksum differs"))
     return {
         name: np.frombuffer(content, e.dtype, math.prod(e.shape), e.offset).reshape(e.shape)
         for name, e in entries.items()
@@ -232,10 +245,10 @@ def join(parts: Sequence[Arrays]) -> dict[str, list[np.ndarray]]:
     return blocks
 
 
-def write_shard(file: Path, blocks: Mapping[str, Sequence[np.ndarray]]) -> None:
+def write_shard(file: Path, blocks: Mapping[str, Sequence[np.ndarray]], sealed: bool = False) -> None:
     """Write {name: blocks to concatenate along the first axis} as one safetensors file, block by block.
 
-    The bytes depend on the content alone: fixed tensor order, no metadata.
+    The bytes depend on the content alone: fixed tensor order, no metadata but, when `sealed`, the checksum.
     """
     known = [n for n in ORDER if n in blocks] + sorted(n for n in blocks if n not in ORDER)
     header: dict[str, Any] = {}
@@ -245,10 +258,20 @@ def write_shard(file: Path, blocks: Mapping[str, Sequence[np.ndarray]]) -> None:
         shape = [sum(len(b) for b in blocks[name]), *head.shape[1:]]
         begin, end = end, end + math.prod(shape) * head.dtype.itemsize
         header[name] = {"dtype": CODES[head.dtype], "shape": shape, "data_offsets": [begin, end]}
+    data = [np.ascontiguousarray(block).data.cast("B") for name in known for block in blocks[name] if block.size]
+    if sealed:
+        header["__metadata__"] = {"sha256": _seal(header, data)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     with file.open("wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        for name in known:
-            for block in blocks[name]:
-                handle.write(np.ascontiguousarray(block).data)
+        for block in data:
+            handle.write(block)
+
+
+def _seal(header: Mapping[str, Any], data: Sequence[memoryview]) -> str:
+    """Checksum of a file's tensors: what the header says of them, then their bytes."""
+    found = hashlib.sha256(json.dumps(header, separators=(",", ":")).encode())
+    for block in data:
+        found.update(block)
+    return found.hexdigest()

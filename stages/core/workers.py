@@ -66,9 +66,14 @@ def _start_worker(reports: Any, stop: Any) -> None:
     """Leave signals to the parent, and leave with it."""
     global _reports, _stop
     _reports, _stop = reports, stop
+    follow_parent()
+    torch.set_num_threads(1)
+
+
+def follow_parent() -> None:
+    """For a worker process: leave signals to the parent, and leave with it."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    torch.set_num_threads(1)
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 
 

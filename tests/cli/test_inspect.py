@@ -10,6 +10,7 @@ from typer.testing import Result
 
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
+from tests.core.synthetic import write_meta
 
 Bitagent = Callable[..., Result]
 Refused = Callable[..., None]
@@ -69,25 +70,47 @@ def test_verify_passes_whole_and_finds_a_flipped_byte(
     assert_refused(bitagent("inspect", policy.path, "--verify"), "model.safetensors", "checksum")
 
 
-def test_verify_finds_edited_metadata(bitagent: Bitagent, policy: Artifact, assert_refused: Refused) -> None:
-    file = policy.path / "artifact.json"
-    meta = json.loads(file.read_text())
-    meta["config"]["lr"] = 0.2
-    file.write_text(json.dumps(meta))
-    assert_refused(bitagent("inspect", policy.path, "--verify"), "artifact.json")
-
-
-@pytest.mark.parametrize("edit", [{"inputs": 3}, {"input_paths": []}, {"versions": "x"}, {"inputs": {"a": None}}])
-def test_odd_metadata_is_no_crash(bitagent: Bitagent, policy: Artifact, edit: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"config": {"lr": 0.2}}, {"seed": 5}, {"inputs": {"a": None}}, {"extra": {"score": 1.0}},  # the id covers these
+        {"inputs": 3}, {"input_paths": []}, {"input_paths": {"a": 1}}, {"versions": "x"}, {"wall_seconds": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_edited_metadata_is_refused(
+    bitagent: Bitagent, policy: Artifact, assert_refused: Refused, edit: dict[str, object]
+) -> None:
     file = policy.path / "artifact.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | edit))
+    assert_refused(bitagent("inspect", policy.path), "artifact.json is missing or corrupted")
+
+
+@pytest.mark.parametrize("edit", [{"inputs": {"a": None}}, {"inputs": {"a": "b"}, "input_paths": {}}, {"extra": {}}])
+def test_forged_metadata_is_no_crash(bitagent: Bitagent, policy: Artifact, edit: dict[str, object]) -> None:
+    write_meta(policy.path, policy.meta | edit)
     assert bitagent("inspect", policy.path).exit_code == 0
 
 
-def test_a_cycle_of_inputs_ends(bitagent: Bitagent, policy: Artifact) -> None:
-    file = policy.path / "artifact.json"
-    meta = json.loads(file.read_text()) | {"inputs": {"behave:walk": policy.id}, "input_paths": {policy.id: "."}}
-    file.write_text(json.dumps(meta))
+def test_control_characters_do_not_reach_the_terminal(bitagent: Bitagent, policy: Artifact) -> None:
+    write_meta(policy.path, policy.meta | {"extra": {"note": "\x1b[2Jgone", "\x07": "bell"}})
+    shown = bitagent("inspect", policy.path).stdout
+    assert "\x1b" not in shown and "\x07" not in shown and "[2Jgone" in shown
+
+
+def test_a_cycle_of_inputs_ends(bitagent: Bitagent, policy: Artifact, tmp_path: Path) -> None:
+    """Two artifacts that name each other as input."""
+    model = artifacts.load(tmp_path / "model" / "bitagent-s0")
+    write_meta(model.path, model.meta | {"inputs": {"behave:walk": "x"}, "input_paths": {"x": "../../policy/walk"}})
+    forged = artifacts.load(model.path)
+    places = {forged.id: "../../model/bitagent-s0"}
+    write_meta(policy.path, policy.meta | {"inputs": {"pretrain:bitagent-s0": forged.id}, "input_paths": places})
+    assert bitagent("inspect", policy.path).exit_code == 0
+
+
+def test_an_input_named_twice_is_listed_once(bitagent: Bitagent, policy: Artifact) -> None:
+    (name, wanted), *_ = policy.meta["inputs"].items()
+    write_meta(policy.path, policy.meta | {"inputs": {name: wanted, "again": wanted}})
     assert "listed above" in bitagent("inspect", policy.path).stdout
 
 

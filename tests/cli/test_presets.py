@@ -111,6 +111,27 @@ def test_malformed_settings(setting: str) -> None:
     refusal("walker", "smoke", setting)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("pretrain.log_every=0", "pretrain.log_every=0 in --set is too small: give 1 or more"),
+        ("behave.updates=-5", "give 1 or more"),
+        ("collect.expert.decisions.walk=0", "give 1 or more"),
+        ("collect.expert.keep_episodes=-1", "give 0 or more"),
+        ("pretrain.lr=-1.0e-4", "give 0 or more"),
+        ("pretrain.label_quantile=1.5", "less than or equal to 1"),
+        ("collect.random_correlation=1.0", "less than 1"),
+    ],
+)
+def test_values_out_of_range(setting: str, words: str) -> None:
+    assert words in refusal("walker", "smoke", setting)
+
+
+@pytest.mark.parametrize("setting", ["collect.expert.keep_episodes=0", "pretrain.objective.mllm=0", "pretrain.lr=0"])
+def test_zero_where_it_means_something(setting: str) -> None:
+    presets.load("walker", "smoke", [setting])
+
+
 def test_a_bad_key_in_a_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: walker\nmodel: {detr: 3}\n")
@@ -133,6 +154,8 @@ def test_a_bad_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         (b"base: walker\nscales: 3\n", "scales"),
         (b"base: walker\nscales: {smoke: 3}\n", "scales.smoke"),
         (b"!!python/object/apply:os.system ['true']\n", "not plain YAML"),
+        (b"base: walker\nmodel: {deter: !!int ''}\n", "not plain YAML"),
+        (b"base: walker\npretrain: {bf16: !!bool maybe}\n", "not plain YAML"),
         (b"\xff\xfe\x00", "not text"),
         (b"[" * 50_000, "nested too deeply"),
         (b"base: walker\nmodel: " + b"{a: " * 20_000, "nested too deeply"),

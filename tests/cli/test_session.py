@@ -36,6 +36,14 @@ def test_quiet_and_the_other_ranks_print_nothing(
     assert run.quiet and capsys.readouterr().out == ""
 
 
+def test_other_commands_are_named_with_the_options_they_need() -> None:
+    """A hint such as 'make it with: ...' must lead to the same run."""
+    common = Common(scale="smoke", quiet=True, out=Path("my runs/x"), set=["model.deter=96"])
+    _, run = prepare(common, "pretrain")
+    wanted = "bitagent embed --preset walker --scale smoke --backbone offline --out 'my runs/x' --set model.deter=96"
+    assert run.command("embed", "--backbone", "offline") == wanted
+
+
 def test_no_estimate_is_made_up() -> None:
     line = announcement("pretrain", "walker", "paper", "", "cuda", 0, Path("runs/x"))
     assert line == "pretrain: walker, scale paper, cuda, seed 0, in runs/x"

@@ -114,7 +114,7 @@ def test_sigkill_inside_a_write_leaves_no_half_episode(tmp_path: Path) -> None:
         from tests.core.synthetic import make_episode, make_writer
         writer = make_writer(Path(sys.argv[1]))
         writer.append(0, make_episode(0))
-        def half(file, blocks):
+        def half(file, blocks, sealed):
             file.write_bytes(bytes(100))
             os.kill(os.getpid(), signal.SIGKILL)
         episodes.write_shard = half
@@ -137,10 +137,10 @@ def test_sigkill_while_merging_loses_nothing(tmp_path: Path, small_shards: None)
         from tests.core.synthetic import make_dataset
         episodes.SHARD_BYTES = 6000
         written = episodes.write_shard
-        def write(file, blocks):
+        def write(file, blocks, sealed=False):
             if file.name == "shard-00001.safetensors":
                 os.kill(os.getpid(), signal.SIGKILL)
-            written(file, blocks)
+            written(file, blocks, sealed)
         episodes.write_shard = write
         make_dataset(Path(sys.argv[1]), [20] * 6)
     """

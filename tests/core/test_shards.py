@@ -18,7 +18,7 @@ from stages.core import artifacts, catalog
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.shards import CODES, read_header
-from tests.core.synthetic import make_dataset, start
+from tests.core.synthetic import make_dataset, start, write_meta
 
 # ---------------------------------------------------------------------------- broken files
 
@@ -115,7 +115,7 @@ def test_facts_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any
     path = make_dataset(tmp_path / "data").path
     meta = json.loads((path / "artifact.json").read_text())
     meta["extra"] |= change
-    (path / "artifact.json").write_text(json.dumps(meta))
+    write_meta(path, meta)
     with pytest.raises(BadInput, match="corrupted"):
         Dataset.open([path], "walker")
 
@@ -171,4 +171,4 @@ def write_sparse_dataset(path: Path, shards: int, rows: int, episode: int) -> No
     extra |= {key: extra[key] * shards for key in ("episodes", "frames", "returns")}
     extra |= {"image_size": 64, "renderer": "ray"}
     meta["files"] = {file.name: "" for file in files}
-    (path / "artifact.json").write_text(json.dumps(meta))
+    write_meta(path, meta)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.core.worlds.suite import mujoco
 
 WINDOW = 8
 Array = NDArray[np.float64]

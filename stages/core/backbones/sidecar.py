@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stages.core import artifacts
-from stages.core.artifacts import Artifact
+from stages.core.artifacts import Artifact, remove_folder, replace_file
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
 from stages.core.config import Run
@@ -24,9 +24,11 @@ from stages.core.errors import BadInput
 from stages.core.render import render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import write_shard
+from stages.core.workers import follow_parent
 
 SAVE_SECONDS = 30.0
 TUNED_BATCH = 64  # windows a forward pass of a tuned backbone
+BLOCK = 2**24  # bytes reserved at a time
 
 
 class FrameSource:
@@ -82,7 +84,7 @@ class FrameSource:
 
     def _render_ahead(self, numbers: range) -> Iterator[np.ndarray]:
         """Render over processes, a few episodes ahead of the backbone, in order."""
-        with ProcessPoolExecutor(self.workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), follow_parent) as pool:
             waiting: deque[Future[np.ndarray]] = deque()
             try:
                 for number in numbers:
@@ -99,32 +101,49 @@ class FrameSource:
 class PartialEmbeddings:
     """Rows embedded so far, in `<path>.partial/`: a later run of the same work goes on after the last episode.
 
+    Rows left by other work, and rows that differ from their checksum, are made again.
+
     Args:
-        about: config and inputs; rows left by other work are dropped.
+        about: config and inputs.
     """
 
     def __init__(self, path: Path, dataset: Dataset, dim: int, about: Mapping[str, Any]) -> None:
         self.folder, self.dataset = path.parent / f"{path.name}.partial", dataset
         self.about = json.loads(json.dumps(about, default=str))
         self.shape = (dataset.n_frames, dim)
-        self.episodes = self._resume()
         self._saved = time.monotonic()
-        self._map: np.memmap[Any, np.dtype[np.float16]] = np.memmap(
-            self.folder / "rows.f16", np.float16, "r+" if self.episodes else "w+", shape=self.shape
-        )
+        self._hash = hashlib.sha256()  # of the rows so far
+        self.episodes = self._resume()
+        if not self.episodes:
+            self._allocate()
+        self._map = self._open()
 
     def _resume(self) -> int:
-        """Episodes that are safe on disk; 0 after making the folder anew."""
+        """Episodes that are safe on disk, 0 when they are not this work's or not what was written."""
         try:
             state = json.loads((self.folder / "progress.json").read_text())
-            size = (self.folder / "rows.f16").stat().st_size
-            if state["about"] == self.about and size == 2 * self.shape[0] * self.shape[1]:
-                return min(int(state["episodes"]), self.dataset.n_episodes)
-        except (OSError, ValueError, KeyError, TypeError):
+            self.episodes = min(int(state["episodes"]), self.dataset.n_episodes)
+            rows = self._open()[: self.rows]
+            self._hash.update(rows.data)
+            if state["about"] == self.about and state["sha256"] == self._hash.hexdigest():
+                return self.episodes
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
         return 0
+
+    def _open(self) -> np.memmap[Any, np.dtype[np.float16]]:
+        """The file of all rows, mapped. Raises ValueError when it has another size."""
+        return np.memmap(self.folder / "rows.f16", np.float16, "r+", shape=self.shape)
+
+    def _allocate(self) -> None:
+        """Make the file anew with every block of it reserved: on a full disk, writing to a hole kills the process."""
+        remove_folder(self.folder)
+        self.folder.mkdir(parents=True)
+        self._hash = hashlib.sha256()
+        size = 2 * self.shape[0] * self.shape[1]
+        with (self.folder / "rows.f16").open("wb") as file:
+            for start in range(0, size, BLOCK):
+                file.write(bytes(min(BLOCK, size - start)))
 
     @property
     def rows(self) -> int:
@@ -133,13 +152,17 @@ class PartialEmbeddings:
     def restart(self) -> None:
         """Forget the rows of an earlier attempt."""
         self.episodes = 0
+        self._allocate()
+        self._map = self._open()
 
     def append(self, embeddings: np.ndarray) -> None:
         """The next episode's embeddings (T, dim). Raises BadInput when they are not finite."""
         if not np.isfinite(embeddings).all():
             raise BadInput("the backbone gave embeddings that are not finite; its weights are damaged: get them again")
         start = self.rows
-        self._map[start : start + len(embeddings)] = embeddings
+        rows = self._map[start : start + len(embeddings)]
+        rows[:] = embeddings
+        self._hash.update(rows.data)
         self.episodes += 1
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
@@ -147,9 +170,8 @@ class PartialEmbeddings:
     def save(self) -> None:
         """Make everything appended so far survive a kill."""
         self._map.flush()
-        draft = self.folder / ".progress.json"
-        draft.write_text(json.dumps({"about": self.about, "episodes": self.episodes}))
-        draft.rename(self.folder / "progress.json")
+        state = {"about": self.about, "episodes": self.episodes, "sha256": self._hash.hexdigest()}
+        replace_file(self.folder / "progress.json", lambda draft: draft.write_text(json.dumps(state)))
         self._saved = time.monotonic()
 
     def write_shards(self, folder: Path) -> None:
@@ -160,7 +182,7 @@ class PartialEmbeddings:
             write_shard(folder / shard.file.name, {"embedding": [np.asarray(self._map[start:stop])]})
 
     def drop(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 # ---------------------------------------------------------------------------- a dataset's embeddings
@@ -217,7 +239,7 @@ def write_embeddings(
 def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, command: str) -> list[Artifact]:
     """The embeddings of datasets by the backbone as a model tuned it, from the frames the model sees.
 
-    They lie beside the model, in <model>.embeddings/; those that are missing are made.
+    They lie beside the model, in <model>.embeddings/; those that are missing are made, the others verified.
 
     Args:
         command: the command line that goes on after a stop.
@@ -242,8 +264,12 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
                         path, frames, backbone, run, batch=TUNED_BATCH, record=record, seed=source.meta["seed"],
                         inputs=[source, model], command=command,
                     )  # fmt: skip
-    return [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
+    found = [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
+    for artifact in found:
+        artifacts.verify(artifact)
+    return found
 
 
 def _made_from(path: Path, inputs: Sequence[Artifact]) -> bool:
-    return path.exists() and artifacts.load(path, "embed").meta["inputs"] == artifacts.input_ids(inputs)
+    there = artifacts.finished(path, fresh=False)
+    return there and artifacts.load(path, "embed").meta["inputs"] == artifacts.input_ids(inputs)

@@ -1,0 +1,208 @@
+"""Commands in processes that can be killed: a server that has everything imported forks one for each.
+
+    with Door() as door:
+        ended = door.run("pretrain", "--scale", "smoke", "--out", root, signals=[(0.4, signal.SIGKILL)])
+
+A fork is a process of its own, with its own memory, locks and signals; it only saves the seconds that
+importing PyTorch takes. `python -m tests.faults.forks` is the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TOO_LONG = 1200.0  # seconds: a command of this size that takes longer hangs, even on a machine that is busy
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: `code` as a shell reports it (137 for SIGKILL); `after` runs from the last signal."""
+
+    code: int
+    seconds: float
+    after: float
+    signals: int
+    hung: bool
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        return (self.stderr.strip().splitlines() or [""])[-1]
+
+
+class Door:
+    """The server and a pipe to it."""
+
+    def __enter__(self) -> Door:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forks"],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait(timeout=60)
+
+    def run(
+        self,
+        *words: str | Path,
+        signals: Sequence[tuple[float, int]] = (),
+        once: str = "",
+        largest_file: int | None = None,
+    ) -> Ended:
+        """Run `bitagent <words>` to its end.
+
+        Args:
+            signals: (seconds since the one before, signal), to send in turn.
+            once: the clock of the signals starts when something matches this absolute glob.
+            largest_file: bytes; writing more into one file fails (EFBIG).
+        """
+        return self.together([words], signals=signals, once=once, largest_file=largest_file)[0]
+
+    def together(
+        self,
+        commands: Sequence[Sequence[str | Path]],
+        *,
+        signals: Sequence[tuple[float, int]] = (),
+        once: str = "",
+        largest_file: int | None = None,
+    ) -> list[Ended]:
+        """Run several commands at the same time."""
+        assert self.server.stdin and self.server.stdout
+        order = {
+            "commands": [[str(word) for word in words] for words in commands],
+            "signals": [[delay, int(signum)] for delay, signum in signals],
+            "once": once,
+            "largest_file": largest_file,
+        }
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return [Ended(**one) for one in json.loads(self.server.stdout.readline())]
+
+
+# ---------------------------------------------------------------------------- the server
+
+
+def serve() -> None:
+    """Answer orders from stdin, one a line, until it is closed."""
+    answers = os.fdopen(os.dup(1), "w")  # stdout itself is the commands'
+    import torch
+
+    from bitagent_cli import session  # noqa: F401
+    from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        answers.write(json.dumps(obey(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def obey(order: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fork the commands of an order, send the signals, wait for all."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = [(Path(scratch) / f"{i}.out", Path(scratch) / f"{i}.err") for i in range(len(order["commands"]))]
+        began = time.monotonic()
+        processes = [
+            fork(words, output, order["largest_file"]) for words, output in zip(order["commands"], outputs, strict=True)
+        ]
+        ends = follow(processes, order["signals"], order["once"], began)
+        return [
+            end | {"stdout": out.read_text(errors="replace"), "stderr": err.read_text(errors="replace")}
+            for end, (out, err) in zip(ends, outputs, strict=True)
+        ]
+
+
+def fork(words: list[str], output: tuple[Path, Path], largest_file: int | None) -> int:
+    """Start one command in a process group of its own; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for number, file in zip((1, 2), output, strict=True):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        code = call(words)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def call(words: list[str]) -> int:
+    """The program itself, with its exit code; a traceback goes to stderr as the interpreter's would."""
+    import traceback
+
+    from bitagent_cli.app import app
+
+    try:
+        app(words, prog_name="bitagent")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def follow(processes: list[int], signals: list[tuple[float, int]], once: str, began: float) -> list[dict[str, Any]]:
+    """Wait for the processes, sending each signal in its turn to all that still run."""
+    waiting, left = {process: index for index, process in enumerate(processes)}, list(signals)
+    ends: list[dict[str, Any]] = [{} for _ in processes]
+    clock, sent, hung = (began if not once else None), 0, False
+    while waiting:
+        now = time.monotonic()
+        if clock is None and there(once):
+            clock = now
+        if left and clock is not None and now - clock >= left[0][0]:
+            _, signum = left.pop(0)
+            for process in waiting:
+                os.kill(process, signum)
+            clock, sent = now, sent + 1
+        if now - began > TOO_LONG and not hung:
+            hung = True
+            for process in waiting:
+                os.kill(process, signal.SIGKILL)
+        for process in list(waiting):
+            found, status = os.waitpid(process, os.WNOHANG)
+            if found:
+                code = os.waitstatus_to_exitcode(status)
+                ends[waiting.pop(process)] = {
+                    "code": code if code >= 0 else 128 - code,
+                    "seconds": time.monotonic() - began,
+                    "after": time.monotonic() - clock if clock is not None else 0.0,
+                    "signals": sent,
+                    "hung": hung,
+                }
+        time.sleep(0.001)
+    return ends
+
+
+def there(pattern: str) -> bool:
+    return any(Path("/").glob(pattern.lstrip("/")))
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,23 @@
+"""SIGKILL at a random moment of any stage, then the same command again: the same bytes as without.
+
+`make torture` does the same hundreds of times.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.pipeline import KILLED, Pipeline, Step
+from tests.faults.torture import Tally, kill
+
+
+@pytest.mark.parametrize("step", KILLED, ids=lambda step: step.name)
+def test_killed_and_repeated_ends_with_the_same_bytes(pipeline: Pipeline, tmp_path: Path, step: Step) -> None:
+    tally = Tally(tmp_path / "torture.json")
+    kill(pipeline, step, tmp_path / "killed", random.Random(step.name), tally, kills=2)
+    assert not tally.bad
+    assert tally.counts[f"identical {step.name}"] >= 1
+    assert tally.counts[f"kill {step.name}"] >= 1, "no kill met the command still running"
