@@ -1,0 +1,16 @@
+"""The names that `--method` takes, and the method behind the label of an artifact.
+
+What a method changes in the preset is the block of its name under `methods` in presets/paper.yaml; which
+classes implement it is chosen in stages/core/groundings (world models) and stages/core/model_free.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+ORACLE = "-oracle"  # policy/<method>-oracle-s<seed>: trained on the true reward
+
+
+def base_method(label: str) -> str:
+    """The method of a label: 'genrl-transfer-walker' → 'genrl', 'transfer-walker' → 'bitagent', 'td3-oracle' → 'td3'"""
+    return re.sub(r"-?transfer-.*", "", label.removesuffix(ORACLE)) or "bitagent"
