@@ -15,6 +15,7 @@ import typer
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
 from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
+from stages.core.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
@@ -70,6 +71,15 @@ def goal_options(task: str | None, prompt: str | None, tasks: str | None) -> dic
         "prompt": None if prompt is None else check_text(prompt),
         "many": split_names(tasks) or [],
     }
+
+
+def check_trainable(method: str) -> None:
+    """pretrain makes models of methods by name: refuse the labels that other commands make of them."""
+    from stages.core.methods import base_method
+
+    check_name(method, "--method")
+    if base_method(method) != method:
+        raise BadInput(f"--method {method} names what transfer or --oracle-reward made: give {base_method(method)}")
 
 
 def _example(line: str) -> str:
@@ -142,11 +152,11 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
 
     Writes model/<method>-s<seed>/. Stopped by a signal, it saves; the same command continues.
     """
-    check_name(method, "--method")
+    check_trainable(method)
     preset, run = prepare(common, "pretrain", method)
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method)
+    stage.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
@@ -171,7 +181,10 @@ def behave(
     preset, run = prepare(common, "behave", method)
     from stages import behave as stage
 
-    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward)
+    stage.run(
+        preset.behave, run, **goal, method=method, oracle=oracle_reward,
+        offline=preset.offline_rl, backbone=preset.pretrain.backbone,
+    )  # fmt: skip
 
 
 @app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))

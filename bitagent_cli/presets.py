@@ -19,7 +19,9 @@ from stages.collect import Config as CollectConfig
 from stages.core.agent import ModelConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
+from stages.core.groundings import Constants
 from stages.core.methods import base_method
+from stages.core.model_free import OfflineRLConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.pretrain import Config as PretrainConfig
@@ -39,7 +41,9 @@ class Preset(Section):
     embed: EmbedConfig
     model: ModelConfig
     pretrain: PretrainConfig
+    groundings: Constants
     behave: BehaveConfig
+    offline_rl: OfflineRLConfig
     evaluate: EvaluateConfig
     transfer: TransferConfig
     visualize: VisualizeConfig

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.core import artifacts, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
-from stages.core.agent import JointModel, Noise, State, TaskContext, load_model
+from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
@@ -28,11 +28,14 @@ from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.grounding import Align, Space, text_reward
+from stages.core.grounding import Align, Space
+from stages.core.groundings import open_model
 from stages.core.latents import Latents, encode
+from stages.core.methods import ORACLE, is_model_free, method_option
+from stages.core.model_free import OfflineRLConfig, PixelJob, make_policy
 from stages.core.naming import slug
 from stages.core.nets import MLP
-from stages.core.pretraining import open_training_data
+from stages.core.pretraining import find_inputs, open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import (
     Batch,
@@ -44,6 +47,7 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
+from stages.core.world_model import WorldModel
 
 
 class Config(Section):
@@ -106,27 +110,32 @@ def run(
     many: Sequence[str] = (),
     method: str = "bitagent",
     oracle: bool = False,
+    offline: OfflineRLConfig | None = None,
+    backbone: str | None = None,
 ) -> Artifact:
     """Train and save a policy.
 
     Args:
         task, prompt, video, many: see `parse_goal`.
         oracle: the control row; the reward is a head fitted to the true reward of the named task.
+        offline, backbone: section `offline_rl`, and whose embeddings are read; needed by the model-free methods alone.
     """
     goal = parse_goal(run.domain, task, prompt, video, many)
     if oracle and len(goal.tasks) != 1:
         raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
-    label = f"{method}-oracle" if oracle else method
+    label = f"{method}{ORACLE}" if oracle else method
+    if is_model_free(method):
+        return learn_from_pixels(offline, run, goal, label, backbone, oracle)
     path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
     source = artifacts.load(
         run.root / "model" / f"{method}-s{run.seed}",
         "pretrain",
         domain=run.domain,
-        made_by=run.command("pretrain", "--seed", str(run.seed)),
+        made_by=run.command("pretrain", *method_option(method), "--seed", str(run.seed)),
     )
     record = {
         "behave": config.model_dump(),
-        "model": source.meta["config"]["model"],
+        **{k: source.meta["config"][k] for k in ("model", "grounding") if k in source.meta["config"]},
         "method": label,
         "prompts": list(goal.prompts),
         "tasks": list(goal.tasks),
@@ -138,8 +147,9 @@ def run(
         return found
     with world(run.device) as place, artifacts.locked(path):
         began = time.time()
-        model = load_model(source, place.device)
-        embedding = embed_goal(goal, source, run)
+        model = open_model(source, place.device)
+        again = run.command("pretrain", *method_option(method), "--fresh")
+        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
         trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle)
         made = artifacts.save(
             path,
@@ -158,13 +168,44 @@ def run(
         return made
 
 
-def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
-    """Unit-norm embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
-    backbone = load_backbone(source.meta["extra"]["backbone"], run.root, run.device)
+def learn_from_pixels(
+    config: OfflineRLConfig | None, run: Run, goal: Goal, label: str, backbone: str | None, oracle: bool
+) -> Artifact:
+    """The model-free rows: no model is read, only data and embeddings. Raises BadInput for several prompts."""
+    if config is None or backbone is None:
+        raise BadInput(f"method {label} needs the preset's section `offline_rl` and the name of a backbone")
+    if len(goal.prompts) > 1:
+        raise BadInput(f"method {label} learns one prompt a policy: give --task, --prompt or --video")
+    data, embeddings = find_inputs(run, backbone)
+    again = run.command("embed", "--backbone", backbone, "--fresh")
+    how = [*goal.options(), *method_option(label.removesuffix(ORACLE)), *(["--oracle-reward"] if oracle else [])]
+    job = PixelJob(
+        config=config,
+        run=run,
+        label=label,
+        name=goal.name,
+        prompts=goal.prompts,
+        tasks=goal.tasks,
+        oracle=oracle,
+        embedding=embed_goal(goal, embeddings[0], run, backbone, again),
+        data=data,
+        embeddings=embeddings,
+        backbone=backbone,
+        command=run.command("behave", *how, "--seed", str(run.seed)),
+    )
+    return make_policy(job)
+
+
+def embed_goal(goal: Goal, source: Artifact, run: Run, name: str, again: str) -> Tensor:
+    """Unit-norm embeddings of the prompts (K, dim_e), by the backbone `name` that `source` was made with.
+
+    Raises BadInput when that has changed since; `again` is the command that makes the source anew.
+    """
+    backbone = load_backbone(name, run.root, run.device)
     if backbone.id != source.meta["extra"]["backbone_id"]:
         raise BadInput(
-            f"{source.path} was trained with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
-            f"make it again with: {run.command('pretrain', '--fresh')}"
+            f"{source.path} was made with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
+            f"make it again with: {again}"
         )
     if goal.video:
         return embed_prompt_video(backbone, Path(goal.video))[None].cpu()
@@ -176,7 +217,7 @@ class Behavior(nn.Module):
 
     def __init__(
         self,
-        model: JointModel,
+        model: WorldModel,
         learner: ActorCritic,
         prompts: TaskContext,
         config: Config,
@@ -187,11 +228,11 @@ class Behavior(nn.Module):
         self.model, self.learner, self.oracle = model, learner, oracle
         self.prompts, self.config, self.noise = prompts, config, noise
 
-    def reward(self, task: TaskContext, features: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """Text-conditioned reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
+    def reward(self, task: TaskContext, state: State, action: Tensor) -> Tensor:
+        """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
         if self.oracle is not None:
-            return self.oracle(features[:, 1:]).squeeze(-1).float()
-        return text_reward(self.model, task, z, action, self.config.align, self.config.space)
+            return self.oracle(state.features[:, 1:]).squeeze(-1).float()
+        return self.model.reward(task, state, action, self.config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: h, z, e (N, H+1, ·), action (N, H, A), prompt (N,)."""
@@ -211,7 +252,7 @@ class Behavior(nn.Module):
     def from_data(self, state: State, action: Tensor, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Anchor and critic losses on the windows themselves, rewarded like imagination."""
         with torch.no_grad():
-            reward = self.reward(task, state.features, state.z, action)  # (N, H)
+            reward = self.reward(task, state, action)  # (N, H)
         return self.learner.data_losses(self.inputs(state, task), action, reward)
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
@@ -223,11 +264,11 @@ class Behavior(nn.Module):
             return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
 
         states, actions, _ = self.model.imagine(start, act, horizon, task, self.noise)
-        reward = self.reward(task, states.features, states.z, actions)
+        reward = self.reward(task, states, actions)
         return self.learner.imagination_losses(self.inputs(states, task), reward)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
-        """What actor and critic read: (N, H+1, deter + dim_z + dim_task)."""
+        """What actor and critic read: (N, H+1, dim_policy)."""
         tau = task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
         return torch.cat([state.features, tau], -1)
 
@@ -237,7 +278,7 @@ def train(
     run: Run,
     place: World,
     path: Path,
-    model: JointModel,
+    model: WorldModel,
     embedding: Tensor,
     source: Artifact,
     goal: Goal,
@@ -252,8 +293,7 @@ def train(
     latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
     head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
-    width = model.config.deter + model.config.dim_z + model.config.dim_task
-    learner = ActorCritic(width, model.dim_action, config.actor_critic).to(place.device)
+    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
     start = 0 if run.fresh else restore(path, about, learner, actor, critic)
@@ -298,7 +338,11 @@ def train(
                 }
                 artifacts.save_checkpoint(path, step, groups, about)
                 if stop:
-                    raise stop.leave(run.command("behave", *goal.options(), "--seed", str(run.seed)))
+                    how = (
+                        *method_option(record["method"].removesuffix(ORACLE)),
+                        *(("--oracle-reward",) if oracle else ()),
+                    )
+                    raise stop.leave(run.command("behave", *goal.options(), *how, "--seed", str(run.seed)))
     metrics.close()
     return learner, values
 

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, figures, results, tasks
-from stages.core.agent import JointModel, ModelConfig, load_weights
+from stages.core import artifacts, figures, groundings, results, tasks
+from stages.core.agent import ModelConfig, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 from stages.core.results import Column, Result, Table
+from stages.core.world_model import WorldModel
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
 
@@ -53,6 +54,7 @@ def run(
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
+    constants: groundings.Constants | None = None,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
 
@@ -62,6 +64,7 @@ def run(
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
+        constants: section `groundings`; needed by the baselines alone.
 
     Raises:
         BadInput: no source model, one of other sizes, or embeddings of another width.
@@ -74,8 +77,9 @@ def run(
     options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     name = method_name(method, src, control)
+    own = groundings.constants_of(method, constants)
     if control:
-        return make_model(Job(training, model_config, run, name, data, embeddings, command))
+        return make_model(Job(training, model_config, run, name, data, embeddings, command, constants=own))
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
     check_fit(found, model_config, width)
@@ -92,6 +96,7 @@ def run(
             about={"source": src},
             source=found,
             init=lambda model: carry_over(model, tensors, found.path),
+            constants=own,
         )
     )
 
@@ -121,11 +126,11 @@ def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -
         )
 
 
-def carry_over(model: JointModel, tensors: Mapping[str, Tensor], where: Path) -> None:
+def carry_over(model: WorldModel, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Load all weights of the source but the action's input columns, which stay as initialised."""
-    own, dim_z = model.state_dict(), model.config.dim_z
+    own, dim_z = model.state_dict(), model.dim_z
     carried = dict(tensors)
-    for name in BODY:
+    for name in set(BODY) & set(own):
         carried[name] = torch.cat([tensors[name][:, :dim_z], own[name][:, dim_z:]], 1)
     load_weights(model, carried, where)
 

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import re
 
+MODEL_FREE = ("iql", "td3-bc", "td3")  # learned from pixels without a world model
 ORACLE = "-oracle"  # policy/<method>-oracle-s<seed>: trained on the true reward
 
 
 def base_method(label: str) -> str:
     """The method of a label: 'genrl-transfer-walker' → 'genrl', 'transfer-walker' → 'bitagent', 'td3-oracle' → 'td3'"""
     return re.sub(r"-?transfer-.*", "", label.removesuffix(ORACLE)) or "bitagent"
+
+
+def method_option(method: str) -> tuple[str, ...]:
+    """The option of a command line that chooses a method; nothing for the default."""
+    return () if method == "bitagent" else ("--method", method)
+
+
+def is_model_free(method: str) -> bool:
+    """Whether a method, or the method of a label, has no world model to pretrain."""
+    return base_method(method) in MODEL_FREE

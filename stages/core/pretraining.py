@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
-from stages.core.agent import JointModel, ModelConfig, Noise
+from stages.core import artifacts, groundings, tasks
+from stages.core.agent import ModelConfig, Noise
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone, slug
 from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.objective import Labels, ObjectiveConfig, joint_loss
+from stages.core.objective import Labels, ObjectiveConfig
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.training import (
@@ -38,6 +38,7 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
+from stages.core.world_model import WorldModel
 
 
 class TrainingConfig(Section):
@@ -61,14 +62,15 @@ class TrainingConfig(Section):
 
 @dataclass(frozen=True)
 class Job:
-    """One joint model to make.
+    """One model to make.
 
     Args:
-        method: names the artifact, model/<method>-s<seed>.
+        method: chooses the grounding and names the artifact, model/<method>-s<seed>.
         data, embeddings: what it is trained on, one of each for every dataset.
         command: the command line that goes on after a stop.
         about: what else decides the content, for the record.
         source: the model whose weights it starts from, and `init`, which carries them over.
+        constants: of the method's grounding, see `groundings.constants_of`.
     """
 
     config: TrainingConfig
@@ -80,7 +82,8 @@ class Job:
     command: str
     about: Mapping[str, Any] = field(default_factory=dict)
     source: Artifact | None = None
-    init: Callable[[JointModel], None] | None = None
+    init: Callable[[WorldModel], None] | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -93,7 +96,8 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         model = self.model_config.model_dump()
-        return {"pretrain": self.config.model_dump(), "model": model, "method": self.method, **self.about}
+        grounding = {"grounding": dict(self.constants)} if self.constants else {}
+        return {"pretrain": self.config.model_dump(), "model": model, "method": self.method, **grounding, **self.about}
 
 
 def make_model(job: Job) -> Artifact:
@@ -132,7 +136,7 @@ def make_model(job: Job) -> Artifact:
             return made
 
 
-def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str, Any]:
+def describe(job: Job, model: WorldModel, summary: dict[str, float]) -> dict[str, Any]:
     """What later stages need to rebuild the model, and its last losses."""
     return {
         "dim_embedding": model.dim_embedding,
@@ -208,22 +212,23 @@ def data_device(dataset: Dataset, device: torch.device) -> str:
 
 
 class JointObjective(nn.Module):
-    """The joint loss as a module of the batch alone, so that DistributedDataParallel can wrap it."""
+    """The model's loss as a module of the batch alone, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: JointModel, labels: Labels, config: ObjectiveConfig, noise: Noise) -> None:
+    def __init__(self, model: WorldModel, labels: Labels, config: ObjectiveConfig, noise: Noise) -> None:
         super().__init__()
         self.model, self.labels, self.config, self.noise = model, labels, config, noise
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        return joint_loss(self.model, batch, self.labels, self.config, self.noise)
+        return self.model.pretraining_loss(batch, self.labels, self.config, self.noise)
 
 
-def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
+def train(job: Job, place: World) -> tuple[WorldModel, dict[str, float]]:
     """The training loop: resumes from a checkpoint, saves one regularly and when a signal asks to stop."""
     config, run, path = job.config, job.run, job.path
     dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
     seed_everything(run.seed)
-    model = JointModel(job.model_config, dataset.dim_embedding, dataset.action_dim)
+    sizes = dataset.dim_embedding, dataset.action_dim
+    model = groundings.build(job.method, job.model_config, *sizes, dict(job.constants))
     if job.init:
         job.init(model)
     model.to(place.device)
@@ -270,7 +275,7 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
 
 
 def build_update(
-    model: JointModel, labels: Labels, optimizer: torch.optim.Optimizer, config: TrainingConfig, place: World
+    model: WorldModel, labels: Labels, optimizer: torch.optim.Optimizer, config: TrainingConfig, place: World
 ) -> Update:
     """The joint update for one or several processes, compiled and captured where that pays."""
     noise = Noise(place.device, place.rank, place.size)
@@ -289,14 +294,14 @@ def build_update(
 
 
 def checkpoint(
-    path: Path, step: int, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer
+    path: Path, step: int, about: dict[str, Any], model: WorldModel, optimizer: torch.optim.Optimizer
 ) -> None:
     """Everything the loop needs to go on bit for bit; the sampler's position is the step itself."""
     groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), "rng": artifacts.rng_state()}
     artifacts.save_checkpoint(path, step, groups, about)
 
 
-def restore(path: Path, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer) -> int:
+def restore(path: Path, about: dict[str, Any], model: WorldModel, optimizer: torch.optim.Optimizer) -> int:
     """Load the checkpoint if there is one of this very run; returns the step to go on from."""
     found = artifacts.load_checkpoint(path, about)
     if found is None:

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from stages.core import artifacts, results, tasks, worlds
 from stages.core.actor_critic import Actor, ActorCritic, ActorCriticConfig
-from stages.core.agent import JointModel, TaskContext, load_model, load_weights
+from stages.core.agent import TaskContext, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
+from stages.core.groundings import open_model
+from stages.core.methods import is_model_free
 from stages.core.pretraining import open_training_data
+from stages.core.world_model import WorldModel
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 
@@ -66,13 +69,15 @@ class Scene:
 
     @cached_property
     def model_artifact(self) -> Artifact:
+        if is_model_free(self.method):
+            raise BadInput(f"{self.method} learned without a world model; look at another --method")
         made_by = self.run.command("pretrain", "--method", self.method, "--seed", str(self.run.seed))
         path = self.run.root / "model" / self.label
         return artifacts.load(path, "pretrain", domain=self.run.domain, made_by=made_by)
 
     @cached_property
-    def model(self) -> JointModel:
-        return load_model(self.model_artifact, self.run.device)
+    def model(self) -> WorldModel:
+        return open_model(self.model_artifact, self.run.device)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -125,9 +130,9 @@ class Scene:
         (self.folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
 
 
-def load_actor(artifact: Artifact, model: JointModel) -> Actor:
+def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
     """The actor of a policy artifact, frozen, on the model's device."""
     config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
-    learner = ActorCritic(model.config.deter + model.config.dim_z + model.config.dim_task, model.dim_action, config)
+    learner = ActorCritic(model.dim_policy, model.dim_action, config)
     load_weights(learner, artifact.tensors("actor_critic"), artifact.path)
     return learner.actor.to(next(model.parameters()).device).requires_grad_(False)
