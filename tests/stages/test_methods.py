@@ -20,10 +20,11 @@ from stages.core.errors import BadInput
 from stages.core.policy import Policy
 from stages.core.pretraining import find_inputs
 from stages.core.sampler import Sampler
-from tests.core.helpers import model_config
+from tests.core.helpers import model_config, objective_config
 from tests.stages import small_run
 from tests.stages.test_behave import config as behave_config
 
+ABLATIONS = ("ablation-base", "ablation-mllm", "ablation-tamf", "bitagent-no-tamf")
 BASELINES = ("genrl", "wm-clip", "founder")
 MODEL_FREE = ("iql", "td3-bc", "td3")
 EVALUATE = evaluate.Config(episodes=2, sample=False, semantics_every=1, video=False)
@@ -47,14 +48,19 @@ def offline(method: str = "td3", **changes: Any) -> model_free.OfflineRLConfig:
 
 
 def make_model(run: Run, method: str) -> Artifact:
-    constants = presets.load("walker", "smoke", (), method).groundings
-    return pretrain.run(small_run.pretrain_config(updates=2), model_config(), run, method=method, constants=constants)
+    preset = presets.load("walker", "smoke", (), method)
+    weights = preset.pretrain.objective
+    objective = objective_config(mllm=weights.mllm, joint_behavior=weights.joint_behavior)
+    config = small_run.pretrain_config(updates=2, objective=objective)
+    sizes = model_config(fusion=preset.model.fusion)
+    return pretrain.run(config, sizes, run, method=method, constants=preset.groundings)
 
 
 def learn(run: Run, method: str, **options: Any) -> Artifact:
     changes = options.pop("changes", {})
+    space = presets.load("walker", "smoke", (), method).behave.space
     return behave.run(
-        behave_config(updates=2), run, **({"task": "walk"} | options),
+        behave_config(updates=2, space=space), run, **({"task": "walk"} | options),
         method=method, offline=offline(method, **changes), backbone="offline",
     )  # fmt: skip
 
@@ -63,9 +69,9 @@ def trained(policy: Artifact) -> tuple[str, str]:
     return policy.meta["files"]["encoder.safetensors"], policy.meta["files"]["actor.safetensors"]
 
 
-@pytest.mark.parametrize("method", [*BASELINES, *MODEL_FREE])
+@pytest.mark.parametrize("method", [*ABLATIONS, *BASELINES, *MODEL_FREE])
 def test_a_method_learns_is_scored_and_acts(run: Run, method: str) -> None:
-    if method in BASELINES:
+    if method not in MODEL_FREE:
         model = make_model(run, method)
         assert model.meta["config"]["method"] == method
     policy = learn(run, method)
