@@ -171,6 +171,9 @@ def behave(
     oracle_reward: Annotated[
         bool, typer.Option("--oracle-reward", help="Control row: train on the true reward of --task.")
     ] = False,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Read no dataset: begin every rollout in a state the model dreams up.")
+    ] = False,
 ) -> None:
     """Learn a policy for a task or a prompt, in imagination alone.
 
@@ -182,7 +185,7 @@ def behave(
     from stages import behave as stage
 
     stage.run(
-        preset.behave, run, **goal, method=method, oracle=oracle_reward,
+        preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free,
         offline=preset.offline_rl, backbone=preset.pretrain.backbone,
     )  # fmt: skip
 

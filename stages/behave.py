@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, model_free, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
-from stages.core.backbones.prompts import embed_prompt_video
 from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
+from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.grounding import Align, Space
 from stages.core.groundings import open_model
 from stages.core.latents import Latents, encode
-from stages.core.methods import ORACLE, is_model_free, method_option
-from stages.core.model_free import OfflineRLConfig, PixelJob, make_policy
-from stages.core.naming import slug
+from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
+from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
-from stages.core.pretraining import find_inputs, open_training_data
+from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import (
     Batch,
@@ -48,6 +45,8 @@ from stages.core.training import (
     should_compile,
 )
 from stages.core.world_model import WorldModel
+
+DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
 
 
 class Config(Section):
@@ -70,36 +69,6 @@ class Config(Section):
     actor_critic: ActorCriticConfig
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What the policy is asked for: the artifact's name, one prompt text per head and known task names."""
-
-    name: str
-    prompts: tuple[str, ...]
-    tasks: tuple[str, ...]
-    video: str = ""
-
-    def options(self) -> tuple[str, str]:
-        """The command-line option that asks for it."""
-        if self.video:
-            return "--video", self.video
-        if self.tasks:
-            return ("--tasks", ",".join(self.tasks)) if len(self.tasks) > 1 else ("--task", self.tasks[0])
-        return "--prompt", f'"{self.prompts[0]}"'
-
-
-def parse_goal(domain: str, task: str | None, prompt: str | None, video: str | None, many: Sequence[str] = ()) -> Goal:
-    """Exactly one of task, prompt, video or several tasks. Raises BadInput for none, two or an unknown task."""
-    if sum(bool(x) for x in (task, prompt, video, many)) != 1:
-        raise BadInput("give exactly one of --task, --prompt, --video or --tasks")
-    if prompt:
-        return Goal(slug(prompt), (prompt,), ())
-    if video:
-        return Goal(slug(Path(video).stem), (f"video {Path(video).name}",), (), video)
-    names = tuple(many) or (str(task),)
-    return Goal("+".join(names), tuple(tasks.get_task(domain, n).prompt for n in names), names)
-
-
 def run(
     config: Config,
     run: Run,
@@ -110,6 +79,7 @@ def run(
     many: Sequence[str] = (),
     method: str = "bitagent",
     oracle: bool = False,
+    data_free: bool = False,
     offline: OfflineRLConfig | None = None,
     backbone: str | None = None,
 ) -> Artifact:
@@ -118,14 +88,14 @@ def run(
     Args:
         task, prompt, video, many: see `parse_goal`.
         oracle: the control row; the reward is a head fitted to the true reward of the named task.
+        data_free: no dataset is read; every imagined rollout begins in a state the model itself dreams up.
         offline, backbone: section `offline_rl`, and whose embeddings are read; needed by the model-free methods alone.
     """
     goal = parse_goal(run.domain, task, prompt, video, many)
-    if oracle and len(goal.tasks) != 1:
-        raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
-    label = f"{method}{ORACLE}" if oracle else method
+    check(config, goal, method, oracle, data_free)
+    label = method + (ORACLE if oracle else "") + (DATA_FREE if data_free else "")
     if is_model_free(method):
-        return learn_from_pixels(offline, run, goal, label, backbone, oracle)
+        return model_free.learn(offline, run, goal, label, backbone, oracle)
     path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
     source = artifacts.load(
         run.root / "model" / f"{method}-s{run.seed}",
@@ -150,7 +120,7 @@ def run(
         model = open_model(source, place.device)
         again = run.command("pretrain", *method_option(method), "--fresh")
         embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
-        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle)
+        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle, data_free)
         made = artifacts.save(
             path,
             "behave",
@@ -168,48 +138,16 @@ def run(
         return made
 
 
-def learn_from_pixels(
-    config: OfflineRLConfig | None, run: Run, goal: Goal, label: str, backbone: str | None, oracle: bool
-) -> Artifact:
-    """The model-free rows: no model is read, only data and embeddings. Raises BadInput for several prompts."""
-    if config is None or backbone is None:
-        raise BadInput(f"method {label} needs the preset's section `offline_rl` and the name of a backbone")
-    if len(goal.prompts) > 1:
-        raise BadInput(f"method {label} learns one prompt a policy: give --task, --prompt or --video")
-    data, embeddings = find_inputs(run, backbone)
-    again = run.command("embed", "--backbone", backbone, "--fresh")
-    how = [*goal.options(), *method_option(label.removesuffix(ORACLE)), *(["--oracle-reward"] if oracle else [])]
-    job = PixelJob(
-        config=config,
-        run=run,
-        label=label,
-        name=goal.name,
-        prompts=goal.prompts,
-        tasks=goal.tasks,
-        oracle=oracle,
-        embedding=embed_goal(goal, embeddings[0], run, backbone, again),
-        data=data,
-        embeddings=embeddings,
-        backbone=backbone,
-        command=run.command("behave", *how, "--seed", str(run.seed)),
-    )
-    return make_policy(job)
-
-
-def embed_goal(goal: Goal, source: Artifact, run: Run, name: str, again: str) -> Tensor:
-    """Unit-norm embeddings of the prompts (K, dim_e), by the backbone `name` that `source` was made with.
-
-    Raises BadInput when that has changed since; `again` is the command that makes the source anew.
-    """
-    backbone = load_backbone(name, run.root, run.device)
-    if backbone.id != source.meta["extra"]["backbone_id"]:
-        raise BadInput(
-            f"{source.path} was made with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
-            f"make it again with: {again}"
-        )
-    if goal.video:
-        return embed_prompt_video(backbone, Path(goal.video))[None].cpu()
-    return backbone.encode_text(list(goal.prompts)).cpu()
+def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool) -> None:
+    """Raise BadInput for options that do not go together."""
+    if oracle and len(goal.tasks) != 1:
+        raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
+    if oracle and data_free:
+        raise BadInput("--oracle-reward fits its reward to the dataset: leave out --data-free")
+    if data_free and is_model_free(method):
+        raise BadInput(f"{method} learns from the dataset alone: leave out --data-free")
+    if data_free and not config.actor_critic.imagination:
+        raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
 
 
 class Behavior(nn.Module):
@@ -235,19 +173,35 @@ class Behavior(nn.Module):
         return self.model.reward(task, state, action, self.config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        """batch: h, z, e (N, H+1, ·), action (N, H, A), prompt (N,)."""
-        weights = self.config.actor_critic
-        task = self.prompts.rows(batch["prompt"])
+        """batch: prompt (N,) and, unless data-free, windows h, z, e (N, H+1, ·), action (N, H, A)."""
+        weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
+        if "h" not in batch:
+            return self.imagined_loss(self.dreamed_starts(task), task)
         state = State(batch["h"], batch["z"], batch["e"])
         anchor, data_critic, terms = self.from_data(state, batch["action"], task)
         loss = weights.anchor * anchor + weights.data_value * data_critic
         if weights.imagination:
             count = self.config.imagined
             start = State(*(getattr(state, k)[:count, 0] for k in ("h", "z", "e")))
-            actor, critic, imagined = self.from_imagination(start, self.prompts.rows(batch["prompt"][:count]))
-            loss = loss + weights.imagination * (actor + critic)
-            terms |= imagined | {"actor": actor.detach(), "critic": critic.detach()}
+            imagined, more = self.imagined_loss(start, self.prompts.rows(batch["prompt"][:count]))
+            loss, terms = loss + imagined, terms | more
         return loss, terms | {"critic_data": data_critic.detach()}
+
+    def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
+        """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
+        actor, critic, terms = self.from_imagination(start, task)
+        loss = self.config.actor_critic.imagination * (actor + critic)
+        return loss, terms | {"actor": actor.detach(), "critic": critic.detach()}
+
+    @torch.no_grad()
+    def dreamed_starts(self, task: TaskContext) -> State:
+        """States (N, ...) of the model's own making: a step drawn from a long rollout of the policy, which begins
+        where the model expects episodes to begin."""
+        states, _, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
+        count, steps = states.h.shape[:2]
+        step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
+        row = torch.arange(count, device=step.device)
+        return State(*(getattr(states, k)[row, step] for k in ("h", "z", "e")))
 
     def from_data(self, state: State, action: Tensor, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Anchor and critic losses on the windows themselves, rewarded like imagination."""
@@ -257,15 +211,18 @@ class Behavior(nn.Module):
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        horizon = self.config.horizon
-        normal = self.noise.normal(len(task.tau), horizon, self.model.dim_action)
+        states, actions, _ = self.rollout(start, task, self.config.horizon)
+        reward = self.reward(task, states, actions)
+        return self.learner.imagination_losses(self.inputs(states, task), reward)
+
+    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
+        """The model under the policy's sampled actions: see `WorldModel.imagine`."""
+        normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
 
         def act(features: Tensor, step: int) -> Tensor:
             return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
 
-        states, actions, _ = self.model.imagine(start, act, horizon, task, self.noise)
-        reward = self.reward(task, states, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward)
+        return self.model.imagine(start, act, steps, task, self.noise)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
         """What actor and critic read: (N, H+1, dim_policy)."""
@@ -284,14 +241,17 @@ def train(
     goal: Goal,
     record: dict[str, Any],
     oracle: bool,
+    data_free: bool,
 ) -> tuple[ActorCritic, dict[str, float]]:
     """Encode the data once under the prompts, then update actor and critic on latents alone."""
     seed_everything(run.seed)
-    dataset = open_training_data(source, run)
     with torch.no_grad():
         prompts = model.task(embedding.to(place.device))
-    latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
-    head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
+    latents, head = None, None
+    if not data_free:
+        dataset = open_training_data(source, run)
+        latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
+        head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
@@ -322,7 +282,7 @@ def train(
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
-                    data=f"{values['data_reward']:.2f}",
+                    data=f"{values.get('data_reward', 0.0):.2f}",
                     refresh=False,
                 )
             bar.update()
@@ -338,19 +298,18 @@ def train(
                 }
                 artifacts.save_checkpoint(path, step, groups, about)
                 if stop:
-                    how = (
-                        *method_option(record["method"].removesuffix(ORACLE)),
-                        *(("--oracle-reward",) if oracle else ()),
-                    )
-                    raise stop.leave(run.command("behave", *goal.options(), *how, "--seed", str(run.seed)))
+                    raise stop.leave(command_again(run, goal, record["method"]))
     metrics.close()
     return learner, values
 
 
-def draw_batch(latents: Latents, config: Config, noise: Noise, prompts: int) -> dict[str, Tensor]:
-    """Windows of the dataset; each row asks for one of the prompts."""
-    rows = latents.draw(config.starts, config.start_fraction, noise)
-    prompt = (noise.uniform(config.starts) * prompts).long().clamp(max=prompts - 1)
+def draw_batch(latents: Latents | None, config: Config, noise: Noise, prompts: int) -> dict[str, Tensor]:
+    """Windows of the dataset, or none; each row asks for one of the prompts."""
+    count = config.starts if latents else config.imagined
+    prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
+    if latents is None:
+        return {"prompt": prompt}
+    rows = latents.draw(count, config.start_fraction, noise)
     state, action, _ = latents.window(rows, prompt, config.horizon)
     return {"h": state.h, "z": state.z, "e": state.e, "action": action, "prompt": prompt}
 

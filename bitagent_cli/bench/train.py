@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ def run(
     """Measure both loops.
 
     Returns:
-        {"pretrain": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times are medians in ms.
+        {"pretrain": {...}, "world_model": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times
+        are medians in ms. `world_model` is the pretraining update with L_WM alone (the first row of Table 2).
     """
     place = World(0, 1, torch.device(device))
     dim = DIM_EMBEDDING.get(pretrain_config.backbone, 384)
@@ -44,9 +46,16 @@ def run(
     ceiling = matmul_tflops(place.device)
     result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
     result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)
+    result["world_model"] = bench_pretrain(world_model_alone(pretrain_config), model, place, updates, ceiling)
     result["parts_ms"] = bench_parts(pretrain_config, model, place, max(3, updates // 4))
     result["behave"] = bench_behave(behave_config, model, place, updates, ceiling)
     return result
+
+
+def world_model_alone(config: pretrain.Config) -> pretrain.Config:
+    """The same training with every loss but L_WM and the predictor of e switched off."""
+    off = dict.fromkeys(("mllm", "text_imagination", "joint_behavior"), 0.0)
+    return config.model_copy(update={"objective": config.objective.model_copy(update=off)})
 
 
 def bench_pretrain(
@@ -180,8 +189,10 @@ def figures(seconds: float, flops: int, ceiling: float, device: torch.device) ->
         "share_of_matmul_ceiling": round(tflops / ceiling, 3),
     }
     if device.type == "cuda":
-        found["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    return found
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
+    return {**found, "peak_gib": round(peak / 2**30, 2)}
 
 
 def count_flops(forward: Callable[[], Tensor]) -> int:

@@ -28,6 +28,7 @@ class ActorCriticConfig(Section):
     anchor: float
     anchor_temperature: float
     data_value: float
+    expectile: float
     slow_rate: float
     return_floor: float
     return_rate: float
@@ -149,11 +150,13 @@ class ActorCritic(nn.Module):
         spread = advantage.std().clamp(min=1e-4)
         weight = ((advantage - advantage.mean()) / spread / c.anchor_temperature).clamp(max=4.0).exp()
         weight = weight / weight.mean()
+        # Above 1/2 the critic expects what the better actions of the data earn, not the average one (IQL, Eq. 5).
+        asymmetry = torch.where(advantage > 0, c.expectile, 1 - c.expectile)
         mean, std = self.actor(features[:, :-1])
         log_prob = gaussian_log_prob(action, mean, std)
         metrics = {"data_reward": reward.mean(), "data_return": returns.mean(), "anchor": -log_prob.mean()}
         return (
             -(weight * log_prob).mean(),
-            self.critic.loss(logits, returns).mean(),
+            (2 * asymmetry * self.critic.loss(logits, returns)).mean(),
             {k: v.detach() for k, v in metrics.items()},
         )

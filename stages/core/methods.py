@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 
 MODEL_FREE = ("iql", "td3-bc", "td3")  # learned from pixels without a world model
-ORACLE = "-oracle"  # policy/<method>-oracle-s<seed>: trained on the true reward
+# policy/<method>-oracle-s<seed>, <method>-data-free-s<seed>: trained on the true reward, on no data
+ORACLE, DATA_FREE = "-oracle", "-data-free"
 
 
 def base_method(label: str) -> str:
     """The method of a label: 'genrl-transfer-walker' → 'genrl', 'transfer-walker' → 'bitagent', 'td3-oracle' → 'td3'"""
-    return re.sub(r"-?transfer-.*", "", label.removesuffix(ORACLE)) or "bitagent"
+    return re.sub(r"-?transfer-.*", "", label.removesuffix(DATA_FREE).removesuffix(ORACLE)) or "bitagent"
 
 
 def method_option(method: str) -> tuple[str, ...]:

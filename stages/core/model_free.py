@@ -25,10 +25,11 @@ from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
+from stages.core.goals import Goal, command_again, embed_goal
 from stages.core.methods import MODEL_FREE, base_method
 from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
 from stages.core.pixels import PixelEncoder, random_shift, transitions
-from stages.core.pretraining import data_device
+from stages.core.pretraining import data_device, find_inputs
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.training import load_optimizer_tensors, optimizer_tensors
@@ -70,29 +71,24 @@ class PixelJob:
 
     Args:
         label: the method, with -oracle where the reward is the true one; names the artifact's folder.
-        name, prompts, tasks: of the goal, see `behave.Goal`.
         embedding: (1, dim_e) of the prompt, unit norm.
         data, embeddings: what it is learned from, one of each for every dataset.
         backbone: that made the embeddings.
-        command: the command line that goes on after a stop.
     """
 
     config: OfflineRLConfig
     run: Run
+    goal: Goal
     label: str
-    name: str
-    prompts: tuple[str, ...]
-    tasks: tuple[str, ...]
     oracle: bool
     embedding: Tensor
     data: list[Artifact]
     embeddings: list[Artifact]
     backbone: str
-    command: str
 
     @property
     def path(self) -> Path:
-        return self.run.root / "policy" / f"{self.label}-s{self.run.seed}" / self.name
+        return self.run.root / "policy" / f"{self.label}-s{self.run.seed}" / self.goal.name
 
     @property
     def inputs(self) -> list[Artifact]:
@@ -100,8 +96,22 @@ class PixelJob:
 
     @property
     def record(self) -> dict[str, Any]:
-        about = {"method": self.label, "backbone": self.backbone}
-        return {"offline_rl": self.config.model_dump(), **about, "prompts": [*self.prompts], "tasks": [*self.tasks]}
+        goal = {"prompts": [*self.goal.prompts], "tasks": [*self.goal.tasks]}
+        return {"offline_rl": self.config.model_dump(), "method": self.label, "backbone": self.backbone, **goal}
+
+
+def learn(
+    config: OfflineRLConfig | None, run: Run, goal: Goal, label: str, backbone: str | None, oracle: bool
+) -> Artifact:
+    """Find what a policy is learned from, and learn it. Raises BadInput for several prompts and for missing inputs."""
+    if config is None or backbone is None:
+        raise BadInput(f"method {label} needs the preset's section `offline_rl` and the name of a backbone")
+    if len(goal.prompts) > 1:
+        raise BadInput(f"method {label} learns one prompt a policy: give --task, --prompt or --video")
+    data, embeddings = find_inputs(run, backbone)
+    again = run.command("embed", "--backbone", backbone, "--fresh")
+    embedding = embed_goal(goal, embeddings[0], run, backbone, again)
+    return make_policy(PixelJob(config, run, goal, label, oracle, embedding, data, embeddings, backbone))
 
 
 def make_policy(job: PixelJob) -> Artifact:
@@ -213,7 +223,7 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
     )
     metrics = Metrics(path.parent / f"{path.name}.log", start + 1)
     values: dict[str, float] = {}
-    bar = progress(config.updates, start, f"{job.label} {job.name}", "update", run.quiet)
+    bar = progress(config.updates, start, f"{job.label} {job.goal.name}", "update", run.quiet)
     with stop_signals() as stop, bar:
         for step, batch in enumerate(prefetch(sampler, start, config.updates, device=str(place.device)), start + 1):
             terms = learner.update(batch, step)
@@ -230,7 +240,7 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
             if saving:
                 artifacts.save_checkpoint(path, step, learner.tensors(), about)
                 if stop:
-                    raise stop.leave(job.command)
+                    raise stop.leave(command_again(run, job.goal, job.label))
     metrics.close()
     return learner, values
 
@@ -275,9 +285,9 @@ def part_weights(dataset: Dataset, job: PixelJob) -> list[float]:
 
     Raises BadInput when there is none.
     """
-    weights = [float(p.frames) if p.task == job.tasks[0] else 0.0 for p in dataset.parts]
+    weights = [float(p.frames) if p.task == job.goal.tasks[0] else 0.0 for p in dataset.parts]
     if not any(weights):
-        task = job.tasks[0]
+        task = job.goal.tasks[0]
         raise BadInput(
             f"--oracle-reward needs data of task {task}; make it with: bitagent collect --source expert --task {task}"
         )

@@ -147,6 +147,10 @@ class WorldModel(nn.Module):
         """e (N, dim_e) of the imagined step that follows `state`."""
         raise NotImplementedError
 
+    def predict_semantics(self, h: Tensor, s: Tensor) -> Tensor:
+        """e (..., dim_e) of a state no camera saw, from the dynamics alone."""
+        raise NotImplementedError
+
     def pretraining_loss(
         self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -208,6 +212,15 @@ class WorldModel(nn.Module):
         return State(self.rssm.step(h, past, action), z, e)
 
     # ------------------------------------------------------------------ imagination
+
+    def first_state(self, task: TaskContext, noise: Noise | None) -> State:
+        """An episode's first state as the model expects it before any frame: (B, ...) for B prompts."""
+        count, device = len(task.tau), task.tau.device
+        z, action = (torch.zeros(count, width, device=device) for width in (self.dim_z, self.dim_action))
+        h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
+        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
+        e = self.predict_semantics(h, s)
+        return State(h, self.fuse(e, s, task.gates), e)
 
     def imagine_step(
         self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None

@@ -97,7 +97,7 @@ def test_ablations_add_one_component_a_row() -> None:
 def test_set_overrides_the_method_and_labels_have_their_methods_block() -> None:
     chosen = presets.load("walker", "smoke", ["model.fusion=tamf"], "bitagent-no-tamf")
     assert chosen == presets.load("walker", "smoke")
-    for label in ("bitagent-no-tamf-transfer-cheetah", "bitagent-no-tamf-oracle"):
+    for label in ("bitagent-no-tamf-transfer-cheetah", "bitagent-no-tamf-oracle", "bitagent-no-tamf-data-free"):
         assert presets.load("walker", "smoke", (), label).model.fusion == "sum"
     assert presets.load("walker", "smoke", (), "transfer-cheetah") == presets.load("walker", "smoke")
 

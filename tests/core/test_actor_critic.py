@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "anchor": 1.0,
     "anchor_temperature": 0.5,
     "data_value": 1.0,
+    "expectile": 0.5,
     "slow_rate": 0.25,
     "return_floor": 0.1,
     "return_rate": 0.3,
@@ -197,9 +198,10 @@ def test_return_range_is_floored() -> None:
     assert actor.item() == pytest.approx(-(returns * 0.9 ** np.arange(3)).mean() / 50, rel=1e-4)
 
 
-def test_data_losses() -> None:
+@pytest.mark.parametrize("expectile", [0.5, 0.8])
+def test_data_losses(expectile: float) -> None:
     """Advantage-weighted regression on the data's actions, and the critic's loss on real sequences."""
-    learner = make()
+    learner = make(expectile=expectile)
     features, action, reward = random(5, 4, INP), random(5, 3, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
     slow, logits, mean, std = heads(learner, features)
     bins = array(learner.critic.bins)
@@ -214,7 +216,8 @@ def test_data_losses() -> None:
             distance = (array(action)[n, t] - mean[n, t]) / std[n, t]
             log_prob = (-0.5 * distance**2 - np.log(std[n, t]) - 0.5 * math.log(2 * math.pi)).sum()
             anchor -= weight[n, t] * log_prob / 15
-            critic += two_hot_loss(logits[n, t], returns[n, t], bins) / 15
+            asymmetry = expectile if advantage[n, t] > 0 else 1 - expectile
+            critic += 2 * asymmetry * two_hot_loss(logits[n, t], returns[n, t], bins) / 15
     found_anchor, found_critic, _ = learner.data_losses(features, action, reward)
     assert found_anchor.item() == pytest.approx(anchor, rel=1e-4)
     assert found_critic.item() == pytest.approx(critic, rel=1e-4)

@@ -248,6 +248,33 @@ def test_the_oracle_row_learns_from_the_true_reward_of_its_task_alone(run: Run) 
         behave.run(config(updates=2), run, prompt="walk", oracle=True)
 
 
+def test_data_free_learning_reads_no_dataset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behave, "open_training_data", lambda *_: pytest.fail("read the dataset"))
+    made = behave.run(config(updates=2), run, task="walk", data_free=True)
+    assert made.path == run.root / "policy" / "bitagent-data-free-s0" / "walk"
+    with pytest.raises(BadInput, match="leave out --data-free"):
+        behave.run(config(), run, task="walk", oracle=True, data_free=True)
+    with pytest.raises(BadInput, match=r"behave.actor_critic.imagination=1"):
+        behave.run(config(actor_critic=ACTOR_CRITIC | {"imagination": 0.0}), run, task="walk", data_free=True)
+
+
+def test_data_free_starts_come_from_rollouts_that_begin_where_episodes_do(run: Run) -> None:
+    """With horizon 1 and nothing drawn beyond the first step, a start is the model's own first state."""
+    module, _ = behavior(run, starts=64)
+    task = module.prompts.rows(torch.zeros(256, dtype=torch.long))
+    starts = module.dreamed_starts(task)
+    assert starts.h.shape == (256, 16) and not starts.h.requires_grad
+    first = module.model.first_state(task, None).h[0]
+    is_first = (starts.h - first).abs().amax(-1) < 1e-6
+    assert 0.01 < float(is_first.float().mean()) < 0.2  # one of 4 horizons' 17 states is the first
+    alone = ACTOR_CRITIC | {"entropy": 0.0}
+    module, _ = behavior(run, actor_critic=alone)
+    loss, terms = module({"prompt": torch.zeros(8, dtype=torch.long)})
+    loss.backward()
+    assert "data_reward" not in terms
+    assert all(p.grad is not None and p.grad.any() for p in module.learner.actor.parameters())
+
+
 # ---------------------------------------------------------------------------- stopping and going on
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
-from stages.core import model_free, tasks
+from stages.core import goals, model_free, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -99,6 +99,26 @@ def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
         pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl")
 
 
+def test_a_baseline_dreams_up_its_own_starts(run: Run) -> None:
+    make_model(run, "founder")
+    policy = learn(run, "founder", data_free=True)
+    assert policy.path.parent.name == "founder-data-free-s0"
+    assert "data_reward" not in small_run.logged(policy)[0]
+    Policy.load(policy.path).act(np.zeros((3, 64, 64), np.uint8))
+    with pytest.raises(BadInput, match="td3 learns from the dataset alone"):
+        learn(run, "td3", data_free=True)
+
+
+def test_the_command_that_goes_on_is_that_of_the_label(run: Run) -> None:
+    goal = behave.parse_goal("walker", "walk", None, None)
+    for label, options in {
+        "bitagent": "", "iql": " --method iql", "iql-oracle": " --method iql --oracle-reward",
+        "bitagent-data-free": " --data-free", "transfer-cheetah": " --method transfer-cheetah",
+    }.items():  # fmt: skip
+        wanted = f"bitagent behave --preset walker --scale smoke --task walk{options} --seed 0"
+        assert goals.command_again(run, goal, label) == wanted
+
+
 # ---------------------------------------------------------------------------- model-free
 
 
@@ -124,8 +144,8 @@ def test_the_oracle_learns_from_the_true_reward_of_its_task_alone(run: Run) -> N
 
 def job(run: Run, prompt: torch.Tensor, oracle: bool) -> model_free.PixelJob:
     data, embeddings = find_inputs(run, "offline")
-    about = (("walk fast clean",), ("walk",), oracle, prompt, data, embeddings, "offline", "")
-    return model_free.PixelJob(offline(), run, "td3", "walk", *about)
+    goal = behave.parse_goal("walker", "walk", None, None)
+    return model_free.PixelJob(offline(), run, goal, "td3", oracle, prompt, data, embeddings, "offline")
 
 
 @pytest.mark.parametrize("oracle", [False, True])

@@ -59,6 +59,10 @@ class PlainWorldModel(WorldModel):
         """Held: nothing reads them."""
         return state.e
 
+    def predict_semantics(self, h: Tensor, s: Tensor) -> Tensor:
+        """Zeros: nothing reads them."""
+        return h.new_zeros(*h.shape[:-1], self.dim_embedding)
+
     def pretraining_loss(
         self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
