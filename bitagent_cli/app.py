@@ -90,7 +90,7 @@ def _example(line: str) -> str:
 @with_common
 def collect(
     common: Common,
-    source: Annotated[str, typer.Option(help="random, expert, or all of them.")] = "all",
+    source: Annotated[str, typer.Option(help="random, explore, expert, or all of the preset's.")] = "all",
     task: Annotated[
         str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
     ] = None,
@@ -108,7 +108,7 @@ def collect(
     strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
-    """Collect episodes: of a random policy, and the whole replay of an expert in training.
+    """Collect episodes: of a random policy, of an explorer, and the whole replay of an expert in training.
 
     Writes data/<name>/. A collection that was stopped continues with the same command.
     """
@@ -117,9 +117,10 @@ def collect(
     preset, run = prepare(common, "collect")
     from stages import collect as stage
 
+    agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
     stage.run(
         preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
-        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict, agent=agent,
     )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
     preset, run = prepare(common, "pretrain", method)
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings)
+    stage.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings, mllm=preset.mllm)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
 from stages.core.agent import ModelConfig
+from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
 from stages.core.groundings import Constants
@@ -40,6 +41,7 @@ class Preset(Section):
     collect: CollectConfig
     embed: EmbedConfig
     model: ModelConfig
+    mllm: MllmConfig
     pretrain: PretrainConfig
     groundings: Constants
     behave: BehaveConfig

@@ -20,7 +20,7 @@ def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, cont
     for scratch in (False, True) if control else (False,):
         transfer.run(
             preset.transfer, preset.pretrain, preset.model, run,
-            src=src, method=method, control=scratch, constants=preset.groundings,
+            src=src, method=method, control=scratch, constants=preset.groundings, mllm=preset.mllm,
         )  # fmt: skip
         adapted = transfer.method_name(method, src, scratch)
         for name in names:

@@ -21,6 +21,7 @@ from stages.core import artifacts, model_free, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Run, Section
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
@@ -28,7 +29,7 @@ from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.grounding import Align, Space
 from stages.core.groundings import open_model
-from stages.core.latents import Latents, encode
+from stages.core.latents import Latents, encode, future_returns, label_rewards
 from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
@@ -53,7 +54,7 @@ class Config(Section):
     """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
 
     updates: int
-    starts: int
+    decisions: int
     imagined: int
     horizon: int
     start_fraction: float
@@ -124,7 +125,12 @@ def run(
         made = artifacts.save(
             path,
             "behave",
-            {"model": model.state_dict(), "actor_critic": trained.state_dict(), "prompt": {"embedding": embedding}},
+            {
+                "model": model.state_dict(),
+                "actor_critic": trained.state_dict(),
+                "prompt": {"embedding": embedding},
+                **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
+            },
             domain=run.domain,
             config=record,
             seed=run.seed,
@@ -132,7 +138,7 @@ def run(
             resolved=run.resolved,
             began=began,
             extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
-            | {"summary": summary},
+            | {"mllm": mllm_of(source).model_dump(), "summary": summary},
         )
         artifacts.drop_checkpoint(path)
         return made
@@ -173,19 +179,19 @@ class Behavior(nn.Module):
         return self.model.reward(task, state, action, self.config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        """batch: prompt (N,) and, unless data-free, windows h, z, e (N, H+1, ·), action (N, H, A)."""
+        """batch: prompt (N,) and, unless data-free, h, z, e (N, ·), action (N, A) and return (N,) of the data."""
         weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
         if "h" not in batch:
             return self.imagined_loss(self.dreamed_starts(task), task)
         state = State(batch["h"], batch["z"], batch["e"])
-        anchor, data_critic, terms = self.from_data(state, batch["action"], task)
-        loss = weights.anchor * anchor + weights.data_value * data_critic
+        anchor, critic, terms = self.learner.data_losses(self.inputs(state, task), batch["action"], batch["return"])
+        loss = weights.anchor * anchor + weights.data_value * critic
         if weights.imagination:
             count = self.config.imagined
-            start = State(*(getattr(state, k)[:count, 0] for k in ("h", "z", "e")))
+            start = State(*(getattr(state, k)[:count] for k in ("h", "z", "e")))
             imagined, more = self.imagined_loss(start, self.prompts.rows(batch["prompt"][:count]))
             loss, terms = loss + imagined, terms | more
-        return loss, terms | {"critic_data": data_critic.detach()}
+        return loss, terms | {"critic_data": critic.detach()}
 
     def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
         """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
@@ -203,12 +209,6 @@ class Behavior(nn.Module):
         row = torch.arange(count, device=step.device)
         return State(*(getattr(states, k)[row, step] for k in ("h", "z", "e")))
 
-    def from_data(self, state: State, action: Tensor, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
-        """Anchor and critic losses on the windows themselves, rewarded like imagination."""
-        with torch.no_grad():
-            reward = self.reward(task, state, action)  # (N, H)
-        return self.learner.data_losses(self.inputs(state, task), action, reward)
-
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
         states, actions, _ = self.rollout(start, task, self.config.horizon)
@@ -225,8 +225,8 @@ class Behavior(nn.Module):
         return self.model.imagine(start, act, steps, task, self.noise)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
-        """What actor and critic read: (N, H+1, dim_policy)."""
-        tau = task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
+        """What actor and critic read: (N, ..., dim_policy)."""
+        tau = task.tau if state.h.dim() == 2 else task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
         return torch.cat([state.features, tau], -1)
 
 
@@ -258,9 +258,11 @@ def train(
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
     start = 0 if run.fresh else restore(path, about, learner, actor, critic)
     noise = Noise(place.device, place.rank, place.size)
+    behavior = Behavior(model, learner, prompts, config, noise, head)
+    returns = data_returns(behavior, latents) if latents else None
     compiled = should_compile(config.compile, place.device)
     update = make_update(
-        Behavior(model, learner, prompts, config, noise, head),
+        behavior,
         [(actor, config.clip), (critic, config.clip)],
         place.device,
         bf16=config.bf16,
@@ -273,7 +275,7 @@ def train(
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
     with stop_signals() as stop, bar:
         for step in range(start + 1, config.updates + 1):
-            terms = update(draw_batch(latents, config, noise, len(prompts.tau)))
+            terms = update(draw_batch(latents, returns, config, noise, len(prompts.tau)))
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
@@ -282,7 +284,7 @@ def train(
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
-                    data=f"{values.get('data_reward', 0.0):.2f}",
+                    anchor=f"{values.get('anchor', 0.0):.2f}",
                     refresh=False,
                 )
             bar.update()
@@ -303,15 +305,27 @@ def train(
     return learner, values
 
 
-def draw_batch(latents: Latents | None, config: Config, noise: Noise, prompts: int) -> dict[str, Tensor]:
-    """Windows of the dataset, or none; each row asks for one of the prompts."""
-    count = config.starts if latents else config.imagined
+def data_returns(behavior: Behavior, latents: Latents) -> Tensor:
+    """Returns (K, N) that followed every row of the data under each prompt, by the reward of imagination."""
+
+    def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
+        return behavior.reward(behavior.prompts.rows(prompt), state, action)
+
+    config = behavior.config
+    found = label_rewards(latents, reward, config.horizon)
+    return future_returns(latents, found, config.actor_critic.discount, config.horizon)
+
+
+def draw_batch(latents: Latents | None, returns: Tensor | None, config: Config, noise: Noise, prompts: int) -> Batch:
+    """Decisions of the dataset with the returns (K, N) that followed, or no data; each row asks for one prompt."""
+    count = config.imagined if latents is None else config.decisions
     prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
-    if latents is None:
+    if latents is None or returns is None:
         return {"prompt": prompt}
     rows = latents.draw(count, config.start_fraction, noise)
-    state, action, _ = latents.window(rows, prompt, config.horizon)
-    return {"h": state.h, "z": state.z, "e": state.e, "action": action, "prompt": prompt}
+    state = latents.state(rows, prompt)
+    found = {"h": state.h, "z": state.z, "e": state.e, "action": latents.action[rows + 1]}
+    return {**found, "return": returns[prompt, rows], "prompt": prompt}
 
 
 def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:

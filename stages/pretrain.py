@@ -12,6 +12,7 @@ from __future__ import annotations
 from stages.core import groundings
 from stages.core.agent import ModelConfig
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import ADAPTER, MllmConfig
 from stages.core.config import Run
 from stages.core.errors import BadInput
 from stages.core.methods import is_model_free, method_option
@@ -29,12 +30,14 @@ def run(
     *,
     method: str = "bitagent",
     constants: groundings.Constants | None = None,
+    mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Train and save the model of a method.
 
     Args:
         method: see `methods` in presets/paper.yaml.
         constants: section `groundings`; needed by the baselines alone.
+        mllm: what is trained of the backbone; the baselines train nothing of it.
 
     Raises:
         BadInput: missing data, a method without a world model. Interrupted: on a signal, after saving a checkpoint.
@@ -45,4 +48,5 @@ def run(
     data, embeddings = find_inputs(run, config.backbone)
     command = run.command("pretrain", *method_option(method), "--seed", str(run.seed))
     own = groundings.constants_of(method, constants)
-    return make_model(Job(config, model_config, run, method, data, embeddings, command, constants=own))
+    mllm = groundings.tuned_by(method, mllm)
+    return make_model(Job(config, model_config, run, method, data, embeddings, command, constants=own, mllm=mllm))

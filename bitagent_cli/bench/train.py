@@ -83,16 +83,17 @@ def bench_behave(
     """The behaviour update on one batch of latents."""
     model.requires_grad_(False)
     c = model.config
-    n, h = config.starts, config.horizon
+    n, starts, h = config.decisions, config.imagined, config.horizon
     with torch.no_grad():
         prompts = model.task(F.normalize(torch.randn(1, model.dim_embedding, device=place.device), dim=-1))
     learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
     batch = {
-        "h": torch.rand(n, h + 1, c.deter, device=place.device) * 2 - 1,
-        "z": torch.randn(n, h + 1, c.dim_z, device=place.device),
-        "e": F.normalize(torch.randn(n, h + 1, model.dim_embedding, device=place.device), dim=-1),
-        "action": torch.rand(n, h, DIM_ACTION, device=place.device) * 2 - 1,
+        "h": torch.rand(n, c.deter, device=place.device) * 2 - 1,
+        "z": torch.randn(n, c.dim_z, device=place.device),
+        "e": F.normalize(torch.randn(n, model.dim_embedding, device=place.device), dim=-1),
+        "action": torch.rand(n, DIM_ACTION, device=place.device) * 2 - 1,
+        "return": torch.randn(n, device=place.device),
         "prompt": torch.zeros(n, dtype=torch.long, device=place.device),
     }
     loss = behave.Behavior(model, learner, prompts, config, Noise(place.device), None)
@@ -111,8 +112,9 @@ def bench_behave(
     model.requires_grad_(True)
     return {
         **figures(seconds, flops, ceiling, place.device),
-        "imagined_steps_per_second": round(n * h / seconds),
-        "starts": n,
+        "imagined_steps_per_second": round(starts * h / seconds) if config.actor_critic.imagination else 0,
+        "decisions": n,
+        "starts": starts,
         "horizon": h,
     }
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.fusion import TAMF
@@ -67,9 +68,10 @@ class JointModel(WorldModel):
         config: sizes.
         dim_embedding: width of the backbone's embeddings (video and text share it).
         dim_action: width of the action.
+        adapter: whether e_v passes the adapter (`mllm.train: adapter`), or is the backbone's own output.
     """
 
-    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int) -> None:
+    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool = True) -> None:
         super().__init__()
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
         self.dim_z, self.dim_tau = config.dim_z, config.dim_task
@@ -84,7 +86,7 @@ class JointModel(WorldModel):
             "unimix": c.unimix,
         }
         dim_s = c.classes * c.categories
-        self.adapter = Adapter(dim_embedding)  # e_v = f_mllm(x), trainable part
+        self.adapter = Adapter(dim_embedding) if adapter else nn.Identity()  # e_v = f_mllm(x), trainable part
         self.task_encoder = MLP(dim_embedding, c.dim_task, c.units, 1)  # f_task
         self.rssm = RSSM(**dynamics, depth=c.depth)  # type: ignore[arg-type]
         self.fusion = TAMF(
@@ -200,20 +202,23 @@ def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor)
 def load_model(
     artifact: Artifact,
     device: str | torch.device = "cpu",
-    build: Callable[[ModelConfig, int, int], WorldModel] = JointModel,
+    build: Callable[[ModelConfig, int, int, bool], WorldModel] = JointModel,
 ) -> WorldModel:
     """Rebuild the model that a pretrain, behave or transfer artifact holds, frozen, on `device`.
 
     Args:
-        build: makes the model from its configuration and the widths of embedding and action;
-            `groundings.open_model` chooses it by the artifact's method.
+        build: makes the model from its configuration, the widths of embedding and action, and whether e_v passes
+            the adapter; `groundings.open_model` chooses it by the artifact's method.
 
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
     extra = artifact.meta["extra"]
     model = build(
-        ModelConfig.model_validate(artifact.meta["config"]["model"]), extra["dim_embedding"], extra["dim_action"]
+        ModelConfig.model_validate(artifact.meta["config"]["model"]),
+        extra["dim_embedding"],
+        extra["dim_action"],
+        mllm_of(artifact).train == "adapter",
     )
     load_weights(model, artifact.tensors("model"), artifact.path)
     return model.to(device).requires_grad_(False).eval()

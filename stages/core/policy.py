@@ -20,6 +20,7 @@ from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import State, TaskContext, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
+from stages.core.backbones.tuning import retune
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
 from stages.core.methods import is_model_free
@@ -28,14 +29,16 @@ from stages.core.offline_rl import Actor, resolve_precision
 from stages.core.pixels import PixelEncoder
 from stages.core.world_model import WorldModel
 
+IMAGE_SIZE = 64  # of the frames the world model reads
+
 
 class Policy:
     """What every policy does: acts, frame by frame, on the prompt it was trained for.
 
-    `frame_size` is the height and width it wants of `backbone_frames`.
+    `backbone_size` is the height and width of the frames its backbone reads.
     """
 
-    frame_size: int
+    backbone_size: int
 
     @staticmethod
     def load(path: str | Path, device: str = "cpu", *, semantics_every: int = 1, sample: bool = False) -> Policy:
@@ -64,7 +67,7 @@ class Policy:
         """Action for one frame (3, 64, 64) or for N environments in step (N, 3, 64, 64).
 
         Args:
-            backbone_frames: the same view at the backbone's own size; by default `frames`.
+            backbone_frames: the same view at `backbone_size`; by default `frames`.
         Returns:
             (A,) or (N, A), float32 in [-1, 1].
         """
@@ -82,13 +85,14 @@ class LatentPolicy(Policy):
         backbone: Backbone,
         embedding: Tensor,
         *,
+        backbone_size: int,
         device: torch.device,
         semantics_every: int = 1,
         sample: bool = False,
     ) -> None:
         self.artifact, self.model, self.learner, self.backbone = artifact, model, learner, backbone
+        self.backbone_size = backbone_size
         self.device, self.semantics_every, self.sample = device, semantics_every, sample
-        self.frame_size = backbone.frame_size
         with torch.no_grad():
             self.contexts = model.task(embedding.to(device))
         self.reset()
@@ -105,10 +109,19 @@ class LatentPolicy(Policy):
         trained_with = artifact.meta["extra"]["backbone_id"]
         if backbone.id != trained_with:
             raise BadInput(f"{artifact.path} was trained with backbone {trained_with}, here is {backbone.id}")
+        size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
         embedding = artifact.tensors("prompt")["embedding"]
         learner.to(where).requires_grad_(False)
         return cls(
-            artifact, model, learner, backbone, embedding, device=where, semantics_every=semantics_every, sample=sample
+            artifact,
+            model,
+            learner,
+            backbone,
+            embedding,
+            backbone_size=size,
+            device=where,
+            semantics_every=semantics_every,
+            sample=sample,
         )
 
     def reset(self, prompt: int = 0) -> None:
@@ -149,7 +162,7 @@ class LatentPolicy(Policy):
 class PixelPolicy(Policy):
     """A model-free policy: reads a stack of the last frames, the first repeated before it, and no backbone."""
 
-    frame_size = 64
+    backbone_size = IMAGE_SIZE  # there is no backbone that would want others
 
     def __init__(self, encoder: PixelEncoder, actor: Actor, stack: int, device: torch.device) -> None:
         self.encoder, self.actor, self.stack, self.device = encoder, actor, stack, device

@@ -103,7 +103,7 @@ def test_a_baseline_dreams_up_its_own_starts(run: Run) -> None:
     make_model(run, "founder")
     policy = learn(run, "founder", data_free=True)
     assert policy.path.parent.name == "founder-data-free-s0"
-    assert "data_reward" not in small_run.logged(policy)[0]
+    assert "data_return" not in small_run.logged(policy)[0]
     Policy.load(policy.path).act(np.zeros((3, 64, 64), np.uint8))
     with pytest.raises(BadInput, match="td3 learns from the dataset alone"):
         learn(run, "td3", data_free=True)

@@ -14,6 +14,7 @@ import torch
 
 from stages.core.agent import ModelConfig, load_model
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.groundings.bitagent import BiTAgent
@@ -47,22 +48,43 @@ def constants_of(method: str, constants: Constants | None) -> dict[str, Any]:
     return dict(constants.model_dump().get(name.replace("-", "_"), {}))
 
 
+def tuned_by(method: str, mllm: MllmConfig) -> MllmConfig:
+    """What a method trains of the backbone: BiTAgent what section `mllm` says, the baselines nothing.
+
+    Raises BadInput for a baseline with a backbone in the loop.
+    """
+    if base_method(method) not in BASELINES:
+        return mllm
+    if mllm.in_loop:
+        raise BadInput(f"{method} reads a frozen backbone: leave out --set mllm.train={mllm.train}")
+    return mllm.model_copy(update={"train": "none"})
+
+
 def build(
-    method: str, config: ModelConfig, dim_embedding: int, dim_action: int, constants: dict[str, Any]
+    method: str,
+    config: ModelConfig,
+    dim_embedding: int,
+    dim_action: int,
+    constants: dict[str, Any],
+    adapter: bool = True,
 ) -> WorldModel:
     """The untrained model of a method; any label that is no baseline's is BiTAgent under some switches.
 
     Args:
         constants: of `constants_of`.
+        adapter: whether BiTAgent's e_v passes the adapter.
     """
-    return BASELINES.get(base_method(method), BiTAgent)(config, dim_embedding, dim_action, **constants)
+    kind = BASELINES.get(base_method(method))
+    if kind is None:
+        return BiTAgent(config, dim_embedding, dim_action, adapter)
+    return kind(config, dim_embedding, dim_action, **constants)
 
 
 def open_model(artifact: Artifact, device: str | torch.device = "cpu") -> WorldModel:
     """The model a pretrain, behave or transfer artifact holds, frozen; see `agent.load_model`."""
     about = artifact.meta["config"]
 
-    def make(config: ModelConfig, dim_embedding: int, dim_action: int) -> WorldModel:
-        return build(about["method"], config, dim_embedding, dim_action, about.get("grounding", {}))
+    def make(config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool) -> WorldModel:
+        return build(about["method"], config, dim_embedding, dim_action, about.get("grounding", {}), adapter)
 
     return load_model(artifact, device, make)
