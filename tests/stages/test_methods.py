@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
-from stages.core import goals, model_free, tasks
+from stages.core import goals, groundings, model_free, tasks
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import ADAPTER
 from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -97,6 +98,15 @@ def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
         pretrain.run(small_run.pretrain_config(updates=2), model_config(), run, method="genrl", constants=other)
     with pytest.raises(BadInput, match="section `groundings`"):
         pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl")
+
+
+def test_a_baseline_trains_nothing_of_the_backbone(run: Run) -> None:
+    tuned = ADAPTER.model_copy(update={"train": "full"})
+    with pytest.raises(BadInput, match=r"genrl reads a frozen backbone: leave out --set mllm\.train=full"):
+        constants = presets.load("walker", "smoke").groundings
+        pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl", constants=constants, mllm=tuned)
+    assert groundings.tuned_by("genrl-transfer-cheetah", ADAPTER).train == "none"
+    assert all(groundings.tuned_by(method, tuned) is tuned for method in ("bitagent", "ablation-mllm"))
 
 
 def test_a_baseline_dreams_up_its_own_starts(run: Run) -> None:
