@@ -117,7 +117,8 @@ def imagination(scene: Scene) -> Chapter:
     better = summary["better_than_copying"]
     text = (
         f"The model looks at {c.context} frames, then predicts {c.horizon} more from the data's actions alone. "
-        f"{f'It beats copying the last frame up to step {better}' if better else 'Copying the last frame is better'}. "
+        f"The mean of {summary['rollouts']} sampled rollouts "
+        f"{f'beats copying the last frame up to step {better}' if better else 'is worse than copying the last frame'}. "
         f"{TRAINED_ON}"
     )
     pictures = [

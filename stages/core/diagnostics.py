@@ -7,7 +7,7 @@ that every episode can be scored for every task of its domain.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.core import worlds
 from stages.core.actor_critic import Actor
-from stages.core.agent import State, TaskContext
+from stages.core.agent import Noise, State, TaskContext
 from stages.core.backbones.behaviours import memberships
 from stages.core.backbones.motion import window_features
 from stages.core.episodes import Dataset
@@ -29,6 +29,7 @@ from stages.core.world_model import WorldModel
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together
+SAMPLES = 8  # rollouts behind the expected frame
 
 # (context of N prompts, states (N, H+1, ...), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
 RewardFunction = Callable[[TaskContext, State, Tensor], Tensor]
@@ -41,27 +42,34 @@ RewardFunction = Callable[[TaskContext, State, Tensor], Tensor]
 class OpenLoop:
     """Real and predicted frames (N, C+H, 3, 64, 64) uint8, and errors (N, H), sums of squares over a frame in [0, 1].
 
-    The first C predicted frames are reconstructions (the model still looks); `copy` is the error of
-    repeating the last frame it saw.
+    The first C predicted frames are reconstructions (the model still looks). `error` is that of the expected
+    frame, the mean over sampled rollouts; `single` that of the one rollout of most likely states, which is
+    `predicted`; `copy` that of repeating the last frame seen.
     """
 
     real: np.ndarray
     predicted: np.ndarray
     error: np.ndarray
+    single: np.ndarray
     copy: np.ndarray
 
 
 @torch.no_grad()
-def open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
+def open_loop(
+    model: WorldModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int, seed: int = 0
+) -> OpenLoop:
     """Look at `context` frames, then predict `horizon` more from the data's actions alone.
 
     The task embedding is pseudo-text of the context, so nothing of the predicted stretch leaks in.
 
     Args:
         starts: (N,) global rows; each window of context + horizon rows lies inside one episode.
+        seed: of the sampled rollouts.
     """
-    parts = [_open_loop(model, dataset, chunk, context, horizon) for chunk in _chunks(starts)]
-    return OpenLoop(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("real", "predicted", "error", "copy")))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = [_open_loop(model, dataset, chunk, context, horizon) for chunk in _chunks(starts)]
+    return OpenLoop(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(OpenLoop)))
 
 
 def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
@@ -75,25 +83,33 @@ def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context:
         image[:, :context], action[:, :context], is_first[:, :context], model.adapter(e[:, :context]), task, None
     )
     last = State(*(getattr(seen.state, k)[:, -1] for k in ("h", "z", "e")))
-    imagined, _, _ = model.imagine(last, lambda _, t: action[:, context + t], horizon, task, None)
-    z = torch.cat([seen.state.z, imagined.z[:, 1:]], 1)  # (N, C+H, dim_z)
-    predicted = decode(model, z)
+
+    def rollout(noise: Noise | None) -> Tensor:
+        """(N, H, 3, 64, 64) uint8."""
+        imagined, _, _ = model.imagine(last, lambda _, t: action[:, context + t], horizon, task, noise)
+        return decode(model, imagined.z[:, 1:])
+
+    single = rollout(None)
+    expected = sum(normalize_image(rollout(Noise(device))) for _ in range(SAMPLES)) / SAMPLES
     future = normalize_image(image[:, context:])
-    error = (normalize_image(predicted[:, context:]) - future).square().sum((2, 3, 4))
-    copy = (normalize_image(image[:, context - 1 : context]) - future).square().sum((2, 3, 4))
-    return OpenLoop(*(t.cpu().numpy() for t in (image, predicted, error, copy)))
+    guesses = expected, normalize_image(single), normalize_image(image[:, context - 1 : context])
+    errors = [(guess - future).square().sum((2, 3, 4)) for guess in guesses]  # (N, H) each
+    predicted = torch.cat([decode(model, seen.state.z), single], 1)  # (N, C+H, 3, 64, 64)
+    return OpenLoop(*(t.cpu().numpy() for t in (image, predicted, *errors)))
 
 
 def open_loop_summary(result: OpenLoop) -> dict[str, Any]:
-    """Mean errors by horizon, as JSON: the model's, copying's, and what the acceptance of issue 5 asks."""
-    model, copy = result.error.mean(0), result.copy.mean(0)
+    """Mean errors by horizon, as JSON: the model's and copying's, and how they compare."""
+    model, single, copy = result.error.mean(0), result.single.mean(0), result.copy.mean(0)
     ratio = copy / np.maximum(model, 1e-9)
     return {
         "windows": len(result.error),
         "unit": "sum of squared errors over a frame, pixels in [0, 1]",
         "held_out": False,
         "horizon": list(range(1, len(model) + 1)),
+        "rollouts": SAMPLES,
         "model": model.round(3).tolist(),
+        "single_rollout": single.round(3).tolist(),
         "copy_last_frame": copy.round(3).tolist(),
         "better_than_copying": int(np.argmax(ratio < 1)) if (ratio < 1).any() else len(ratio),
         "times_better_at_10": round(float(ratio[9]), 3) if len(ratio) >= 10 else None,

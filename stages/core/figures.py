@@ -141,7 +141,8 @@ def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
         ax.plot(
             summary["horizon"], summary["copy_last_frame"], color=COLORS[6], linestyle="--", label="copy last frame"
         )
-        ax.plot(summary["horizon"], summary["model"], color=COLORS[0], label="imagination")
+        ax.plot(summary["horizon"], summary["single_rollout"], color=COLORS[1], label="one rollout, most likely states")
+        ax.plot(summary["horizon"], summary["model"], color=COLORS[0], label=f"mean of {summary['rollouts']} rollouts")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("steps ahead", fontsize=9)
         ax.set_ylabel("squared error a frame", fontsize=9)

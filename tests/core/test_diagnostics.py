@@ -48,7 +48,30 @@ def test_copy_error_is_that_of_the_last_frame_seen(model: JointModel, dataset: D
     copied = ((image[:, 3:4] - image[:, 4:]) ** 2).sum((2, 3, 4))
     np.testing.assert_allclose(found.copy, copied, rtol=1e-4)
     predicted = ((found.predicted[:, 4:] / 255 - image[:, 4:]) ** 2).sum((2, 3, 4))
-    np.testing.assert_allclose(found.error, predicted, rtol=1e-4)
+    np.testing.assert_allclose(found.single, predicted, rtol=1e-4)
+
+
+def test_error_is_that_of_the_mean_of_sampled_rollouts(
+    model: JointModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rollouts, each alone the whole of an estimate, average to the frame that is judged."""
+    rollouts: list[Tensor] = []
+    decode = diagnostics.decode
+
+    def recorded(model: JointModel, z: Tensor) -> Tensor:
+        rollouts.append(decode(model, z))
+        return rollouts[-1]
+
+    monkeypatch.setattr(diagnostics, "decode", recorded)
+    monkeypatch.setattr(diagnostics, "SAMPLES", 3)
+    found = diagnostics.open_loop(model, dataset, np.array([0, 3]), context=4, horizon=5, seed=1)
+    sampled = [r.numpy().astype(np.float64) for r in rollouts if r.shape[1] == 5][1:]  # the first is the single one
+    assert len(sampled) == 3 and not np.array_equal(sampled[0], sampled[1])
+    future = dataset.windows("image", np.array([0, 3]), 9)[:, 4:]
+    wanted = (((np.mean(sampled, 0) - future) / 255) ** 2).sum((2, 3, 4))
+    np.testing.assert_allclose(found.error, wanted, rtol=1e-4)
+    again = diagnostics.open_loop(model, dataset, np.array([0, 3]), context=4, horizon=5, seed=1)
+    np.testing.assert_array_equal(found.error, again.error)
 
 
 def test_prediction_does_not_see_the_future(
@@ -73,9 +96,9 @@ def test_summary_says_how_far_imagination_wins() -> None:
     frames = np.zeros((1, 1, 3, 64, 64), np.uint8)
     copy = np.full((2, 12), 4.0)
     error = np.where(np.arange(12) < 11, 1.0, 5.0)[None].repeat(2, 0)
-    found = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, error, copy))
+    found = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, error, error, copy))
     assert (found["better_than_copying"], found["times_better_at_10"], found["windows"]) == (11, 4.0, 2)
-    always = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, copy / 2, copy))
+    always = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, copy / 2, copy, copy))
     assert always["better_than_copying"] == 12
 
 

@@ -60,7 +60,15 @@ def test_gif_gives_back_every_frame_even_equal_ones(tmp_path: Path) -> None:
 
 def draw_error(path: Path) -> None:
     figures.prediction_error(
-        path, {"horizon": [1, 2], "model": [3.0, 4.0], "copy_last_frame": [5.0, 9.0], "windows": 7}
+        path,
+        {
+            "horizon": [1, 2],
+            "model": [3.0, 4.0],
+            "single_rollout": [3.5, 5.0],
+            "copy_last_frame": [5.0, 9.0],
+            "windows": 7,
+            "rollouts": 8,
+        },
     )
 
 
