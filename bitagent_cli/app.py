@@ -78,7 +78,7 @@ def _example(line: str) -> str:
 @with_common
 def collect(
     common: Common,
-    source: Annotated[str, typer.Option(help="random, expert, or all of them.")] = "all",
+    source: Annotated[str, typer.Option(help="random, explore, expert, or all of the preset's.")] = "all",
     task: Annotated[
         str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
     ] = None,
@@ -96,7 +96,7 @@ def collect(
     strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
-    """Collect episodes: of a random policy, and the whole replay of an expert in training.
+    """Collect episodes: of a random policy, of an explorer, and the whole replay of an expert in training.
 
     Writes data/<name>/. A collection that was stopped continues with the same command.
     """
@@ -105,9 +105,10 @@ def collect(
     preset, run = prepare(common, "collect")
     from stages import collect as stage
 
+    agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
     stage.run(
         preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
-        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict, agent=agent,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
     preset, run = prepare(common, "pretrain")
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method)
+    stage.run(preset.pretrain, preset.model, run, method=method, mllm=preset.mllm)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
@@ -159,6 +160,9 @@ def behave(
     oracle_reward: Annotated[
         bool, typer.Option("--oracle-reward", help="Control row: train on the true reward of --task.")
     ] = False,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Read no dataset: begin every rollout in a state the model dreams up.")
+    ] = False,
 ) -> None:
     """Learn a policy for a task or a prompt, in imagination alone.
 
@@ -169,7 +173,7 @@ def behave(
     preset, run = prepare(common, "behave")
     from stages import behave as stage
 
-    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward)
+    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free)
 
 
 @app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))

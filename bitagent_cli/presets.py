@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
 from stages.core.agent import ModelConfig
+from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
 from stages.embed import Config as EmbedConfig
@@ -36,6 +37,7 @@ class Preset(Section):
     collect: CollectConfig
     embed: EmbedConfig
     model: ModelConfig
+    mllm: MllmConfig
     pretrain: PretrainConfig
     behave: BehaveConfig
     evaluate: EvaluateConfig

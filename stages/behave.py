@@ -24,12 +24,13 @@ from stages.core.agent import JointModel, Noise, State, TaskContext, load_model
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
+from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.grounding import Align, Space, text_reward
-from stages.core.latents import Latents, encode
+from stages.core.latents import Latents, encode, future_returns, label_rewards
 from stages.core.naming import slug
 from stages.core.nets import MLP
 from stages.core.pretraining import open_training_data
@@ -45,12 +46,14 @@ from stages.core.training import (
     should_compile,
 )
 
+DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
+
 
 class Config(Section):
     """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
 
     updates: int
-    starts: int
+    decisions: int
     imagined: int
     horizon: int
     start_fraction: Share
@@ -106,17 +109,18 @@ def run(
     many: Sequence[str] = (),
     method: str = "bitagent",
     oracle: bool = False,
+    data_free: bool = False,
 ) -> Artifact:
     """Train and save a policy.
 
     Args:
         task, prompt, video, many: see `parse_goal`.
         oracle: the control row; the reward is a head fitted to the true reward of the named task.
+        data_free: no dataset is read; every imagined rollout begins in a state the model itself dreams up.
     """
     goal = parse_goal(run.domain, task, prompt, video, many)
-    if oracle and len(goal.tasks) != 1:
-        raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
-    label = f"{method}-oracle" if oracle else method
+    check(config, goal, oracle, data_free)
+    label = method + ("-oracle" if oracle else "") + ("-data-free" if data_free else "")
     path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
     source = artifacts.load(
         run.root / "model" / f"{method}-s{run.seed}",
@@ -140,11 +144,16 @@ def run(
         began = time.time()
         model = load_model(source, place.device)
         embedding = embed_goal(goal, source, run)
-        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle)
+        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle, data_free)
         made = artifacts.save(
             path,
             "behave",
-            {"model": model.state_dict(), "actor_critic": trained.state_dict(), "prompt": {"embedding": embedding}},
+            {
+                "model": model.state_dict(),
+                "actor_critic": trained.state_dict(),
+                "prompt": {"embedding": embedding},
+                **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
+            },
             domain=run.domain,
             config=record,
             seed=run.seed,
@@ -152,10 +161,20 @@ def run(
             resolved=run.resolved,
             began=began,
             extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
-            | {"summary": summary},
+            | {"mllm": mllm_of(source).model_dump(), "summary": summary},
         )
         artifacts.drop_checkpoint(path)
         return made
+
+
+def check(config: Config, goal: Goal, oracle: bool, data_free: bool) -> None:
+    """Raise BadInput for options that do not go together."""
+    if oracle and len(goal.tasks) != 1:
+        raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
+    if oracle and data_free:
+        raise BadInput("--oracle-reward fits its reward to the dataset: leave out --data-free")
+    if data_free and not config.actor_critic.imagination:
+        raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
 
 
 def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
@@ -194,41 +213,54 @@ class Behavior(nn.Module):
         return text_reward(self.model, task, z, action, self.config.align, self.config.space)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        """batch: h, z, e (N, H+1, ·), action (N, H, A), prompt (N,)."""
-        weights = self.config.actor_critic
-        task = self.prompts.rows(batch["prompt"])
+        """batch: prompt (N,) and, unless data-free, h, z, e (N, ·), action (N, A) and return (N,) of the data."""
+        weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
+        if "h" not in batch:
+            return self.imagined_loss(self.dreamed_starts(task), task)
         state = State(batch["h"], batch["z"], batch["e"])
-        anchor, data_critic, terms = self.from_data(state, batch["action"], task)
-        loss = weights.anchor * anchor + weights.data_value * data_critic
+        anchor, critic, terms = self.learner.data_losses(self.inputs(state, task), batch["action"], batch["return"])
+        loss = weights.anchor * anchor + weights.data_value * critic
         if weights.imagination:
             count = self.config.imagined
-            start = State(*(getattr(state, k)[:count, 0] for k in ("h", "z", "e")))
-            actor, critic, imagined = self.from_imagination(start, self.prompts.rows(batch["prompt"][:count]))
-            loss = loss + weights.imagination * (actor + critic)
-            terms |= imagined | {"actor": actor.detach(), "critic": critic.detach()}
-        return loss, terms | {"critic_data": data_critic.detach()}
+            start = State(*(getattr(state, k)[:count] for k in ("h", "z", "e")))
+            imagined, more = self.imagined_loss(start, self.prompts.rows(batch["prompt"][:count]))
+            loss, terms = loss + imagined, terms | more
+        return loss, terms | {"critic_data": critic.detach()}
 
-    def from_data(self, state: State, action: Tensor, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
-        """Anchor and critic losses on the windows themselves, rewarded like imagination."""
-        with torch.no_grad():
-            reward = self.reward(task, state.features, state.z, action)  # (N, H)
-        return self.learner.data_losses(self.inputs(state, task), action, reward)
+    def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
+        """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
+        actor, critic, terms = self.from_imagination(start, task)
+        loss = self.config.actor_critic.imagination * (actor + critic)
+        return loss, terms | {"actor": actor.detach(), "critic": critic.detach()}
+
+    @torch.no_grad()
+    def dreamed_starts(self, task: TaskContext) -> State:
+        """States (N, ...) of the model's own making: a step drawn from a long rollout of the policy, which begins
+        where the model expects episodes to begin."""
+        states, _, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
+        count, steps = states.h.shape[:2]
+        step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
+        row = torch.arange(count, device=step.device)
+        return State(*(getattr(states, k)[row, step] for k in ("h", "z", "e")))
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        horizon = self.config.horizon
-        normal = self.noise.normal(len(task.tau), horizon, self.model.dim_action)
+        states, actions, _ = self.rollout(start, task, self.config.horizon)
+        reward = self.reward(task, states.features, states.z, actions)
+        return self.learner.imagination_losses(self.inputs(states, task), reward)
+
+    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
+        """The model under the policy's sampled actions: see `JointModel.imagine`."""
+        normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
 
         def act(features: Tensor, step: int) -> Tensor:
             return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
 
-        states, actions, _ = self.model.imagine(start, act, horizon, task, self.noise)
-        reward = self.reward(task, states.features, states.z, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward)
+        return self.model.imagine(start, act, steps, task, self.noise)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
-        """What actor and critic read: (N, H+1, deter + dim_z + dim_task)."""
-        tau = task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
+        """What actor and critic read: (N, ..., deter + dim_z + dim_task)."""
+        tau = task.tau if state.h.dim() == 2 else task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
         return torch.cat([state.features, tau], -1)
 
 
@@ -243,14 +275,17 @@ def train(
     goal: Goal,
     record: dict[str, Any],
     oracle: bool,
+    data_free: bool,
 ) -> tuple[ActorCritic, dict[str, float]]:
     """Encode the data once under the prompts, then update actor and critic on latents alone."""
     seed_everything(run.seed)
-    dataset = open_training_data(source, run)
     with torch.no_grad():
         prompts = model.task(embedding.to(place.device))
-    latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
-    head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
+    latents, head = None, None
+    if not data_free:
+        dataset = open_training_data(source, run)
+        latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
+        head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
     width = model.config.deter + model.config.dim_z + model.config.dim_task
     learner = ActorCritic(width, model.dim_action, config.actor_critic).to(place.device)
@@ -261,9 +296,11 @@ def train(
     start = restore(path, about, learner, actor, critic)
     lower = f"behave.lr={config.lr / 3:.2g}"
     noise = Noise(place.device, place.rank, place.size)
+    behavior = Behavior(model, learner, prompts, config, noise, head)
+    returns = data_returns(behavior, latents) if latents else None
     compiled = should_compile(config.compile, place.device)
     update = make_update(
-        Behavior(model, learner, prompts, config, noise, head),
+        behavior,
         [(actor, config.clip), (critic, config.clip)],
         place.device,
         bf16=config.bf16,
@@ -276,7 +313,7 @@ def train(
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
     with stop_signals() as stop, bar:
         for step in range(start + 1, config.updates + 1):
-            terms = update(draw_batch(latents, config, noise, len(prompts.tau)))
+            terms = update(draw_batch(latents, returns, config, noise, len(prompts.tau)))
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
@@ -284,7 +321,7 @@ def train(
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
-                    data=f"{values['data_reward']:.2f}",
+                    anchor=f"{values.get('anchor', 0.0):.2f}",
                     refresh=False,
                 )
             bar.update()
@@ -304,12 +341,27 @@ def train(
     return learner, values
 
 
-def draw_batch(latents: Latents, config: Config, noise: Noise, prompts: int) -> dict[str, Tensor]:
-    """Windows of the dataset; each row asks for one of the prompts."""
-    rows = latents.draw(config.starts, config.start_fraction, noise)
-    prompt = (noise.uniform(config.starts) * prompts).long().clamp(max=prompts - 1)
-    state, action, _ = latents.window(rows, prompt, config.horizon)
-    return {"h": state.h, "z": state.z, "e": state.e, "action": action, "prompt": prompt}
+def data_returns(behavior: Behavior, latents: Latents) -> Tensor:
+    """Returns (K, N) that followed every row of the data under each prompt, by the reward of imagination."""
+
+    def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
+        return behavior.reward(behavior.prompts.rows(prompt), state.features, state.z, action)
+
+    config = behavior.config
+    found = label_rewards(latents, reward, config.horizon)
+    return future_returns(latents, found, config.actor_critic.discount, config.horizon)
+
+
+def draw_batch(latents: Latents | None, returns: Tensor | None, config: Config, noise: Noise, prompts: int) -> Batch:
+    """Decisions of the dataset with the returns (K, N) that followed, or no data; each row asks for one prompt."""
+    count = config.imagined if latents is None else config.decisions
+    prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
+    if latents is None or returns is None:
+        return {"prompt": prompt}
+    rows = latents.draw(count, config.start_fraction, noise)
+    state = latents.state(rows, prompt)
+    found = {"h": state.h, "z": state.z, "e": state.e, "action": latents.action[rows + 1]}
+    return {**found, "return": returns[prompt, rows], "prompt": prompt}
 
 
 def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:

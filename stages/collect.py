@@ -1,14 +1,15 @@
-"""Collect: the datasets of a domain, by a random policy and by the replays of experts trained online.
+"""Collect: the datasets of a domain, by a random policy, by exploration and by the replays of experts trained online.
 
     bitagent collect --preset walker
+    bitagent collect --preset walker --source explore
     bitagent collect --preset walker --source expert --task run --workers 2
     bitagent collect --preset walker --states-only
     bitagent collect --preset walker --render runs/walker-laptop/states/random --size 224
     bitagent collect --preset walker --import genrl/walker --task walk
 
-Writes runs/<run>/data/random and runs/<run>/data/expert-<task>; states/ with --states-only; frames of
-another size or camera under frames/. An expert learns from physics observations; the frames of the
-episodes kept are rendered afterwards from the recorded states.
+Writes runs/<run>/data/random, data/explore and data/expert-<task>; states/ with --states-only; frames of
+another size or camera under frames/. An expert learns from physics observations, the explorer from pixels;
+the frames of the episodes kept are rendered afterwards from the recorded states, whatever the agent saw.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from stages.core.experts import (
     DECISIONS,
     ExpertConfig,
     ExpertJob,
+    ReplayJob,
     derive_seed,
     kept_episodes,
     load_episode,
@@ -39,13 +41,14 @@ from stages.core.experts import (
     task_decisions,
     train_expert,
 )
+from stages.core.explore import AgentConfig, ExploreConfig, ExploreJob, train_explorer
 from stages.core.genrl_import import import_genrl
 from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import Episode
-from stages.core.workers import Channel, Pool
+from stages.core.workers import Channel, Figure, Pool
 
-SOURCES = ("random", "expert", "all")
+SOURCES = ("random", "explore", "expert", "all")
 ROWS = DECISIONS + 1
 CHUNK = 8  # episodes a rendering job
 FRAME_SIZE = 64
@@ -56,6 +59,7 @@ class Config(Section):
 
     random_episodes: int
     random_correlation: PartShare
+    explore: ExploreConfig
     expert: ExpertConfig
 
 
@@ -79,7 +83,7 @@ class Target:
     record: dict[str, Any]
     look: Look
     episodes: list[int]
-    job: ExpertJob | None = None
+    job: ReplayJob | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     rendering: int = 0  # rendering jobs still to come back
 
@@ -111,6 +115,7 @@ def run(
     camera: int | None = None,
     import_dir: Path | None = None,
     strict: bool = False,
+    agent: AgentConfig | None = None,
 ) -> list[Artifact]:
     """Make the datasets of a source, or of all, reusing finished ones; or render or import one.
 
@@ -118,6 +123,7 @@ def run(
         task: a task of the domain; None for all of the paper's.
         frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
         workers: processes; None for one a core. Datasets are made side by side, the longest first.
+        agent: what the explorer is made of; needed where it is asked for.
 
     Raises:
         BadInput: unknown source or task, an unusable size or count, a dataset made another way.
@@ -129,7 +135,7 @@ def run(
         return [import_dataset(run, import_dir, task or "", workers, strict)]
     if render is not None:
         return [render_again(run, render, look, workers)]
-    targets = plan(config, run, source, task, frames, look)
+    targets = plan(config, run, source, task, frames, look, agent)
     with ExitStack() as locks:
         for target in targets:
             locks.enter_context(artifacts.locked(target.path))
@@ -190,13 +196,17 @@ def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
     return artifact
 
 
-def plan(config: Config, run: Run, source: str, task: str | None, frames: int | None, look: Look) -> list[Target]:
-    """The datasets that `source` and `task` name: experts with the largest budget first, then random."""
+def plan(
+    config: Config, run: Run, source: str, task: str | None, frames: int | None, look: Look, agent: AgentConfig | None
+) -> list[Target]:
+    """The datasets that `source` and `task` name: explorer, experts with the largest budget first, then random."""
     found = []
     if source in ("expert", "all"):
         names = [task] if task else tasks.task_names(run.domain)
         found = [_expert_target(config.expert, run, name, frames, look) for name in names]
         found.sort(key=lambda t: -t.job.episodes if t.job else 0)
+    if source == "explore" or (source == "all" and config.explore.in_all):
+        found.insert(0, _explore_target(config, run, task, frames if source == "explore" else None, look, agent))
     if source in ("random", "all"):
         found.append(_random_target(config, run, task, frames if source == "random" else None, look))
     return found
@@ -228,6 +238,22 @@ def _random_target(config: Config, run: Run, task: str | None, frames: int | Non
     return Target(run, "random", "", path, _record(look, source="random", **about), look, list(range(episodes)))
 
 
+def _explore_target(
+    config: Config, run: Run, task: str | None, frames: int | None, look: Look, agent: AgentConfig | None
+) -> Target:
+    """Exploration carries no task either; its rewards are recorded as random data's are."""
+    assert agent is not None, "the explorer needs the sections its networks are made from"
+    task = task or tasks.task_names(run.domain)[0]
+    episodes = -(-frames // DECISIONS) if frames else config.explore.episodes
+    about = {"episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
+    about |= {"explore": config.explore.model_dump(exclude={"in_all", "episodes"}), "agent": agent.record}
+    path = _folder(run, look) / "explore"
+    job = ExploreJob(
+        run.domain, task, run.seed, episodes, path, config.explore, agent, config.random_correlation, run.device
+    )
+    return Target(run, "explore", "", path, _record(look, source="explore", **about), look, list(range(episodes)), job)
+
+
 def _reuse(target: Target, run: Run) -> Artifact | None:
     """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
     found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
@@ -252,7 +278,9 @@ def _make(config: Config, run: Run, targets: list[Target], workers: int, options
     with stop_signals() as stop, _bar(run, targets) as report, Pool(workers, lambda: bool(stop), report) as pool:
         for target in targets:
             target.writer(fresh=run.fresh)
-            if target.job:
+            if isinstance(target.job, ExploreJob):
+                pool.submit(target.label, train_explorer, target.job)
+            elif target.job:
                 pool.submit(target.label, train_expert, target.job)
             else:
                 _submit_chunks(pool, target, play_random, config.random_correlation)
@@ -289,7 +317,7 @@ def _nothing_left(channel: Channel) -> int:
 
 
 def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Write episodes of an expert's replay with their frames; (number in the dataset, in the replay)."""
+    """Write episodes of a replay with their frames; (number in the dataset, in the replay)."""
     job = target.job
     assert job is not None
     return _write(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
@@ -328,16 +356,16 @@ def _finish(target: Target, run: Run) -> None:
 
 @contextmanager
 def _bar(run: Run, targets: list[Target]) -> Iterator[Any]:
-    """The one bar over all datasets: decisions trained on and frames rendered, with the last returns."""
+    """The one bar over all datasets: decisions trained on and frames rendered, with the last returns or figures."""
     trained = sum(t.job.episodes * DECISIONS for t in targets if t.job)
     total = trained + sum(ROWS * len(t.episodes) for t in targets)
-    returns: dict[str, str] = {}
+    shown: dict[str, str] = {}
     with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
 
-        def report(label: str, frames: int, episode_return: float | None) -> None:
+        def report(label: str, frames: int, figure: Figure) -> None:
             bar.update(frames)
-            if episode_return is not None:
-                returns[label.removeprefix("expert-")] = f"{episode_return:.0f}"
-                bar.set_postfix(returns)
+            if figure is not None:
+                shown[label.removeprefix("expert-")] = figure if isinstance(figure, str) else f"{figure:.0f}"
+                bar.set_postfix(shown)
 
         yield report

@@ -24,7 +24,7 @@ from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
 from stages.core.backbones.offline import Student, TextTower, TowerConfig, fast_bf16
 from stages.core.backbones.probe import draw_probe
-from stages.core.backbones.sidecar import FrameSource, PartialEmbeddings
+from stages.core.backbones.sidecar import FrameSource, write_embeddings
 from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -241,31 +241,20 @@ def embed_dataset(
             print(f"reusing {path}")
         return found
     with artifacts.locked(path):
-        began = time.time()
-        dataset = Dataset.open([source.path], run.domain)
-        frames = FrameSource(dataset, backbone.frame_size, config.workers)
+        frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
         record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
         artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh)  # refuses what differs
-        about = {"config": record, "inputs": artifacts.input_ids([source, *inputs])}
-        partial = PartialEmbeddings(path, dataset, backbone.dim, about)
-        if run.fresh:
-            partial.restart()
-        bar = progress(dataset.n_frames, partial.rows, f"embed {source.path.name}", "frame", run.quiet)
-        with stop_signals() as stop, bar:
-            for images in frames.episodes(partial.episodes):
-                partial.append(backbone.encode_episode(images, config.batch).cpu().numpy())
-                bar.update(len(images))
-                if stop:
-                    partial.save()
-                    raise stop.leave(run.command("embed", "--backbone", name))
-        extra = {"backbone": name, "backbone_id": backbone.id, "dim": backbone.dim, "frame_size": backbone.frame_size}
-        with artifacts.writing(
-            path, "embed", domain=run.domain, config=record, seed=seed, inputs=[source, *inputs],
-            resolved=run.resolved, extra=extra, began=began,
-        ) as draft:  # fmt: skip
-            partial.write_shards(draft)
-        partial.drop()
-        return artifacts.load(path, "embed", domain=run.domain)
+        return write_embeddings(
+            path,
+            frames,
+            backbone,
+            run,
+            batch=config.batch,
+            record=record,
+            seed=seed,
+            inputs=[source, *inputs],
+            command=run.command("embed", "--backbone", name),
+        )
 
 
 def embedded(path: Path, source: Artifact, backbone: Backbone) -> Artifact | None:

@@ -134,7 +134,7 @@ def rollout(policy: Policy, run: Run, task: str, config: Config) -> Rollout:
     """`config.episodes` episodes in step; one forward pass serves all environments."""
     envs = [tasks.make_env(run.domain, task, seed=FIRST_SEED + i) for i in range(config.episodes)]
     steps = [env.reset(seed=FIRST_SEED + i) for i, env in enumerate(envs)]
-    size = policy.backbone.frame_size
+    size = policy.backbone_size
     rewards: list[list[float]] = []
     kept: list[np.ndarray] = []
     bar = progress(0, 0, f"evaluate {task}", "step", run.quiet)

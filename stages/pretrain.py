@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from stages.core.agent import ModelConfig
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import ADAPTER, MllmConfig
 from stages.core.config import Run
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 
@@ -19,8 +20,15 @@ class Config(TrainingConfig):
     """Section `pretrain` of the preset; fields in stages/core/pretraining.py, defaults in presets/paper.yaml."""
 
 
-def run(config: Config, model_config: ModelConfig, run: Run, *, method: str = "bitagent") -> Artifact:
+def run(
+    config: Config,
+    model_config: ModelConfig,
+    run: Run,
+    *,
+    method: str = "bitagent",
+    mllm: MllmConfig = ADAPTER,
+) -> Artifact:
     """Train and save the joint model. Raises BadInput for missing data, Interrupted on a signal."""
     data, embeddings = find_inputs(run, config.backbone)
     command = run.command("pretrain", "--seed", str(run.seed))
-    return make_model(Job(config, model_config, run, method, data, embeddings, command))
+    return make_model(Job(config, model_config, run, method, data, embeddings, command, mllm=mllm))

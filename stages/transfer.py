@@ -22,6 +22,7 @@ from torch import Tensor
 from stages.core import artifacts, figures, results, tasks
 from stages.core.agent import JointModel, ModelConfig, load_weights
 from stages.core.artifacts import Artifact
+from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -53,6 +54,7 @@ def run(
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
+    mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
 
@@ -62,6 +64,8 @@ def run(
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
+        mllm: what is trained of the backbone, as in the source. A backbone the source tuned goes on from there
+            when both runs use the same; the offline one is each run's own, and starts anew.
 
     Raises:
         BadInput: no source model, one of other sizes, or embeddings of another width.
@@ -75,10 +79,11 @@ def run(
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     name = method_name(method, src, control)
     if control:
-        return make_model(Job(training, model_config, run, name, data, embeddings, command))
+        return make_model(Job(training, model_config, run, name, data, embeddings, command, mllm=mllm))
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
     check_fit(found, model_config, width)
+    check_tuning(found, mllm)
     tensors = found.tensors("model")
     return make_model(
         Job(
@@ -92,6 +97,7 @@ def run(
             about={"source": src},
             source=found,
             init=lambda model: carry_over(model, tensors, found.path),
+            mllm=mllm,
         )
     )
 
@@ -118,6 +124,16 @@ def check_fit(source: Artifact, model_config: ModelConfig, dim_embedding: int) -
         raise BadInput(
             f"{source.path} reads embeddings of width {extra['dim_embedding']}, the target's are {dim_embedding} wide; "
             f"embed the target's data with the source's backbone ({extra['backbone']})"
+        )
+
+
+def check_tuning(source: Artifact, mllm: MllmConfig) -> None:
+    """The same of the backbone must be trained in both. Raises BadInput saying what the source trained."""
+    there = mllm_of(source)
+    if there.record != mllm.record:
+        sizes = f" --set mllm.last_k={there.last_k} --set mllm.lora_rank={there.lora_rank}" if there.in_loop else ""
+        raise BadInput(
+            f"{source.path} was trained with another setting of section mllm; use --set mllm.train={there.train}{sizes}"
         )
 
 

@@ -1,12 +1,15 @@
-"""What the offline backbone understands of a run's data, and how fast it is (tables of docs/backbones.md).
+"""What the offline backbone understands of a run's data, and how fast it is (for docs/backbones.md).
 
 bitagent bench embed --preset walker
+
+The share of episodes that the tower's training leaves out, `embed.offline.holdout`, is what is measured on.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from stages.core.backbones.captions import CLASSES
 from stages.core.backbones.contrast import held_out_episodes, label
 from stages.core.backbones.offline import OfflineBackbone, VideoTower
 from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
 
 CLIPS = 300  # a class or a task
 GALLERIES = 500  # a sentence
@@ -31,30 +35,46 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
     """Measure the backbone of a run on episodes it never saw.
 
     Returns:
-        {"retrieval", "retrieval_random_weights", "prompts", "smoothness", "frames_per_second", "training_seconds"}.
+        `retrieval` and, of an untrained video tower, `retrieval_random_weights`; `prompts`; `smoothness`;
+        `frames_per_second`; `training_seconds`, of the tower, by the clock; `threads` of PyTorch.
+
+    Raises:
+        BadInput: there is no backbone, or a dataset it learned from has gone or changed.
     """
     backbone = load_backbone("offline", root, device)
     assert isinstance(backbone, OfflineBackbone)
     artifact = artifacts.load(root / "backbone", "backbone")
     dataset = Dataset.open(training_data(root, artifact), domain)
     held = held_out_episodes(dataset, float(artifact.meta["config"]["holdout"]))
+    windows, membership, concepts = label(dataset)
+    clips = class_clips(dataset, windows, membership, held, seed)
+    sentences = {c.name: c.held_out for c in concepts[:CLASSES]}
     return {
         "backbone": backbone.id,
         "held_out_episodes": int(held.sum()),
-        "retrieval": retrieval(dataset, backbone, held, seed),
-        "retrieval_random_weights": retrieval(dataset, with_random_video(backbone, artifact, seed), held, seed),
-        "prompts": prompt_ranking(dataset, backbone, held, seed),
+        "retrieval": retrieval(dataset, backbone, clips, sentences, seed),
+        "retrieval_random_weights": retrieval(
+            dataset, with_random_video(backbone, artifact, seed), clips, sentences, seed
+        ),
+        "prompts": prompt_ranking(dataset, backbone, windows, held, seed),
         "smoothness": smoothness(dataset, backbone, held),
         "frames_per_second": frames_per_second(dataset, backbone),
         "training_seconds": artifact.meta["wall_seconds"],
+        "threads": torch.get_num_threads(),
     }
 
 
 def training_data(root: Path, backbone: artifacts.Artifact) -> list[Path]:
     """The datasets the backbone was trained on, in the same order, so that the same episodes are held out."""
     wanted = set(backbone.meta["inputs"].values())
-    found = sorted(p.parent for p in (root / "data").glob("*/artifact.json"))
-    return [p for p in found if artifacts.load(p, "collect").id in wanted]
+    paths = sorted(p.parent for p in (root / "data").glob("*/artifact.json") if not p.parent.name.startswith("."))
+    found = [p for p in paths if artifacts.load(p, "collect").id in wanted]
+    if len(found) != len(wanted):
+        raise BadInput(
+            f"a dataset that {backbone.path} was trained on has gone or changed, so it is not known which episodes it "
+            "never saw; train it again with: bitagent embed --backbone offline --fresh"
+        )
+    return found
 
 
 def with_random_video(backbone: OfflineBackbone, artifact: artifacts.Artifact, seed: int) -> OfflineBackbone:
@@ -65,42 +85,69 @@ def with_random_video(backbone: OfflineBackbone, artifact: artifacts.Artifact, s
     return control
 
 
-def retrieval(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray, seed: int) -> dict[str, Any]:
-    """Text-to-video retrieval among the ten behaviour classes on paraphrases never trained on.
-
-    Each held-out sentence chooses from galleries of one held-out clip per class; chance is 1 in 10.
-
-    Returns:
-        {"top1": mean over classes, "classes": {name: {"top1", "clips", "sentences"}}}.
-    """
-    windows, membership, concepts = label(dataset)
+def class_clips(
+    dataset: Dataset, windows: np.ndarray, membership: np.ndarray, held: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """Windows (n, 8) of held-out episodes that clearly show each of the ten classes, at most CLIPS a class."""
     random = np.random.default_rng(seed)
     best = membership[:, :CLASSES].argmax(1)  # (N,)
     clear = (membership[:, :CLASSES].max(1) > 0.5) & np.repeat(held, dataset.episode_length)
-    clips = [_some(random, np.flatnonzero(clear & (best == k)), CLIPS) for k in range(CLASSES)]
-    present = [k for k in range(CLASSES) if len(clips[k])]
-    video = {k: embed_windows(dataset, backbone, windows[clips[k]]) for k in present}
+    return [windows[_some(random, np.flatnonzero(clear & (best == k)), CLIPS)] for k in range(CLASSES)]
+
+
+def retrieval(
+    dataset: Dataset,
+    backbone: OfflineBackbone,
+    clips: Sequence[np.ndarray],
+    sentences: Mapping[str, Sequence[str]],
+    seed: int,
+) -> dict[str, Any]:
+    """Text-to-video retrieval among the behaviour classes on paraphrases never trained on.
+
+    Each sentence chooses from galleries of one clip per class. A class of which no held-out clip was
+    found is left out, and named.
+
+    Args:
+        clips: of each class. sentences: {class: its paraphrases}, in the same order.
+
+    Returns:
+        {"top1": mean over classes, "chance", "absent": [name], "classes": {name: {"top1", "clips", "sentences"}}}.
+    """
+    random = np.random.default_rng(seed)
+    present = [(name, embed_windows(dataset, backbone, c)) for name, c in zip(sentences, clips, strict=True) if len(c)]
+    video = [v for _, v in present]
     classes = {}
-    for k in present:
-        text = backbone.encode_text(concepts[k].held_out)  # (M, dim)
-        scores = [(text @ video[j].T).cpu().numpy() for j in present]  # each (M, clips)
-        drawn = np.stack([s[:, random.integers(s.shape[1], size=GALLERIES)] for s in scores], -1)  # (M, G, classes)
-        hit = np.array(present)[drawn.argmax(-1)] == k
-        classes[concepts[k].name] = {
-            "top1": round(float(hit.mean()), 3),
-            "clips": len(clips[k]),
-            "sentences": len(text),
-        }
-    return {"top1": round(float(np.mean([c["top1"] for c in classes.values()])), 3), "classes": classes}
+    for own, (name, mine) in enumerate(present):
+        text = backbone.encode_text(sentences[name])  # (M, dim)
+        share = hits(text, video, own, random)
+        classes[name] = {"top1": round(share, 3), "clips": len(mine), "sentences": len(text)}
+    return {
+        "top1": round(float(np.mean([c["top1"] for c in classes.values()])), 3) if classes else None,
+        "chance": round(1 / len(present), 3) if present else None,
+        "absent": [name for name in sentences if name not in classes],
+        "classes": classes,
+    }
 
 
-def prompt_ranking(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray, seed: int) -> dict[str, Any]:
+def hits(text: Tensor, video: Sequence[Tensor], own: int, random: np.random.Generator) -> float:
+    """Share of galleries in which a sentence's most similar clip is that of its own class.
+
+    Args:
+        text: (M, dim) sentences of class `own`. video: (n, dim) clips of each class; a gallery draws one of each.
+    """
+    scores = [(text @ v.T).cpu().numpy() for v in video]  # each (M, n)
+    drawn = np.stack([s[:, random.integers(s.shape[1], size=GALLERIES)] for s in scores], -1)  # (M, G, classes)
+    return float((drawn.argmax(-1) == own).mean())
+
+
+def prompt_ranking(
+    dataset: Dataset, backbone: OfflineBackbone, windows: np.ndarray, held: np.ndarray, seed: int
+) -> dict[str, Any]:
     """For each task's expert episodes: the share of clips on which its own default prompt scores highest.
 
     Over the held-out expert episodes; over all expert episodes of a task that has none held out.
     """
     random = np.random.default_rng(seed)
-    windows = label(dataset)[0]
     found = [p for p in dataset.parts if p.task]
     text = backbone.encode_text([tasks.get_task(dataset.domain, p.task).prompt for p in found])
     result = {}

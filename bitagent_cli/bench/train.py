@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def run(
     """Measure both loops.
 
     Returns:
-        {"pretrain": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times are medians in ms.
+        {"pretrain": {...}, "world_model": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times
+        are medians in ms. `world_model` is the pretraining update with L_WM alone (the first row of Table 2).
     """
     place = World(0, 1, torch.device(device))
     dim = DIM_EMBEDDING.get(pretrain_config.backbone, 384)
@@ -43,9 +45,16 @@ def run(
     ceiling = matmul_tflops(place.device)
     result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
     result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)
+    result["world_model"] = bench_pretrain(world_model_alone(pretrain_config), model, place, updates, ceiling)
     result["parts_ms"] = bench_parts(pretrain_config, model, place, max(3, updates // 4))
     result["behave"] = bench_behave(behave_config, model, place, updates, ceiling)
     return result
+
+
+def world_model_alone(config: pretrain.Config) -> pretrain.Config:
+    """The same training with every loss but L_WM and the predictor of e switched off."""
+    off = dict.fromkeys(("mllm", "text_imagination", "joint_behavior"), 0.0)
+    return config.model_copy(update={"objective": config.objective.model_copy(update=off)})
 
 
 def bench_pretrain(
@@ -73,16 +82,17 @@ def bench_behave(
     """The behaviour update on one batch of latents."""
     model.requires_grad_(False)
     c = model.config
-    n, h = config.starts, config.horizon
+    n, starts, h = config.decisions, config.imagined, config.horizon
     with torch.no_grad():
         prompts = model.task(F.normalize(torch.randn(1, model.dim_embedding, device=place.device), dim=-1))
     learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
     batch = {
-        "h": torch.rand(n, h + 1, c.deter, device=place.device) * 2 - 1,
-        "z": torch.randn(n, h + 1, c.dim_z, device=place.device),
-        "e": F.normalize(torch.randn(n, h + 1, model.dim_embedding, device=place.device), dim=-1),
-        "action": torch.rand(n, h, DIM_ACTION, device=place.device) * 2 - 1,
+        "h": torch.rand(n, c.deter, device=place.device) * 2 - 1,
+        "z": torch.randn(n, c.dim_z, device=place.device),
+        "e": F.normalize(torch.randn(n, model.dim_embedding, device=place.device), dim=-1),
+        "action": torch.rand(n, DIM_ACTION, device=place.device) * 2 - 1,
+        "return": torch.randn(n, device=place.device),
         "prompt": torch.zeros(n, dtype=torch.long, device=place.device),
     }
     loss = behave.Behavior(model, learner, prompts, config, Noise(place.device), None)
@@ -101,8 +111,9 @@ def bench_behave(
     model.requires_grad_(True)
     return {
         **figures(seconds, flops, ceiling, place.device),
-        "imagined_steps_per_second": round(n * h / seconds),
-        "starts": n,
+        "imagined_steps_per_second": round(starts * h / seconds) if config.actor_critic.imagination else 0,
+        "decisions": n,
+        "starts": starts,
         "horizon": h,
     }
 
@@ -179,8 +190,10 @@ def figures(seconds: float, flops: int, ceiling: float, device: torch.device) ->
         "share_of_matmul_ceiling": round(tflops / ceiling, 3),
     }
     if device.type == "cuda":
-        found["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    return found
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
+    return {**found, "peak_gib": round(peak / 2**30, 2)}
 
 
 def count_flops(forward: Callable[[], Tensor]) -> int:

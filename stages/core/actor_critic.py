@@ -28,6 +28,7 @@ class ActorCriticConfig(Section):
     anchor: float
     anchor_temperature: float
     data_value: float
+    expectile: float
     slow_rate: float
     return_floor: float
     return_rate: float
@@ -136,24 +137,27 @@ class ActorCritic(nn.Module):
         }
         return -(objective * weight).mean(), critic, {k: v.detach() for k, v in metrics.items()}
 
-    def data_losses(self, features: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Anchor and critic losses on real sequences with the text reward.
+    def data_losses(
+        self, features: Tensor, action: Tensor, returns: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Anchor and critic losses on decisions of the data with the text-rewarded returns that followed.
 
         Args:
-            features: (N, H+1, I) posterior states, constant. action: (N, H, A). reward: (N, H).
+            features: (N, I) posterior states, constant. action: (N, A). returns: (N,).
         """
         c = self.config
-        returns = lambda_return(reward, self.value(features, slow=True), c.discount, c.trace).detach()
-        logits = self.critic(features[:, :-1])
-        advantage = (returns - self.critic.mean(logits)).detach()
+        logits = self.critic(features)
+        advantage = (returns - self.critic.mean(logits)).detach()  # (N,)
         spread = advantage.std().clamp(min=1e-4)
         weight = ((advantage - advantage.mean()) / spread / c.anchor_temperature).clamp(max=4.0).exp()
         weight = weight / weight.mean()
-        mean, std = self.actor(features[:, :-1])
+        # Above 1/2 the critic expects what the better actions of the data earn, not the average one (IQL, Eq. 5).
+        asymmetry = torch.where(advantage > 0, c.expectile, 1 - c.expectile)
+        mean, std = self.actor(features)
         log_prob = gaussian_log_prob(action, mean, std)
-        metrics = {"data_reward": reward.mean(), "data_return": returns.mean(), "anchor": -log_prob.mean()}
+        metrics = {"data_return": returns.mean(), "anchor": -log_prob.mean(), "data_std": std.mean()}
         return (
             -(weight * log_prob).mean(),
-            self.critic.loss(logits, returns).mean(),
+            (2 * asymmetry * self.critic.loss(logits, returns)).mean(),
             {k: v.detach() for k, v in metrics.items()},
         )

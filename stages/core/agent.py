@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.artifacts import Artifact, corrupted
+from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.fusion import TAMF
@@ -131,9 +132,10 @@ class JointModel(nn.Module):
         config: sizes.
         dim_embedding: width of the backbone's embeddings (video and text share it).
         dim_action: width of the action.
+        adapter: whether e_v passes the adapter (`mllm.train: adapter`), or is the backbone's own output.
     """
 
-    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int) -> None:
+    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool = True) -> None:
         super().__init__()
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
         c = config
@@ -147,7 +149,7 @@ class JointModel(nn.Module):
             "unimix": c.unimix,
         }
         dim_s = c.classes * c.categories
-        self.adapter = Adapter(dim_embedding)  # e_v = f_mllm(x), trainable part
+        self.adapter = Adapter(dim_embedding) if adapter else nn.Identity()  # e_v = f_mllm(x), trainable part
         self.task_encoder = MLP(dim_embedding, c.dim_task, c.units, 1)  # f_task
         self.rssm = RSSM(**dynamics, depth=c.depth)  # type: ignore[arg-type]
         self.fusion = TAMF(
@@ -213,6 +215,18 @@ class JointModel(nn.Module):
         return State(self.rssm.step(h, past, action), z, e)
 
     # ------------------------------------------------------------------ imagination
+
+    def first_state(self, task: TaskContext, noise: Noise | None) -> State:
+        """An episode's first state as the model expects it before any frame: (B, ...) for B prompts."""
+        count, device = len(task.tau), task.tau.device
+        z, action = (
+            torch.zeros(count, self.config.dim_z, device=device),
+            torch.zeros(count, self.dim_action, device=device),
+        )
+        h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
+        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
+        e = self.predict_semantics(h, s)
+        return State(h, self.fusion(e, s, task.gates), e)
 
     def imagine_step(
         self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
@@ -341,7 +355,8 @@ def load_model(artifact: Artifact, device: str | torch.device = "cpu") -> JointM
         ]
         if max(sizes) > sum(t.numel() for t in tensors.values()) or config.fusion_layers > len(tensors):
             raise ValueError("a size is larger than all its weights")  # building it could take all memory
-        model = JointModel(config, extra["dim_embedding"], extra["dim_action"])
+        adapter = mllm_of(artifact).train == "adapter"
+        model = JointModel(config, extra["dim_embedding"], extra["dim_action"], adapter=adapter)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise corrupted(artifact.path / "artifact.json", error) from None
     load_weights(model, tensors, artifact.path)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.core import artifacts, diagnostics, figures, logs, results, tasks
 from stages.core.agent import JointModel, State, TaskContext, load_model
+from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.grounding import Align, Space, text_reward
@@ -329,20 +330,22 @@ def training(scene: Scene) -> Chapter:
 
 
 def data(scene: Scene) -> Chapter:
-    """A contact sheet of every dataset."""
+    """A contact sheet of every dataset, and how much each covers."""
     run = scene.run
     paths = sorted(f.parent for f in run.root.glob("data/*/artifact.json") if not f.parent.name.startswith("."))
     if not paths:
         raise BadInput(f"no data yet; make it with: {run.command('collect')}")
-    pictures = []
-    for path in paths:
-        artifacts.load(path, "collect", domain=run.domain)
-        dataset = Dataset.open([path], run.domain)
+    chapter = Chapter("Data", "First, best, median and worst episode of each dataset, with its return.")
+    datasets = {path.name: Dataset.open([path], run.domain) for path in paths}
+    for name, dataset in datasets.items():
         if dataset.has("image"):
-            save_png(contact_sheet(dataset), scene.folder / f"data-{path.name}.png")
-            about = f"{path.name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
-            pictures.append(Picture(f"data-{path.name}.png", about))
-    return Chapter("Data", "First, best, median and worst episode of each dataset, with its return.", pictures=pictures)
+            save_png(contact_sheet(dataset), scene.folder / f"data-{name}.png")
+            about = f"{name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
+            chapter.pictures.append(Picture(f"data-{name}.png", about))
+    if table := coverage_table(datasets):
+        scene.save_table("coverage", table)
+        chapter.tables.append(table)
+    return chapter
 
 
 def _first_task(scene: Scene) -> str:

@@ -43,7 +43,7 @@ class ExpertConfig(Section):
     updates_per_decision: float
     n_step: int
     noise_start: float
-    noise_end: float
+    noise_end: tuple[float, float]
     noise_decisions: int
     noise_correlation: PartShare
     evaluation_episodes: int
@@ -52,20 +52,30 @@ class ExpertConfig(Section):
 
 
 @dataclass(frozen=True)
-class ExpertJob:
-    """One expert to train: `path` is the dataset artifact to be, beside which its work files lie."""
+class ReplayJob:
+    """An agent to train online: `path` is the dataset artifact to be, beside which its work files lie."""
 
     domain: str
     task: str
     seed: int
     episodes: int
     path: Path
-    config: ExpertConfig
 
     @property
     def replay(self) -> Path:
         """Folder of the replay's episodes, one file each."""
         return self.path.parent / f"{self.path.name}.replay"
+
+    def seed_of(self, *parts: object) -> int:
+        """The seed of one thing in this job: an episode's number, "networks", ..."""
+        return derive_seed(self.seed, self.domain, self.task, *parts)
+
+
+@dataclass(frozen=True)
+class ExpertJob(ReplayJob):
+    """One expert to train."""
+
+    config: ExpertConfig
 
     @property
     def about(self) -> dict[str, Any]:
@@ -73,10 +83,6 @@ class ExpertJob:
         config = self.config.model_dump(exclude={"decisions", "keep_episodes"})
         budget = {"seed": self.seed, "episodes": self.episodes}
         return {"domain": self.domain, "task": self.task, **budget, "config": config}
-
-    def seed_of(self, *parts: object) -> int:
-        """The seed of one thing in this job: an episode's number, "networks", ..."""
-        return derive_seed(self.seed, self.domain, self.task, *parts)
 
 
 def derive_seed(*parts: object) -> int:
@@ -201,17 +207,21 @@ class Replay:
         }
 
 
+def episode_file(folder: Path, number: int) -> Path:
+    """Where one episode of the replay lies."""
+    return folder / f"episode-{number:06d}.safetensors"
+
+
 def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     """Write one episode of the replay; durable when this returns."""
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
-    file = folder / f"episode-{number:06d}.safetensors"
     blocks = {name: [array] for name, array in arrays.items()}
-    artifacts.replace_file(file, lambda draft: write_shard(draft, blocks, sealed=True))
+    artifacts.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
 
 
 def load_episode(folder: Path, number: int) -> Rollout:
-    """Read one episode of the replay. Raises BadInput when it is missing or corrupted."""
-    arrays = read_sealed(folder / f"episode-{number:06d}.safetensors")
+    """Read one episode of the replay, without its frames. Raises BadInput when it is missing or corrupted."""
+    arrays = read_sealed(episode_file(folder, number))
     names = ("action", "reward", "is_first", "is_terminal", "state")
     episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
     return Rollout(episode, arrays["observation"])
@@ -255,9 +265,10 @@ def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout
     if number < config.random_episodes:
         return play(env, seed, random_policy(env, seed, config.noise_correlation))
     progress = min(1.0, number * DECISIONS / config.noise_decisions)
-    scale = config.noise_start + (config.noise_end - config.noise_start) * progress
     rng = np.random.default_rng(seed)
     correlation = rng.uniform(0.0, config.noise_correlation)  # white noise suits gaits, lasting noise escapes poses
+    end = rng.uniform(*config.noise_end)  # a replay that only holds perfect gaits cannot teach recovery
+    scale = config.noise_start + (end - config.noise_start) * progress
     noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
     return play(env, seed, actor_policy(agent, scale * noise))
 

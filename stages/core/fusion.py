@@ -76,8 +76,7 @@ class TAMF(nn.Module):
         self.fuse_semantic = nn.Linear(dim_semantic, dim)
         self.fuse_state = nn.Linear(dim_state, dim, bias=False)
         # e has unit norm and s `classes` ones: by default s would enter z at several times e's scale and hide it.
-        nn.init.normal_(self.fuse_semantic.weight)
-        nn.init.normal_(self.fuse_state.weight, std=classes**-0.5)
+        nn.init.normal_(self.fuse_semantic.weight, std=(classes / (3 * dim_state)) ** 0.5)
         self.allocator = ExpertAllocator(dim_task, dim_task, layers, dim if gate == "channel" else 1)
         self.semantic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))
         self.dynamic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,16 @@ from stages.core.errors import BadInput
 from stages.core.nets import sample_one_hot
 from stages.core.running import progress
 
+EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
+
 
 @dataclass
 class Latents:
     """Posterior states of every row under each of K prompts, on the training device.
 
-    h (K, N, deter), z (K, N, dim_z), e (N, dim_e): float16. action (N, A), reward (N,): float32.
-    `starts` are the rows from which `horizon` steps stay inside an episode; `episode_starts` those of them that
-    begin one.
+    h (K, N, deter), z (K, N, dim_z), e (N, dim_e): float16. action (N, A), reward (N,), the true one: float32.
+    `episodes` (E, 2) are the first row and the length of every episode. `decisions` are the rows that an action of
+    the data follows; `early` those of them in the first steps of an episode.
     """
 
     h: Tensor
@@ -30,23 +33,63 @@ class Latents:
     e: Tensor
     action: Tensor
     reward: Tensor
-    starts: Tensor
-    episode_starts: Tensor
+    episodes: Tensor
+    decisions: Tensor
+    early: Tensor
 
     def draw(self, count: int, start_fraction: float, noise: Noise) -> Tensor:
-        """Rows (count,) at which windows begin, `start_fraction` of them at episode starts."""
-        first = noise.uniform(count) < start_fraction
-        u = noise.uniform(count)
-        anywhere = self.starts[(u * len(self.starts)).long().clamp(max=len(self.starts) - 1)]
-        beginning = self.episode_starts[(u * len(self.episode_starts)).long().clamp(max=len(self.episode_starts) - 1)]
-        return torch.where(first, beginning, anywhere)
+        """Rows (count,) of `decisions`, `start_fraction` of them of `early`."""
+        first, u = noise.uniform(count) < start_fraction, noise.uniform(count)
+        early, any_ = (r[(u * len(r)).long().clamp(max=len(r) - 1)] for r in (self.early, self.decisions))
+        return torch.where(first, early, any_)
 
-    def window(self, rows: Tensor, prompt: Tensor, horizon: int) -> tuple[State, Tensor, Tensor]:
-        """States (N, H+1, ...), actions (N, H, A) and true rewards (N, H) of windows that begin at `rows`."""
-        steps = rows[:, None] + torch.arange(horizon + 1, device=rows.device)  # (N, H+1)
-        which = prompt[:, None]
-        state = State(self.h[which, steps].float(), self.z[which, steps].float(), self.e[steps].float())
-        return state, self.action[steps[:, 1:]], self.reward[steps[:, 1:]]
+    def state(self, rows: Tensor, prompt: Tensor) -> State:
+        """States (..., ·) at `rows` under prompts of the same shape."""
+        return State(self.h[prompt, rows].float(), self.z[prompt, rows].float(), self.e[rows].float())
+
+
+# (prompt (N,), states (N, H+1, ·), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
+RewardFunction = Callable[[Tensor, State, Tensor], Tensor]
+
+
+@torch.no_grad()
+def label_rewards(latents: Latents, reward: RewardFunction, horizon: int, rows_at_once: int = 8192) -> Tensor:
+    """A learned reward of every row under each prompt, (K, N); 0 at an episode's first row.
+
+    Every episode is cut into stretches of `horizon` steps, the last one ending with the episode, so that the
+    reward is read as in imagination: over a rollout of that many steps from any state.
+    """
+    found = torch.zeros(len(latents.h), len(latents.reward), device=latents.h.device)
+    begin = torch.cat([_stretches(int(a), int(n), horizon) for a, n in latents.episodes.cpu()]).to(found.device)
+    for start in begin.split(max(1, rows_at_once // horizon)):
+        rows = start[:, None] + torch.arange(horizon + 1, device=start.device)  # (M, H+1)
+        for k in range(len(found)):
+            prompt = torch.full_like(rows, k)
+            found[k, rows[:, 1:]] = reward(
+                prompt[:, 0], latents.state(rows, prompt), latents.action[rows[:, 1:]]
+            ).float()
+    return found
+
+
+def _stretches(start: int, length: int, horizon: int) -> Tensor:
+    last = start + length - 1 - horizon
+    return torch.tensor([*range(start, last, horizon), last])
+
+
+def future_returns(latents: Latents, reward: Tensor, discount: float, horizon: int) -> Tensor:
+    """Discounted return of what followed every row, Σ γ^k r_{t+1+k}: reward (K, N) → (K, N).
+
+    Episodes end by a time limit, so their end is no end of reward: the mean over the last `horizon` rows goes on.
+    """
+    returns = torch.zeros_like(reward)
+    for length in latents.episodes[:, 1].unique().tolist():
+        start = latents.episodes[latents.episodes[:, 1] == length, 0]  # (E',)
+        rows = start[:, None] + torch.arange(length, device=start.device)  # (E', T)
+        following = reward[:, rows[:, -horizon:]].mean(-1) / (1 - discount)  # (K, E')
+        for t in reversed(range(length)):
+            returns[:, rows[:, t]] = following
+            following = reward[:, rows[:, t]] + discount * following
+    return returns
 
 
 @torch.no_grad()
@@ -90,16 +133,21 @@ def encode(
         e_all[torch.from_numpy(index.ravel()).to(device)] = e.flatten(0, 1).half()
         bar.update(len(index))
     bar.close()
-    starts, beginnings = _window_starts(dataset, horizon)
-    everything = np.arange(rows)
+    info = dataset.episode_info
+    long_enough = np.flatnonzero(info.length > horizon)
+    if not len(long_enough):
+        raise BadInput(f"no episode is longer than behave.horizon = {horizon}; lower it or collect longer episodes")
+    episodes = np.stack([info.start, info.length], 1)[long_enough]  # (E, 2)
+    every = np.arange(dataset.n_frames)
+    decisions = [start + np.arange(length - 1) for start, length in episodes]
+    early = [d[:EARLY] for d in decisions]
     return Latents(
         h,
         z,
         e_all,
-        torch.from_numpy(dataset.rows("action", everything)).to(device),
-        torch.from_numpy(dataset.rows("reward", everything)).float().to(device),
-        starts.to(device),
-        beginnings.to(device),
+        torch.from_numpy(dataset.rows("action", every)).to(device),
+        torch.from_numpy(dataset.rows("reward", every)).float().to(device),
+        *(torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early))),
     )
 
 
@@ -112,12 +160,3 @@ def _equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray
         size = max(1, rows_at_once // int(length))
         groups += [same[i : i + size] for i in range(0, len(same), size)]
     return groups
-
-
-def _window_starts(dataset: Dataset, horizon: int) -> tuple[Tensor, Tensor]:
-    info = dataset.episode_info
-    long_enough = np.flatnonzero(info.length > horizon)
-    if not len(long_enough):
-        raise BadInput(f"no episode is longer than behave.horizon = {horizon}; lower it or collect longer episodes")
-    starts = [info.start[i] + np.arange(info.length[i] - horizon) for i in long_enough]
-    return torch.from_numpy(np.concatenate(starts)), torch.from_numpy(info.start[long_enough])

@@ -167,13 +167,14 @@ def joint_loss(
     """L_total of Eq. 11 and its terms, on a batch of the sampler.
 
     Args:
-        batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
+        batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,);
+            and `semantics` (B, T, dim_e), where a backbone in the loop gives e_v instead of the stored embedding.
     """
     image, action, is_first = normalize_image(batch["image"]), batch["action"], batch["is_first"]
     raw = batch["embedding"].float()
     prompts = choose_prompts(raw, batch["task"], labels, config, noise)
     task = model.task(prompts.embedding)
-    seen = model.observe(image, action, is_first, model.adapter(raw), task, noise)
+    seen = model.observe(image, action, is_first, model.adapter(batch.get("semantics", raw)), task, noise)
     terms = world_model_loss(model, seen, image, is_first, config)
     terms |= mllm_loss(model, seen, task, prompts.shown, config)
     total = (

@@ -20,7 +20,10 @@ from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, State, TaskContext, load_model, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
+from stages.core.backbones.tuning import retune
 from stages.core.errors import BadInput
+
+IMAGE_SIZE = 64  # of the frames the world model reads
 
 
 class Policy:
@@ -28,6 +31,7 @@ class Policy:
 
     Args:
         prompt: index of the prompt followed, for a policy trained on several.
+        backbone_size: height and width of the frames the backbone reads.
         semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
     """
 
@@ -39,11 +43,13 @@ class Policy:
         backbone: Backbone,
         embedding: Tensor,
         *,
+        backbone_size: int,
         device: torch.device,
         semantics_every: int = 1,
         sample: bool = False,
     ) -> None:
         self.artifact, self.model, self.learner, self.backbone = artifact, model, learner, backbone
+        self.backbone_size = backbone_size
         self.device, self.semantics_every, self.sample = device, semantics_every, sample
         with torch.no_grad():
             self.contexts = model.task(embedding.to(device))
@@ -61,10 +67,19 @@ class Policy:
             raise BadInput(
                 f"{path} was trained with backbone {artifact.meta['extra']['backbone_id']}, here is {backbone.id}"
             )
+        size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
         embedding = artifact.tensors("prompt")["embedding"]
         learner.to(where).requires_grad_(False)
         return cls(
-            artifact, model, learner, backbone, embedding, device=where, semantics_every=semantics_every, sample=sample
+            artifact,
+            model,
+            learner,
+            backbone,
+            embedding,
+            backbone_size=size,
+            device=where,
+            semantics_every=semantics_every,
+            sample=sample,
         )
 
     def reset(self, prompt: int = 0) -> None:
@@ -80,7 +95,7 @@ class Policy:
         """Action for one frame (3, 64, 64) or for N environments in step (N, 3, 64, 64).
 
         Args:
-            backbone_frames: the same view at the backbone's own size; by default `frames`.
+            backbone_frames: the same view at `backbone_size`; by default `frames`.
         Returns:
             (A,) or (N, A), float32 in [-1, 1].
         """

@@ -5,6 +5,7 @@ A `Job` says what is trained from what; `make_model` reuses, resumes or trains i
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,17 @@ from torch import Tensor, nn
 from stages.core import artifacts, tasks
 from stages.core.agent import JointModel, ModelConfig, Noise
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone, slug
+from stages.core.backbones import Backbone, load_backbone, slug
+from stages.core.backbones.sidecar import tuned_embeddings
+from stages.core.backbones.tuning import (
+    ADAPTER,
+    MllmConfig,
+    load_tower,
+    load_tuned,
+    mllm_of,
+    tuned_tensors,
+    window_embeddings,
+)
 from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
@@ -69,6 +80,7 @@ class Job:
         command: the command line that goes on after a stop.
         about: what else decides the content, for the record.
         source: the model whose weights it starts from, and `init`, which carries them over.
+        mllm: what is trained of the backbone.
     """
 
     config: TrainingConfig
@@ -81,6 +93,7 @@ class Job:
     about: Mapping[str, Any] = field(default_factory=dict)
     source: Artifact | None = None
     init: Callable[[JointModel], None] | None = None
+    mllm: MllmConfig = ADAPTER
 
     @property
     def path(self) -> Path:
@@ -92,15 +105,23 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        model = self.model_config.model_dump()
-        return {"pretrain": self.config.model_dump(), "model": model, "method": self.method, **self.about}
+        sections = {"pretrain": self.config.model_dump(), "model": self.model_config.model_dump(), **self.mllm.record}
+        return {**sections, "method": self.method, **self.about}
 
 
 def make_model(job: Job) -> Artifact:
     """The model artifact of a job: the finished one, or trained (from its checkpoint) and saved.
 
+    A model that tuned its backbone also gets the embeddings of its data by the tuned one.
     Raises BadInput when another configuration is there, Interrupted on a signal.
     """
+    made = _reuse_or_train(job)
+    if job.mllm.in_loop and int(os.environ.get("RANK", "0")) == 0:
+        tuned_embeddings(made, job.data, job.run, job.command)
+    return made
+
+
+def _reuse_or_train(job: Job) -> Artifact:
     run, path = job.run, job.path
     found = artifacts.reuse(path, "pretrain", job.record, run.seed, job.inputs, run.fresh)
     if found:
@@ -114,11 +135,11 @@ def make_model(job: Job) -> Artifact:
             return artifacts.load(path, "pretrain")
         with artifacts.locked(path):
             began = time.time()
-            model, summary = train(job, place)
+            model, tuned, summary = train(job, place)
             made = artifacts.save(
                 path,
                 "pretrain",
-                {"model": model.state_dict()},
+                {"model": model.state_dict(), **({"backbone": tuned} if tuned else {})},
                 domain=run.domain,
                 config=job.record,
                 seed=run.seed,
@@ -139,6 +160,7 @@ def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str
         "dim_action": model.dim_action,
         "backbone": job.config.backbone,
         "backbone_id": job.embeddings[0].meta["extra"]["backbone_id"],
+        "mllm": job.mllm.model_dump(),
         "losses": summary,
     }
 
@@ -161,9 +183,12 @@ def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]
 
 
 def open_training_data(model: Artifact, run: Run) -> Dataset:
-    """The datasets a model was trained on, verified. Raises BadInput when one has gone or changed."""
-    data: list[Path] = []
-    embeddings: list[Path] = []
+    """The datasets a model was trained on, with the embeddings it reads: by its own backbone where it tuned one.
+
+    All are verified. Raises BadInput when one has gone or changed.
+    """
+    data: list[Artifact] = []
+    embeddings: list[Artifact] = []
     for key, wanted in model.meta["inputs"].items():
         kind = key.split(":")[0]
         if kind not in ("collect", "embed"):
@@ -174,8 +199,11 @@ def open_training_data(model: Artifact, run: Run) -> Dataset:
             raise BadInput(
                 f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
             )
-        (data if kind == "collect" else embeddings).append(found.path)
-    return Dataset.open(data, run.domain, embeddings)
+        (data if kind == "collect" else embeddings).append(found)
+    if mllm_of(model).in_loop:
+        again = run.command("pretrain", "--seed", str(model.meta["seed"]))
+        embeddings = tuned_embeddings(model, data, run, again)
+    return Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings])
 
 
 def make_labels(dataset: Dataset, run: Run, config: TrainingConfig) -> Labels:
@@ -211,33 +239,53 @@ def data_device(dataset: Dataset, device: torch.device) -> str:
 
 
 class JointObjective(nn.Module):
-    """The joint loss as a module of the batch alone, so that DistributedDataParallel can wrap it."""
+    """The joint loss as a module of the batch alone, so that DistributedDataParallel can wrap it.
 
-    def __init__(self, model: JointModel, labels: Labels, config: ObjectiveConfig, noise: Noise) -> None:
+    With a `tower`, a backbone in training, e_v is its embedding of the batch's own frames.
+    """
+
+    def __init__(
+        self,
+        model: JointModel,
+        labels: Labels,
+        config: ObjectiveConfig,
+        noise: Noise,
+        tower: Backbone | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.labels, self.config, self.noise = model, labels, config, noise
+        self.tower = tower
+        self.tower_module = tower.owner if tower else None  # a part of this module, as its gradients are averaged too
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        if self.tower:
+            batch = {**batch, "semantics": window_embeddings(self.tower, batch["past"], batch["image"])}
         return joint_loss(self.model, batch, self.labels, self.config, self.noise)
 
 
-def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
-    """The training loop: resumes from a checkpoint, saves one regularly and when a signal asks to stop."""
+def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[str, float]]:
+    """The training loop: resumes from a checkpoint, saves one regularly and when a signal asks to stop.
+
+    Returns the model, what was trained of the backbone, and the last losses.
+    """
     config, run, path = job.config, job.run, job.path
     dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
     seed_everything(run.seed)
-    model = JointModel(job.model_config, dataset.dim_embedding, dataset.action_dim)
+    adapter = job.mllm.train == "adapter"
+    model = JointModel(job.model_config, dataset.dim_embedding, dataset.action_dim, adapter)
     if job.init:
         job.init(model)
     model.to(place.device)
-    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    tower = load_tower(job.mllm, config.backbone, job.embeddings[0], run, place.device, job.source)
+    freed = [p for p in tower.owner.parameters() if p.requires_grad] if tower else []
+    optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
     about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
     labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
     if run.fresh and place.is_main:
         artifacts.drop_checkpoint(path)
-    start = restore(path, about, model, optimizer) if not run.fresh else 0
+    start = restore(path, about, model, optimizer, tower) if not run.fresh else 0
     lower = f"pretrain.lr={config.lr / 3:.2g}"
-    update = build_update(model, labels, optimizer, config, place)
+    update = build_update(model, labels, optimizer, config, place, tower)
     sampler = Sampler(
         dataset,
         config.batch,
@@ -246,6 +294,7 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
         config.start_fraction,
         keys=("image", "action", "is_first", "embedding"),
         device=data_device(dataset, place.device),
+        past=tower.window - 1 if tower else 0,
     )
     metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
     bar = progress(config.updates, start, "pretrain", "update", run.quiet or not place.is_main)
@@ -265,23 +314,32 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, float]]:
             if place.is_main and step < config.updates and (stopping or step % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
                 require_finite(step, finite, artifacts.checkpoint_path(path), lower)
-                checkpoint(path, step, about, model, optimizer)
+                checkpoint(path, step, about, model, optimizer, tower)
             if stopping and step < config.updates:
                 raise stop.leave(job.command)
     if metrics:
         metrics.close()
-    return model, values
+    return model, tuned_tensors(tower) if tower else {}, values
 
 
 def build_update(
-    model: JointModel, labels: Labels, optimizer: torch.optim.Optimizer, config: TrainingConfig, place: World
+    model: JointModel,
+    labels: Labels,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    place: World,
+    tower: Backbone | None = None,
 ) -> Update:
-    """The joint update for one or several processes, compiled and captured where that pays."""
+    """The joint update for one or several processes, compiled and captured where that pays.
+
+    With a backbone in the loop it is neither: a backbone may copy constants to the device while it runs, which no
+    graph can capture.
+    """
     noise = Noise(place.device, place.rank, place.size)
-    objective: nn.Module = JointObjective(model, labels, config.objective, noise)
+    objective: nn.Module = JointObjective(model, labels, config.objective, noise, tower)
     if place.size > 1:
         objective = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-    compiled = should_compile(config.compile, place.device)
+    compiled = tower is None and should_compile(config.compile, place.device)
     return make_update(
         objective,
         [(optimizer, config.clip)],
@@ -293,20 +351,35 @@ def build_update(
 
 
 def checkpoint(
-    path: Path, step: int, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer
+    path: Path,
+    step: int,
+    about: dict[str, Any],
+    model: JointModel,
+    optimizer: torch.optim.Optimizer,
+    tower: Backbone | None,
 ) -> None:
     """Everything the loop needs to go on bit for bit; the sampler's position is the step itself."""
     groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), "rng": artifacts.rng_state()}
+    if tower:
+        groups["backbone"] = tuned_tensors(tower)
     artifacts.save_checkpoint(path, step, groups, about)
 
 
-def restore(path: Path, about: dict[str, Any], model: JointModel, optimizer: torch.optim.Optimizer) -> int:
+def restore(
+    path: Path,
+    about: dict[str, Any],
+    model: JointModel,
+    optimizer: torch.optim.Optimizer,
+    tower: Backbone | None,
+) -> int:
     """Load the checkpoint if there is one of this very run; returns the step to go on from."""
     found = artifacts.load_checkpoint(path, about)
     if found is None:
         return 0
     step, groups = found
     model.load_state_dict(groups["model"])
+    if tower:
+        load_tuned(tower, groups["backbone"])
     load_optimizer_tensors(optimizer, groups["optimizer"])
     artifacts.set_rng_state(groups["rng"])
     return step

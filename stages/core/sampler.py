@@ -26,6 +26,8 @@ class Sampler:
         part_weights: relative weight of each part of the dataset; default: by its number of windows.
         embeddings: add `embedding` when the dataset was opened with embeddings.
         keys: the arrays of a batch; default image, action, reward, is_first, is_terminal.
+        past: add `past`, so many frames before each window; an episode's first is repeated before its start
+            (needs `image` among the keys).
         device: "cpu" maps the files and gathers there; any other device holds those arrays whole
             and gathers on it (same batches). The dataset must fit.
 
@@ -45,6 +47,7 @@ class Sampler:
         embeddings: bool = True,
         keys: Sequence[str] | None = None,
         device: str = "cpu",
+        past: int = 0,
     ) -> None:
         if not 0.0 <= start_fraction <= 1.0:
             raise BadInput(f"start_fraction {start_fraction} is no fraction; give a number from 0 to 1")
@@ -69,7 +72,7 @@ class Sampler:
         ends = np.cumsum(self._weights(part_weights))
         self.part_ends = ends / ends[-1]  # (P,) cumulative probability
         self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
-        self.device = device
+        self.device, self.past = device, past
 
     def _weights(self, weights: Sequence[float] | None) -> np.ndarray:
         windows = np.diff(self.cumulative[self.part_bounds])  # (P,)
@@ -103,7 +106,8 @@ class Sampler:
         """The batch of one step, or the slice of it that process `rank` of `world` works on.
 
         image (B, T, 3, H, H) uint8, action (B, T, A), reward (B, T), is_first and is_terminal (B, T)
-        bool, embedding (B, T, D) float16, and task (B,) int64: the index into dataset.parts.
+        bool, embedding (B, T, D) float16, and task (B,) int64: the index into dataset.parts; past
+        (B, past, 3, H, H) uint8 when asked for.
         """
         if self.batch % world:
             raise BadInput(f"a batch of {self.batch} does not divide over {world} processes; choose another batch size")
@@ -115,7 +119,17 @@ class Sampler:
         else:
             batch = {k: torch.from_numpy(self.dataset.windows(k, starts, self.length)) for k in self.keys}
         batch["task"] = torch.from_numpy(part).to(self.device)
+        if self.past:
+            batch["past"] = self._frames_before(starts)
         return batch
+
+    def _frames_before(self, starts: np.ndarray) -> Tensor:
+        """(B, past, 3, H, W) uint8."""
+        first = self.dataset.episode_start[np.searchsorted(self.dataset.episode_start, starts, side="right") - 1]
+        rows = np.maximum(starts[:, None] + np.arange(-self.past, 0), first[:, None])  # (B, past)
+        if self.resident:
+            return self.resident["image"][torch.from_numpy(rows).to(self.device)]
+        return torch.from_numpy(self.dataset.rows("image", rows))
 
 
 def _to_device(dataset: Dataset, name: str, device: str, rows: int = 8192) -> Tensor:

@@ -28,15 +28,16 @@ import torch
 
 from stages.core.errors import BadInput
 
-Report = Callable[[str, int, float | None], None]
+Figure = float | str | None  # the return of the last episode, or words for the bar
+Report = Callable[[str, int, Figure], None]
 POLL_SECONDS = 0.2
 
 
 class Channel(Protocol):
     """What a job is handed to talk to the process that shows the progress bar."""
 
-    def report(self, frames: int, episode_return: float | None = None) -> None:
-        """Tell that `frames` more are done, and the return of the last episode."""
+    def report(self, frames: int, figure: Figure = None) -> None:
+        """Tell that `frames` more are done, and the return of the last episode or other words for the bar."""
 
     def stopped(self) -> bool:
         """Whether the job should save what it has and return."""
@@ -50,8 +51,8 @@ class LocalChannel:
     stop: Callable[[], bool]
     on_report: Report
 
-    def report(self, frames: int, episode_return: float | None = None) -> None:
-        self.on_report(self.label, frames, episode_return)
+    def report(self, frames: int, figure: Figure = None) -> None:
+        self.on_report(self.label, frames, figure)
 
     def stopped(self) -> bool:
         return self.stop()
@@ -93,7 +94,7 @@ class Pool:
 
     Args:
         stop: true once the user asked to stop; running jobs are then told, waiting ones dropped.
-        report: called in this process with (label, frames, return or None).
+        report: called in this process with (label, frames, figure).
     """
 
     workers: int

@@ -12,7 +12,7 @@ from stages.core import artifacts
 
 TINY = (
     "collect.random_episodes=1", "collect.expert.decisions.walk=1000", "collect.expert.keep_episodes=1",
-    "embed.offline.updates=3", "pretrain.updates=3", "behave.updates=2", "behave.starts=4",
+    "embed.offline.updates=3", "pretrain.updates=3", "behave.updates=2",
 )  # fmt: skip
 PROMPT = "wave one leg about like a flag"
 

@@ -49,6 +49,13 @@ OBJECTIVE: dict[str, Any] = {
     "pseudo_text_noise": 0.5,
 }
 
+EXPLORE: dict[str, Any] = {
+    "in_all": False, "episodes": 4, "random_episodes": 2, "updates": 3, "batch": 3, "length": 6, "start_fraction": 0.34,
+    "lr": 1e-3, "policy_lr": 1e-3, "saturation": 0.01,
+    "clip": 100.0, "members": 3, "layers": 1, "imagined": 5, "horizon": 4, "bf16": False,
+    "checkpoint_episodes": 1,
+}  # fmt: skip
+
 
 def model_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**MODEL, **changes})

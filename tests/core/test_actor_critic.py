@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "anchor": 1.0,
     "anchor_temperature": 0.5,
     "data_value": 1.0,
+    "expectile": 0.5,
     "slow_rate": 0.25,
     "return_floor": 0.1,
     "return_rate": 0.3,
@@ -197,25 +198,25 @@ def test_return_range_is_floored() -> None:
     assert actor.item() == pytest.approx(-(returns * 0.9 ** np.arange(3)).mean() / 50, rel=1e-4)
 
 
-def test_data_losses() -> None:
+@pytest.mark.parametrize("expectile", [0.5, 0.8])
+def test_data_losses(expectile: float) -> None:
     """Advantage-weighted regression on the data's actions, and the critic's loss on real sequences."""
-    learner = make()
-    features, action, reward = random(5, 4, INP), random(5, 3, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
-    slow, logits, mean, std = heads(learner, features)
+    learner = make(expectile=expectile)
+    features, action, returns = random(9, INP), random(9, ACTION, seed=2).clamp(-1, 1), random(9, seed=1)
+    _, logits, mean, std = (x[0] for x in heads(learner, features[None]))
     bins = array(learner.critic.bins)
-    returns = np.array([literal_lambda_return(r, v, 0.9, 0.7) for r, v in zip(array(reward), slow, strict=True)])
-    advantage = returns - np.array([[value(logits[n, t], bins) for t in range(3)] for n in range(5)])
+    advantage = array(returns) - np.array([value(row, bins) for row in logits])
     standard = (advantage - advantage.mean()) / advantage.std(ddof=1)
     weight = np.exp(np.minimum(standard / 0.5, 4.0))
     weight /= weight.mean()
     anchor, critic = 0.0, 0.0
-    for n in range(5):
-        for t in range(3):
-            distance = (array(action)[n, t] - mean[n, t]) / std[n, t]
-            log_prob = (-0.5 * distance**2 - np.log(std[n, t]) - 0.5 * math.log(2 * math.pi)).sum()
-            anchor -= weight[n, t] * log_prob / 15
-            critic += two_hot_loss(logits[n, t], returns[n, t], bins) / 15
-    found_anchor, found_critic, _ = learner.data_losses(features, action, reward)
+    for n in range(9):
+        distance = (array(action)[n] - mean[n]) / std[n]
+        log_prob = (-0.5 * distance**2 - np.log(std[n]) - 0.5 * math.log(2 * math.pi)).sum()
+        anchor -= weight[n] * log_prob / 9
+        asymmetry = expectile if advantage[n] > 0 else 1 - expectile
+        critic += 2 * asymmetry * two_hot_loss(logits[n], array(returns)[n], bins) / 9
+    found_anchor, found_critic, _ = learner.data_losses(features, action, returns)
     assert found_anchor.item() == pytest.approx(anchor, rel=1e-4)
     assert found_critic.item() == pytest.approx(critic, rel=1e-4)
 
@@ -236,7 +237,7 @@ def test_each_loss_moves_its_own_network() -> None:
     actor, critic, _ = learner.imagination_losses(features, reward)
     assert touched(learner, actor) == {"actor"}  # the entropy; returns come through the features
     assert touched(learner, critic) == {"critic"}
-    anchor, data_critic, _ = learner.data_losses(features.detach(), random(5, 3, ACTION), reward.detach())
+    anchor, data_critic, _ = learner.data_losses(random(5, INP), random(5, ACTION), random(5))
     assert touched(learner, anchor) == {"actor"}
     assert touched(learner, data_critic) == {"critic"}
 

@@ -40,6 +40,27 @@ def places(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return batch["action"][..., 0].long(), batch["action"][..., 1].long()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # mapped, and held whole
+def test_frames_before_a_window_repeat_the_episodes_first(dataset: Dataset, device: str) -> None:
+    """Window after window, the frames of the sidecar rule: those before the start are the first frame again."""
+    sampler = Sampler(dataset, 16, LENGTH, seed=0, start_fraction=0.3, device=device, past=7)
+    clamped = 0
+    for step in range(5):
+        batch = sampler.sample(step)
+        episode, row = places(batch)
+        assert batch["past"].shape == (16, 7, *batch["image"].shape[2:]) and batch["past"].dtype == torch.uint8
+        for index in range(16):
+            number, first = int(episode[index, 0]), int(row[index, 0])
+            image = make_episode(number, (*LENGTHS[0], *LENGTHS[1])[number]).image
+            assert image is not None
+            wanted = image[np.maximum(np.arange(first - 7, first), 0)]
+            np.testing.assert_array_equal(batch["past"][index].numpy(), wanted)
+            clamped += first < 7
+        share = sampler.sample(step, rank=1, world=2)
+        assert torch.equal(share["past"], batch["past"][8:])
+    assert 0 < clamped < 80
+
+
 def test_windows_hold_the_rows_of_one_episode(dataset: Dataset) -> None:
     sampler = Sampler(dataset, 16, LENGTH, seed=0)
     for step in range(20):

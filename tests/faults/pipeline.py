@@ -21,7 +21,7 @@ SETTINGS = (
     "collect.expert.evaluation_episodes=1",
     "embed.offline.updates=24", "embed.offline.checkpoint_every=4",
     "pretrain.updates=24", "pretrain.checkpoint_every=4", "pretrain.objective.horizon=3",
-    "behave.updates=24", "behave.checkpoint_every=4", "behave.starts=8", "behave.imagined=4", "behave.horizon=4",
+    "behave.updates=24", "behave.checkpoint_every=4", "behave.imagined=4", "behave.horizon=4",
     "transfer.updates=12", "evaluate.video=false",
 )  # fmt: skip
 

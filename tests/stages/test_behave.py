@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stages import behave, pretrain
 from stages.core import artifacts
+from stages.core import latents as latents_module
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import Noise, load_model
+from stages.core.agent import Noise, State, load_model
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
-from stages.core.latents import encode
+from stages.core.latents import Latents, encode, future_returns, label_rewards
 from stages.core.pretraining import open_training_data
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
@@ -27,7 +28,7 @@ from tests.stages import small_run
 
 BEHAVE: dict[str, Any] = {
     "updates": 6,
-    "starts": 10,
+    "decisions": 10,
     "imagined": 8,
     "horizon": 4,
     "start_fraction": 0.25,
@@ -126,33 +127,56 @@ def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
     np.testing.assert_array_equal(found.reward, dataset.rows("reward", np.arange(dataset.n_frames)))
 
 
-def test_windows_stay_inside_their_episode_and_align_actions(run: Run) -> None:
+def make_latents(run: Run, horizon: int) -> Latents:
     model, dataset = load_model(source(run)), open_training_data(source(run), run)
-    prompts = model.task(unit(2))
-    latents = encode(model, dataset, prompts, 10, torch.device("cpu"), quiet=True, bf16=False)
-    inside = [
-        row
-        for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True)
-        for row in range(start, start + length - 10)
-    ]
-    assert latents.starts.tolist() == inside
-    assert set(latents.episode_starts.tolist()) == set(dataset.episode_info.start[dataset.episode_info.length > 10])
+    return encode(model, dataset, model.task(unit(2)), horizon, torch.device("cpu"), quiet=True, bf16=False)
+
+
+def test_drawn_rows_are_decisions_of_long_enough_episodes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module, "EARLY", 3)
+    latents = make_latents(run, 10)
+    assert latents.episodes[:, 1].tolist() == [14, 14, 14]
+    starts = latents.episodes[:, 0].tolist()
+    assert latents.decisions.tolist() == [row for start in starts for row in range(start, start + 13)]
+    assert latents.early.tolist() == [row for start in starts for row in range(start, start + 3)]
     torch.manual_seed(0)
     drawn = latents.draw(400, 0.5, Noise("cpu"))
-    assert set(drawn.tolist()) == set(inside)
-    at_start = np.isin(drawn.numpy(), latents.episode_starts.numpy()).mean()
-    assert 0.5 < at_start < 0.75  # half on purpose, and the share of all starts by chance
-    rows, prompt = torch.tensor([inside[0], inside[5]]), torch.tensor([1, 0])
-    state, action, reward = latents.window(rows, prompt, 10)
-    assert torch.equal(state.h[0], latents.h[1, inside[0] : inside[0] + 11].float())
-    assert torch.equal(state.z[1], latents.z[0, inside[5] : inside[5] + 11].float())
-    assert torch.equal(action[1], latents.action[inside[5] + 1 : inside[5] + 11]), "action[t] led to state t + 1"
-    assert torch.equal(reward[1], latents.reward[inside[5] + 1 : inside[5] + 11])
+    assert set(drawn.tolist()) == set(latents.decisions.tolist())
+    assert 0.5 < np.isin(drawn.numpy(), latents.early.numpy()).mean() < 0.75  # half on purpose, 3 of 13 by chance
 
 
-def test_a_horizon_longer_than_every_episode_is_refused(run: Run) -> None:
-    with pytest.raises(BadInput, match=r"behave\.horizon = 14"):
-        behave.run(config(horizon=14), run, task="walk")
+def test_rewards_are_read_over_stretches_that_cover_every_episode(run: Run) -> None:
+    """A reward that tells row and prompt apart: every row but an episode's first is labelled once, as its own."""
+    latents = make_latents(run, 5)
+    latents.e = torch.arange(len(latents.e)).float()[:, None].half()
+    seen: list[int] = []
+
+    def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
+        rows = state.e[:, 1:, 0].long()  # (N, H)
+        assert state.h.shape[:2] == (len(prompt), 6) and torch.equal(action, latents.action[rows])
+        seen.extend(rows.flatten().tolist())
+        return rows + 1000.0 * prompt[:, None]
+
+    found = label_rewards(latents, reward, 5, rows_at_once=12)
+    firsts = latents.episodes[:, 0]
+    for k in range(2):
+        wanted = torch.arange(found.shape[1]) + 1000.0 * k
+        wanted[firsts] = 0
+        assert torch.equal(found[k], wanted)
+    assert set(seen) == set(range(found.shape[1])) - set(firsts.tolist())
+
+
+def test_returns_are_what_follows_until_the_episode_ends_and_then_goes_on(run: Run) -> None:
+    latents = make_latents(run, 5)
+    reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
+    found = future_returns(latents, reward, 0.9, 5)
+    for start, length in latents.episodes.tolist():
+        for k in range(2):
+            tail = reward[k, start + length - 5 : start + length].mean() / 0.1
+            for t in range(length):
+                following = reward[k, start + t + 1 : start + length]
+                wanted = sum(0.9**i * r for i, r in enumerate(following)) + 0.9 ** len(following) * tail
+                assert found[k, start + t].item() == pytest.approx(float(wanted), abs=1e-4)
 
 
 # ---------------------------------------------------------------------------- one update
@@ -165,7 +189,8 @@ def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavio
     torch.manual_seed(0)
     learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
     noise = Noise("cpu")
-    return behave.Behavior(model, learner, context, c, noise, None), behave.draw_batch(latents, c, noise, prompts)
+    module = behave.Behavior(model, learner, context, c, noise, None)
+    return module, behave.draw_batch(latents, behave.data_returns(module, latents), c, noise, prompts)
 
 
 def test_gradient_reaches_the_actor_through_the_dynamics_and_nothing_of_the_model(run: Run) -> None:
@@ -205,7 +230,7 @@ def test_updates_raise_the_imagined_reward(run: Run) -> None:
     """The actor climbs what the model promises, by itself: no anchor, no entropy."""
     climbing = ACTOR_CRITIC | {"anchor": 0.0, "entropy": 0.0}
     made = behave.run(
-        config(updates=40, lr=1e-2, actor_critic=climbing, starts=32), run, prompt="climb what the model promises"
+        config(updates=40, lr=1e-2, actor_critic=climbing, decisions=32), run, prompt="climb what the model promises"
     )
     found = [row["imagined_reward"] for row in small_run.logged(made)]
     assert np.mean(found[-5:]) > np.mean(found[:5]) + 1e-4
@@ -228,13 +253,13 @@ def test_policy_artifact(run: Run, whole: Artifact) -> None:
     assert load_model(whole).dim_action == small_run.ACTIONS
     rows = small_run.logged(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"imagined_reward", "data_reward", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
+    assert {"imagined_reward", "data_return", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
 
 
 def test_one_policy_for_several_tasks(run: Run) -> None:
     made = behave.run(config(updates=2), run, many=("stand", "walk", "run"))
     assert made.path.name == "stand+walk+run" and made.tensors("prompt")["embedding"].shape == (3, 9)
-    _, batch = behavior(run, prompts=3, starts=64)
+    _, batch = behavior(run, prompts=3, decisions=64)
     assert set(batch["prompt"].tolist()) == {0, 1, 2}
 
 
@@ -245,6 +270,33 @@ def test_the_oracle_row_learns_from_the_true_reward_of_its_task_alone(run: Run) 
         behave.run(config(updates=2), run, task="run", oracle=True)
     with pytest.raises(BadInput, match="use it with --task"):
         behave.run(config(updates=2), run, prompt="walk", oracle=True)
+
+
+def test_data_free_learning_reads_no_dataset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behave, "open_training_data", lambda *_: pytest.fail("read the dataset"))
+    made = behave.run(config(updates=2), run, task="walk", data_free=True)
+    assert made.path == run.root / "policy" / "bitagent-data-free-s0" / "walk"
+    with pytest.raises(BadInput, match="leave out --data-free"):
+        behave.run(config(), run, task="walk", oracle=True, data_free=True)
+    with pytest.raises(BadInput, match=r"behave.actor_critic.imagination=1"):
+        behave.run(config(actor_critic=ACTOR_CRITIC | {"imagination": 0.0}), run, task="walk", data_free=True)
+
+
+def test_data_free_starts_come_from_rollouts_that_begin_where_episodes_do(run: Run) -> None:
+    """With horizon 1 and nothing drawn beyond the first step, a start is the model's own first state."""
+    module, _ = behavior(run)
+    task = module.prompts.rows(torch.zeros(256, dtype=torch.long))
+    starts = module.dreamed_starts(task)
+    assert starts.h.shape == (256, 16) and not starts.h.requires_grad
+    first = module.model.first_state(task, None).h[0]
+    is_first = (starts.h - first).abs().amax(-1) < 1e-6
+    assert 0.01 < float(is_first.float().mean()) < 0.2  # one of 4 horizons' 17 states is the first
+    alone = ACTOR_CRITIC | {"entropy": 0.0}
+    module, _ = behavior(run, actor_critic=alone)
+    loss, terms = module({"prompt": torch.zeros(8, dtype=torch.long)})
+    loss.backward()
+    assert "data_return" not in terms
+    assert all(p.grad is not None and p.grad.any() for p in module.learner.actor.parameters())
 
 
 # ---------------------------------------------------------------------------- stopping and going on

@@ -19,6 +19,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.experts import ExpertJob, train_expert
 from stages.core.render import render_states
+from tests.core.helpers import EXPLORE
 
 TD3 = {
     "units": 32, "batch": 32, "lr": 1e-3, "discount": 0.99, "tau": 0.01, "actor_every": 2,
@@ -26,13 +27,14 @@ TD3 = {
 }  # fmt: skip
 EXPERT = {
     "decisions": {"default": 2000}, "keep_episodes": 2, "random_episodes": 1, "updates_per_decision": 0.02,
-    "n_step": 3, "noise_start": 1.0, "noise_end": 0.1, "noise_decisions": 1500, "noise_correlation": 0.9,
+    "n_step": 3, "noise_start": 1.0, "noise_end": (0.1, 0.5), "noise_decisions": 1500, "noise_correlation": 0.9,
     "evaluation_episodes": 1, "checkpoint_episodes": 2, "td3": TD3,
 }  # fmt: skip
 
 
 def config(**expert: Any) -> collect.Config:
-    return collect.Config.model_validate({"random_episodes": 2, "random_correlation": 0.5, "expert": EXPERT | expert})
+    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "expert": EXPERT | expert}
+    return collect.Config.model_validate(parts)
 
 
 class Killed(Exception):

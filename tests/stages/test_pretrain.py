@@ -127,7 +127,7 @@ def test_two_processes_make_the_model_of_one(run: Run, whole: Artifact) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     worker = str(ROOT / "tests" / "stages" / "pretrain_worker.py")
     done = subprocess.run(
-        [*command, worker, str(run.root), "parallel"],
+        [*command, worker, str(run.root), "parallel", "adapter"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.artifacts import remove_folder, replace_file
+from stages.core import artifacts
+from stages.core.artifacts import Artifact, remove_folder, replace_file
+from stages.core.backbones import Backbone, load_backbone
+from stages.core.backbones.tuning import retune
+from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.render import render_states
+from stages.core.running import progress, stop_signals
 from stages.core.shards import write_shard
 from stages.core.workers import follow_parent
 
 SAVE_SECONDS = 30.0
 BLOCK = 2**24  # bytes reserved at a time
+TUNED_BATCH = 64  # windows a forward pass of a tuned backbone
 
 
 class FrameSource:
@@ -177,3 +183,89 @@ class PartialEmbeddings:
 
     def drop(self) -> None:
         remove_folder(self.folder)
+
+
+# ---------------------------------------------------------------------------- a dataset's embeddings
+
+
+def write_embeddings(
+    path: Path,
+    frames: FrameSource,
+    backbone: Backbone,
+    run: Run,
+    *,
+    batch: int,
+    record: Mapping[str, Any],
+    seed: int,
+    inputs: Sequence[Artifact],
+    command: str,
+) -> Artifact:
+    """Embed a dataset into the artifact `path`, going on from a stopped attempt; the caller holds its lock.
+
+    Args:
+        record: backbone (its name), backbone_id and frames (how they were made).
+        inputs: the dataset first. command: the command line that goes on after a stop.
+
+    Raises Interrupted on a signal, after saving.
+    """
+    began, dataset = time.time(), frames.dataset
+    about = {"config": record, "inputs": artifacts.input_ids(inputs)}
+    with stop_signals() as stop:
+        partial = PartialEmbeddings(path, dataset, backbone.dim, about)
+        if run.fresh:
+            partial.restart()
+        with progress(dataset.n_frames, partial.rows, f"embed {inputs[0].path.name}", "frame", run.quiet) as bar:
+            for images in frames.episodes(partial.episodes):
+                partial.append(backbone.encode_episode(images, batch).cpu().numpy())
+                bar.update(len(images))
+                if stop:
+                    partial.save()
+                    raise stop.leave(command)
+    extra = {
+        "backbone": record["backbone"],
+        "backbone_id": record["backbone_id"],
+        "dim": backbone.dim,
+        "frame_size": frames.size,
+    }
+    with artifacts.writing(
+        path, "embed", domain=run.domain, config=record, seed=seed, inputs=inputs,
+        resolved=run.resolved, extra=extra, began=began,
+    ) as draft:  # fmt: skip
+        partial.write_shards(draft)
+    partial.drop()
+    return artifacts.load(path, "embed", domain=run.domain)
+
+
+def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, command: str) -> list[Artifact]:
+    """The embeddings of datasets by the backbone as a model tuned it, from the frames the model sees.
+
+    They lie beside the model, in <model>.embeddings/; those that are missing are made.
+
+    Args:
+        command: the command line that goes on after a stop.
+    Raises:
+        BadInput: the backbone has gone or changed. Interrupted: stopped by a signal, after saving.
+    """
+    folder = model.path.parent / f"{model.path.name}.embeddings"
+    if any(not _made_from(folder / a.path.name, [a, model]) for a in data):
+        name, wanted = model.meta["extra"]["backbone"], model.meta["extra"]["backbone_id"]
+        backbone = load_backbone(name, run.root, run.device)
+        if backbone.id != wanted:
+            raise BadInput(f"{model.path} tuned backbone {wanted}, here is {backbone.id}; pretrain again with --fresh")
+        retune(backbone, model)
+        for source in data:
+            path = folder / source.path.name
+            if not _made_from(path, [source, model]):
+                with artifacts.locked(path):
+                    dataset = Dataset.open([source.path], run.domain)
+                    frames = FrameSource(dataset, dataset.image_size, workers=1)
+                    record = {"backbone": name, "backbone_id": f"{wanted}+{model.id}", "frames": frames.how}
+                    write_embeddings(
+                        path, frames, backbone, run, batch=TUNED_BATCH, record=record, seed=source.meta["seed"],
+                        inputs=[source, model], command=command,
+                    )  # fmt: skip
+    return [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
+
+
+def _made_from(path: Path, inputs: Sequence[Artifact]) -> bool:
+    return path.exists() and artifacts.load(path, "embed").meta["inputs"] == artifacts.input_ids(inputs)

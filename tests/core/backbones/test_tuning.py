@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.internvideo2 import InternVideo2Backbone
-from stages.core.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors
+from stages.core.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors, window_embeddings
 from stages.core.errors import BadInput
 from tests.core.backbones.test_internvideo2 import make_model
 from tests.core.backbones.tiny import FAMILIES, TinyTimm, save_tiny
@@ -119,6 +119,17 @@ def test_what_was_trained_can_be_saved_and_put_back(mode: Mode, make: Make) -> N
     assert not torch.allclose(one.encode_video(frames), other.encode_video(frames), atol=1e-4)
     load_tuned(other, {k: v.clone() for k, v in tuned_tensors(one).items()})
     assert torch.equal(one.encode_video(frames), other.encode_video(frames))
+
+
+@pytest.mark.parametrize("kind", ["offline", "clip"])  # of frames the size of its own, and of another
+def test_windows_of_a_sequence_are_those_that_embed_stores(kind: str, make: Make) -> None:
+    """From an episode's start, where the first frame is repeated, and from its middle."""
+    backbone = make(kind)
+    frames = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    stored = backbone.encode_episode(frames.numpy(), 64)  # (20, dim)
+    past = torch.stack([frames[:1].expand(7, -1, -1, -1), frames[2:9]])  # (2, 7, 3, 64, 64)
+    found = window_embeddings(backbone, past, torch.stack([frames[:10], frames[9:19]]))
+    torch.testing.assert_close(found, torch.stack([stored[:10], stored[9:19]]), rtol=0, atol=1e-5)
 
 
 def test_tensors_of_another_mode_are_refused(make: Make) -> None:
