@@ -7,9 +7,13 @@ SCALE ?= laptop
 DOMAINS ?= walker cheetah quadruped stickman
 SEEDS ?= 0
 METHODS ?= bitagent
+TABLE_SEEDS ?= 0 1
 BACKBONE ?= $(if $(filter paper,$(SCALE)),internvideo2,offline)
 NPROC ?= 1
 LAUNCH ?=
+
+MODEL_FREE := iql td3-bc td3
+TABLE := $(MODEL_FREE) wm-clip genrl founder bitagent ablation-base ablation-mllm ablation-tamf
 
 TASKS_walker := stand walk run
 TASKS_cheetah := run
@@ -28,6 +32,10 @@ scores = $(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(foreach t,$(TASKS_$(1)),$
 
 .PHONY: reproduce
 reproduce: $(foreach d,$(DOMAINS),$(call root,$(d))/report/artifact.json) ## tables and figures (SCALE= DOMAINS= SEEDS= METHODS= LAUNCH= NPROC=)
+
+.PHONY: table
+table: ## Tables 1 and 2 for walker: every baseline and ablation, two seeds (SCALE= TABLE_SEEDS=)
+	$(MAKE) reproduce DOMAINS=walker METHODS="$(TABLE)" SEEDS="$(TABLE_SEEDS)"
 
 # $(1) domain, $(2) dataset, $(3) options
 define dataset
@@ -57,10 +65,10 @@ $(call root,$(1))/model/$(2)-s$(3)/artifact.json: $(call embeddings,$(1))
 	@touch $$@
 endef
 
-# $(1) domain, $(2) method, $(3) seed, $(4) task
+# $(1) domain, $(2) method, $(3) seed, $(4) task: a model-free method learns from data and embeddings, the others on their model
 define policy
-$(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/model/$(2)-s$(3)/artifact.json
-	$(HEAVY) behave $(call options,$(1)) --method $(2) --seed $(3) --task $(4)
+$(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json: $(if $(filter $(2),$(MODEL_FREE)),$(call embeddings,$(1)),$(call root,$(1))/model/$(2)-s$(3)/artifact.json)
+	$(HEAVY) behave $(call options,$(1)) --method $(2) --seed $(3) --task $(4)$(if $(filter $(2),$(MODEL_FREE)), --set pretrain.backbone=$(BACKBONE))
 	@touch $$@
 
 $(call root,$(1))/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json
@@ -69,5 +77,5 @@ $(call root,$(1))/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/po
 endef
 
 $(foreach d,$(DOMAINS),$(eval $(call domain,$(d))))
-$(foreach d,$(DOMAINS),$(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(eval $(call model,$(d),$(m),$(s))))))
+$(foreach d,$(DOMAINS),$(foreach m,$(filter-out $(MODEL_FREE),$(METHODS)),$(foreach s,$(SEEDS),$(eval $(call model,$(d),$(m),$(s))))))
 $(foreach d,$(DOMAINS),$(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(foreach t,$(TASKS_$(d)),$(eval $(call policy,$(d),$(m),$(s),$(t)))))))

@@ -15,6 +15,7 @@ import typer
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
 from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
+from stages.core.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
@@ -32,7 +33,9 @@ app = typer.Typer(
 )
 app.add_typer(benchmarks.app, name="bench")
 
-Method = Annotated[str, typer.Option(help="Grounding method; bitagent is the paper's.")]
+Method = Annotated[
+    str, typer.Option(help="bitagent, one of its ablations, or a baseline: see `methods` in presets/paper.yaml.")
+]
 Task = Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")]
 Prompt = Annotated[str | None, typer.Option(help="Any text that describes the behaviour.")]
 Video = Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")]
@@ -54,11 +57,11 @@ def options(
     pass
 
 
-def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
+def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
     """See session.prepare; imported late because it needs PyTorch."""
     from bitagent_cli import session
 
-    return session.prepare(common, stage)
+    return session.prepare(common, stage, method)
 
 
 def goal_options(task: str | None, prompt: str | None, tasks: str | None) -> dict[str, Any]:
@@ -68,6 +71,15 @@ def goal_options(task: str | None, prompt: str | None, tasks: str | None) -> dic
         "prompt": None if prompt is None else check_text(prompt),
         "many": split_names(tasks) or [],
     }
+
+
+def check_trainable(method: str) -> None:
+    """pretrain makes models of methods by name: refuse the labels that other commands make of them."""
+    from stages.core.methods import base_method
+
+    check_name(method, "--method")
+    if base_method(method) != method:
+        raise BadInput(f"--method {method} names what transfer or --oracle-reward made: give {base_method(method)}")
 
 
 def _example(line: str) -> str:
@@ -141,11 +153,11 @@ def pretrain(common: Common, method: Method = "bitagent") -> None:
 
     Writes model/<method>-s<seed>/. Stopped by a signal, it saves; the same command continues.
     """
-    check_name(method, "--method")
-    preset, run = prepare(common, "pretrain")
+    check_trainable(method)
+    preset, run = prepare(common, "pretrain", method)
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method, mllm=preset.mllm)
+    stage.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings, mllm=preset.mllm)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
@@ -170,10 +182,13 @@ def behave(
     """
     goal = goal_options(task, prompt, tasks) | {"video": None if video is None else str(video)}
     check_name(method, "--method")
-    preset, run = prepare(common, "behave")
+    preset, run = prepare(common, "behave", method)
     from stages import behave as stage
 
-    stage.run(preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free)
+    stage.run(
+        preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free,
+        offline=preset.offline_rl, backbone=preset.pretrain.backbone,
+    )  # fmt: skip
 
 
 @app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
@@ -198,7 +213,7 @@ def evaluate(
     check_name(method, "--method")
     if episodes is not None:
         common = common.override("evaluate.episodes", episodes)
-    preset, run = prepare(common, "evaluate")
+    preset, run = prepare(common, "evaluate", method)
     from stages import evaluate as stage
 
     stage.run(preset.evaluate, run, **goal, score_as=score_as, method=method)
@@ -228,7 +243,7 @@ def transfer(
         common = dataclasses.replace(common, preset=dst)
     if updates is not None:
         common = common.override("transfer.updates", updates)
-    preset, run = prepare(common, "transfer")
+    preset, run = prepare(common, "transfer", method)
     from bitagent_cli.transferring import transfer_tasks
 
     transfer_tasks(preset, run, src=src, task=task, control=control, method=method)
@@ -246,7 +261,7 @@ def visualize(
     Writes report/. What is not there yet is left out, with the command that makes it.
     """
     check_name(method, "--method")
-    preset, run = prepare(common, "visualize")
+    preset, run = prepare(common, "visualize", method)
     from stages import visualize as stage
 
     stage.run(preset.visualize, run, method=method, reward=reward)

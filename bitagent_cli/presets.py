@@ -1,7 +1,8 @@
 """Presets: YAML layers → one strict, typed object.
 
 Layers, later ones win: paper.yaml (every default) → the scale's file → the domain's file, with its
-own `scales:` block for the scale in use → a user's file, when `--preset` is a path → `--set`.
+own `scales:` block for the scale in use → a user's file, when `--preset` is a path → the block of the
+`--method` in use, from `methods:` in paper.yaml → `--set`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from stages.core.agent import ModelConfig
 from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
+from stages.core.groundings import Constants
+from stages.core.methods import base_method
+from stages.core.model_free import OfflineRLConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.pretrain import Config as PretrainConfig
@@ -39,28 +43,36 @@ class Preset(Section):
     model: ModelConfig
     mllm: MllmConfig
     pretrain: PretrainConfig
+    groundings: Constants
     behave: BehaveConfig
+    offline_rl: OfflineRLConfig
     evaluate: EvaluateConfig
     transfer: TransferConfig
     visualize: VisualizeConfig
 
 
-def load(name: str, scale: str, settings: Sequence[str] = ()) -> Preset:
-    """Resolve `--preset name --scale scale --set ...` into a Preset.
+def load(name: str, scale: str, settings: Sequence[str] = (), method: str = "bitagent") -> Preset:
+    """Resolve `--preset name --scale scale --method method --set ...` into a Preset.
 
     Args:
         name: a domain (walker) or the path of a YAML file with `base: walker` and overrides.
         scale: smoke, laptop or paper.
         settings: "section.key=value" strings; a value is read as YAML.
+        method: one of `methods()`, or a label made from one, such as transfer-walker.
     Raises:
-        BadInput: unknown preset, scale or key, a value of the wrong type, or an unreadable file.
+        BadInput: unknown preset, scale, method or key, a value of the wrong type, or an unreadable file.
     """
     if scale not in SCALES:
         raise BadInput(f"unknown scale {scale!r} ({nearest(scale, [*SCALES, 'auto'])})")
-    layers = [("paper.yaml", read_yaml(folder() / "paper.yaml"))]
+    paper = read_yaml(folder() / "paper.yaml")
+    changes = paper.pop("methods")
+    if base_method(method) not in changes:
+        raise BadInput(f"unknown method {method!r} ({nearest(method, changes)})")
+    layers = [("paper.yaml", paper)]
     if scale != "paper":
         layers.append((f"{scale}.yaml", read_yaml(folder() / f"{scale}.yaml")))
     layers += _domain_layers(name, scale)
+    layers.append((f"paper.yaml (methods.{base_method(method)})", changes[base_method(method)] or {}))
     layers += [("--set", _setting(text)) for text in settings]
 
     tree: dict[str, Any] = {}
@@ -88,6 +100,11 @@ def folder() -> Path:
 def domains() -> list[str]:
     """The domains that have a shipped preset."""
     return sorted(p.stem for p in folder().glob("*.yaml") if p.stem not in SCALES)
+
+
+def methods() -> list[str]:
+    """The names `--method` takes, in the order of paper.yaml."""
+    return list(read_yaml(folder() / "paper.yaml")["methods"])
 
 
 # ---------------------------------------------------------------------------- layers

@@ -19,7 +19,7 @@ MINUTES: dict[str, dict[str, float]] = {
 }
 
 
-def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
+def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
     """Resolve device, scale and preset, and print the line that says so.
 
     Raises:
@@ -27,7 +27,7 @@ def prepare(common: Common, stage: str) -> tuple[Preset, Run]:
     """
     device = resolve_device(common.device)
     scale, why = resolve_scale(common.scale, device)
-    preset = presets.load(common.preset, scale, common.set)
+    preset = presets.load(common.preset, scale, common.set, method)
     root = common.out or Path("runs") / f"{preset.domain}-{scale}"
     if root.exists() and not root.is_dir():
         raise BadInput(f"--out {root} is a file: give a folder")

@@ -19,8 +19,8 @@ def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, cont
     names = [tasks.get_task(run.domain, task).name] if task else tasks.task_names(run.domain)
     for scratch in (False, True) if control else (False,):
         transfer.run(
-            preset.transfer, preset.pretrain, preset.model, run, src=src, method=method, control=scratch,
-            mllm=preset.mllm,
+            preset.transfer, preset.pretrain, preset.model, run,
+            src=src, method=method, control=scratch, constants=preset.groundings, mllm=preset.mllm,
         )  # fmt: skip
         adapted = transfer.method_name(method, src, scratch)
         for name in names:

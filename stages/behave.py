@@ -11,27 +11,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, model_free, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
-from stages.core.agent import JointModel, Noise, State, TaskContext, load_model
+from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
-from stages.core.backbones.prompts import embed_prompt_video
 from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.grounding import Align, Space, text_reward
+from stages.core.goals import Goal, command_again, embed_goal, parse_goal
+from stages.core.grounding import Align, Space
+from stages.core.groundings import open_model
 from stages.core.latents import Latents, encode, future_returns, label_rewards
-from stages.core.naming import slug
+from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
+from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
 from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
@@ -45,6 +45,7 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
+from stages.core.world_model import WorldModel
 
 DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
 
@@ -69,36 +70,6 @@ class Config(Section):
     actor_critic: ActorCriticConfig
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What the policy is asked for: the artifact's name, one prompt text per head and known task names."""
-
-    name: str
-    prompts: tuple[str, ...]
-    tasks: tuple[str, ...]
-    video: str = ""
-
-    def options(self) -> tuple[str, str]:
-        """The command-line option that asks for it."""
-        if self.video:
-            return "--video", self.video
-        if self.tasks:
-            return ("--tasks", ",".join(self.tasks)) if len(self.tasks) > 1 else ("--task", self.tasks[0])
-        return "--prompt", f'"{self.prompts[0]}"'
-
-
-def parse_goal(domain: str, task: str | None, prompt: str | None, video: str | None, many: Sequence[str] = ()) -> Goal:
-    """Exactly one of task, prompt, video or several tasks. Raises BadInput for none, two or an unknown task."""
-    if sum(bool(x) for x in (task, prompt, video, many)) != 1:
-        raise BadInput("give exactly one of --task, --prompt, --video or --tasks")
-    if prompt:
-        return Goal(slug(prompt), (prompt,), ())
-    if video:
-        return Goal(slug(Path(video).stem), (f"video {Path(video).name}",), (), video)
-    names = tuple(many) or (str(task),)
-    return Goal("+".join(names), tuple(tasks.get_task(domain, n).prompt for n in names), names)
-
-
 def run(
     config: Config,
     run: Run,
@@ -110,6 +81,8 @@ def run(
     method: str = "bitagent",
     oracle: bool = False,
     data_free: bool = False,
+    offline: OfflineRLConfig | None = None,
+    backbone: str | None = None,
 ) -> Artifact:
     """Train and save a policy.
 
@@ -117,20 +90,23 @@ def run(
         task, prompt, video, many: see `parse_goal`.
         oracle: the control row; the reward is a head fitted to the true reward of the named task.
         data_free: no dataset is read; every imagined rollout begins in a state the model itself dreams up.
+        offline, backbone: section `offline_rl`, and whose embeddings are read; needed by the model-free methods alone.
     """
     goal = parse_goal(run.domain, task, prompt, video, many)
-    check(config, goal, oracle, data_free)
-    label = method + ("-oracle" if oracle else "") + ("-data-free" if data_free else "")
+    check(config, goal, method, oracle, data_free)
+    label = method + (ORACLE if oracle else "") + (DATA_FREE if data_free else "")
+    if is_model_free(method):
+        return model_free.learn(offline, run, goal, label, backbone, oracle)
     path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
     source = artifacts.load(
         run.root / "model" / f"{method}-s{run.seed}",
         "pretrain",
         domain=run.domain,
-        made_by=run.command("pretrain", "--seed", str(run.seed)),
+        made_by=run.command("pretrain", *method_option(method), "--seed", str(run.seed)),
     )
     record = {
         "behave": config.model_dump(),
-        "model": source.meta["config"]["model"],
+        **{k: source.meta["config"][k] for k in ("model", "grounding") if k in source.meta["config"]},
         "method": label,
         "prompts": list(goal.prompts),
         "tasks": list(goal.tasks),
@@ -142,8 +118,9 @@ def run(
         return found
     with world(run.device) as place, artifacts.locked(path):
         began = time.time()
-        model = load_model(source, place.device)
-        embedding = embed_goal(goal, source, run)
+        model = open_model(source, place.device)
+        again = run.command("pretrain", *method_option(method), "--fresh")
+        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
         trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle, data_free)
         made = artifacts.save(
             path,
@@ -167,27 +144,16 @@ def run(
         return made
 
 
-def check(config: Config, goal: Goal, oracle: bool, data_free: bool) -> None:
+def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool) -> None:
     """Raise BadInput for options that do not go together."""
     if oracle and len(goal.tasks) != 1:
         raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
     if oracle and data_free:
         raise BadInput("--oracle-reward fits its reward to the dataset: leave out --data-free")
+    if data_free and is_model_free(method):
+        raise BadInput(f"{method} learns from the dataset alone: leave out --data-free")
     if data_free and not config.actor_critic.imagination:
         raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
-
-
-def embed_goal(goal: Goal, source: Artifact, run: Run) -> Tensor:
-    """Unit-norm embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
-    backbone = load_backbone(source.meta["extra"]["backbone"], run.root, run.device)
-    if backbone.id != source.meta["extra"]["backbone_id"]:
-        raise BadInput(
-            f"{source.path} was trained with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
-            f"make it again with: {run.command('pretrain', '--fresh')}"
-        )
-    if goal.video:
-        return embed_prompt_video(backbone, Path(goal.video))[None].cpu()
-    return backbone.encode_text(list(goal.prompts)).cpu()
 
 
 class Behavior(nn.Module):
@@ -195,7 +161,7 @@ class Behavior(nn.Module):
 
     def __init__(
         self,
-        model: JointModel,
+        model: WorldModel,
         learner: ActorCritic,
         prompts: TaskContext,
         config: Config,
@@ -206,11 +172,11 @@ class Behavior(nn.Module):
         self.model, self.learner, self.oracle = model, learner, oracle
         self.prompts, self.config, self.noise = prompts, config, noise
 
-    def reward(self, task: TaskContext, features: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """Text-conditioned reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
+    def reward(self, task: TaskContext, state: State, action: Tensor) -> Tensor:
+        """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
         if self.oracle is not None:
-            return self.oracle(features[:, 1:]).squeeze(-1).float()
-        return text_reward(self.model, task, z, action, self.config.align, self.config.space)
+            return self.oracle(state.features[:, 1:]).squeeze(-1).float()
+        return self.model.reward(task, state, action, self.config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: prompt (N,) and, unless data-free, h, z, e (N, ·), action (N, A) and return (N,) of the data."""
@@ -246,11 +212,11 @@ class Behavior(nn.Module):
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
         states, actions, _ = self.rollout(start, task, self.config.horizon)
-        reward = self.reward(task, states.features, states.z, actions)
+        reward = self.reward(task, states, actions)
         return self.learner.imagination_losses(self.inputs(states, task), reward)
 
     def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
-        """The model under the policy's sampled actions: see `JointModel.imagine`."""
+        """The model under the policy's sampled actions: see `WorldModel.imagine`."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
 
         def act(features: Tensor, step: int) -> Tensor:
@@ -259,7 +225,7 @@ class Behavior(nn.Module):
         return self.model.imagine(start, act, steps, task, self.noise)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
-        """What actor and critic read: (N, ..., deter + dim_z + dim_task)."""
+        """What actor and critic read: (N, ..., dim_policy)."""
         tau = task.tau if state.h.dim() == 2 else task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
         return torch.cat([state.features, tau], -1)
 
@@ -269,7 +235,7 @@ def train(
     run: Run,
     place: World,
     path: Path,
-    model: JointModel,
+    model: WorldModel,
     embedding: Tensor,
     source: Artifact,
     goal: Goal,
@@ -287,8 +253,7 @@ def train(
         latents = encode(model, dataset, prompts, config.horizon, place.device, quiet=run.quiet, bf16=config.bf16)
         head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
-    width = model.config.deter + model.config.dim_z + model.config.dim_task
-    learner = ActorCritic(width, model.dim_action, config.actor_critic).to(place.device)
+    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
     if run.fresh:
@@ -336,7 +301,7 @@ def train(
                 }
                 artifacts.save_checkpoint(path, step, groups, about)
                 if stop:
-                    raise stop.leave(run.command("behave", *goal.options(), "--seed", str(run.seed)))
+                    raise stop.leave(command_again(run, goal, record["method"]))
     metrics.close()
     return learner, values
 
@@ -345,7 +310,7 @@ def data_returns(behavior: Behavior, latents: Latents) -> Tensor:
     """Returns (K, N) that followed every row of the data under each prompt, by the reward of imagination."""
 
     def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
-        return behavior.reward(behavior.prompts.rows(prompt), state.features, state.z, action)
+        return behavior.reward(behavior.prompts.rows(prompt), state, action)
 
     config = behavior.config
     found = label_rewards(latents, reward, config.horizon)

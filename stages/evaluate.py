@@ -24,6 +24,7 @@ from stages.core import artifacts, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section
 from stages.core.errors import BadInput
+from stages.core.methods import method_option
 from stages.core.naming import slug
 from stages.core.policy import Policy
 from stages.core.running import progress, seed_everything
@@ -78,7 +79,9 @@ def run(
         run.root / "policy" / label / name,
         "behave",
         domain=run.domain,
-        made_by=run.command("behave", *(("--prompt", f'"{prompt}"') if prompt else ("--task", name))),
+        made_by=run.command(
+            "behave", *(("--prompt", f'"{prompt}"') if prompt else ("--task", name)), *method_option(method)
+        ),
     )
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name

@@ -9,10 +9,13 @@ The loop itself is stages/core/pretraining.py, which `transfer` shares; the loss
 
 from __future__ import annotations
 
+from stages.core import groundings
 from stages.core.agent import ModelConfig
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig
 from stages.core.config import Run
+from stages.core.errors import BadInput
+from stages.core.methods import is_model_free, method_option
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 
 
@@ -26,9 +29,24 @@ def run(
     run: Run,
     *,
     method: str = "bitagent",
+    constants: groundings.Constants | None = None,
     mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
-    """Train and save the joint model. Raises BadInput for missing data, Interrupted on a signal."""
+    """Train and save the model of a method.
+
+    Args:
+        method: see `methods` in presets/paper.yaml.
+        constants: section `groundings`; needed by the baselines alone.
+        mllm: what is trained of the backbone; the baselines train nothing of it.
+
+    Raises:
+        BadInput: missing data, a method without a world model. Interrupted: on a signal, after saving a checkpoint.
+    """
+    if is_model_free(method):
+        behave = run.command("behave", "--method", method, "--seed", str(run.seed))
+        raise BadInput(f"{method} learns from pixels without a world model: go on with {behave} --task ...")
     data, embeddings = find_inputs(run, config.backbone)
-    command = run.command("pretrain", "--seed", str(run.seed))
-    return make_model(Job(config, model_config, run, method, data, embeddings, command, mllm=mllm))
+    command = run.command("pretrain", *method_option(method), "--seed", str(run.seed))
+    own = groundings.constants_of(method, constants)
+    mllm = groundings.tuned_by(method, mllm)
+    return make_model(Job(config, model_config, run, method, data, embeddings, command, constants=own, mllm=mllm))

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, figures, results, tasks
-from stages.core.agent import JointModel, ModelConfig, load_weights
+from stages.core import artifacts, figures, groundings, results, tasks
+from stages.core.agent import ModelConfig, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.config import Run, Section
@@ -28,6 +28,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 from stages.core.results import Column, Result, Table
+from stages.core.world_model import WorldModel
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
 
@@ -54,6 +55,7 @@ def run(
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
+    constants: groundings.Constants | None = None,
     mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
@@ -64,6 +66,7 @@ def run(
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
+        constants: section `groundings`; needed by the baselines alone.
         mllm: what is trained of the backbone, as in the source. A backbone the source tuned goes on from there
             when both runs use the same; the offline one is each run's own, and starts anew.
 
@@ -78,8 +81,9 @@ def run(
     options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     name = method_name(method, src, control)
+    own, mllm = groundings.constants_of(method, constants), groundings.tuned_by(method, mllm)
     if control:
-        return make_model(Job(training, model_config, run, name, data, embeddings, command, mllm=mllm))
+        return make_model(Job(training, model_config, run, name, data, embeddings, command, constants=own, mllm=mllm))
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
     check_fit(found, model_config, width)
@@ -97,6 +101,7 @@ def run(
             about={"source": src},
             source=found,
             init=lambda model: carry_over(model, tensors, found.path),
+            constants=own,
             mllm=mllm,
         )
     )
@@ -137,11 +142,11 @@ def check_tuning(source: Artifact, mllm: MllmConfig) -> None:
         )
 
 
-def carry_over(model: JointModel, tensors: Mapping[str, Tensor], where: Path) -> None:
+def carry_over(model: WorldModel, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Load all weights of the source but the action's input columns, which stay as initialised."""
-    own, dim_z = model.state_dict(), model.config.dim_z
+    own, dim_z = model.state_dict(), model.dim_z
     carried = dict(tensors)
-    for name in BODY:
+    for name in set(BODY) & set(own):
         carried[name] = torch.cat([tensors[name][:, :dim_z], own[name][:, dim_z:]], 1)
     load_weights(model, carried, where)
 

@@ -18,6 +18,7 @@ from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.distributed import World
+from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
 from stages.core.training import make_optimizer, make_update, should_compile
 
@@ -41,7 +42,7 @@ def run(
     place = World(0, 1, torch.device(device))
     dim = DIM_EMBEDDING.get(pretrain_config.backbone, 384)
     torch.manual_seed(0)
-    model = JointModel(model_config, dim, DIM_ACTION).to(place.device)
+    model = BiTAgent(model_config, dim, DIM_ACTION).to(place.device)
     ceiling = matmul_tflops(place.device)
     result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
     result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)

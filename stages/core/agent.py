@@ -7,7 +7,6 @@ state (one-hot categorical sample), z fused latent. Shapes: B batch, T time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.artifacts import Artifact, corrupted
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
 from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics
+from stages.core.world_model import Noise, Observed, State, TaskContext, WorldModel
+
+__all__ = ["Adapter", "JointModel", "ModelConfig", "Noise", "Observed", "State", "TaskContext", "load_model"]
 
 
 class ModelConfig(Section):
@@ -44,72 +47,6 @@ class ModelConfig(Section):
     text_actions: Literal["policy", "none"]
 
 
-@dataclass
-class State:
-    """Where a rollout stands: h (..., deter), z (..., dim_z) and the semantics e (..., dim_e) inside z."""
-
-    h: Tensor
-    z: Tensor
-    e: Tensor
-
-    @property
-    def features(self) -> Tensor:
-        """What actor, critic and reward heads read: (..., deter + dim_z)."""
-        return torch.cat([self.h, self.z.to(self.h.dtype)], -1)
-
-
-@dataclass
-class Observed:
-    """A filtered sequence, all (B, T, ...): see `JointModel.observe`."""
-
-    state: State
-    s: Tensor
-    posterior: Tensor
-    prior: Tensor
-
-
-@dataclass
-class TaskContext:
-    """Everything that depends on the prompt alone: τ (B, dim_task), gates (B, L, ·), f_ψ(τ) (B, dim_e)."""
-
-    tau: Tensor
-    gates: Tensor
-    semantics: Tensor
-
-    def expand(self, batch: int) -> TaskContext:
-        """Repeat a single prompt's context over a batch."""
-        return TaskContext(*(t.expand(batch, *t.shape[1:]) for t in (self.tau, self.gates, self.semantics)))
-
-    def rows(self, index: Tensor) -> TaskContext:
-        """The context of prompt index[i] for each row i."""
-        return TaskContext(self.tau[index], self.gates[index], self.semantics[index])
-
-    def repeat_interleave(self, times: int) -> TaskContext:
-        """Each row `times` times, for several rollouts from one sequence."""
-        return TaskContext(*(t.repeat_interleave(times, 0) for t in (self.tau, self.gates, self.semantics)))
-
-
-class Noise:
-    """Uniform noise for the *global* batch of which this process takes its rows.
-
-    So that results do not depend on the number of processes: all draw the same numbers.
-    """
-
-    def __init__(self, device: torch.device | str, rank: int = 0, world: int = 1) -> None:
-        self.device, self.rank, self.world = device, rank, world
-
-    def uniform(self, *shape: int) -> Tensor:
-        """(B, ...) numbers in [0, 1); B is this process's share."""
-        batch = shape[0]
-        drawn = torch.rand(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
-
-    def normal(self, *shape: int) -> Tensor:
-        batch = shape[0]
-        drawn = torch.randn(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
-
-
 class Adapter(nn.Module):
     """Trainable residual adapter on the frozen backbone's video embedding: the backward path's way into the MLLM.
 
@@ -125,7 +62,7 @@ class Adapter(nn.Module):
         return F.normalize(e + self.scale * self.net(e).float(), dim=-1)
 
 
-class JointModel(nn.Module):
+class JointModel(WorldModel):
     """MLLM side and world model, coupled both ways (Section 3).
 
     Args:
@@ -138,6 +75,7 @@ class JointModel(nn.Module):
     def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool = True) -> None:
         super().__init__()
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
+        self.dim_z, self.dim_tau = config.dim_z, config.dim_task
         c = config
         dynamics = {
             "dim_z": c.dim_z,
@@ -179,98 +117,19 @@ class JointModel(nn.Module):
         semantics = F.normalize(self.aligner(tau).float(), dim=-1)
         return TaskContext(tau, self.fusion.gates(tau).float(), semantics)
 
-    # ------------------------------------------------------------------ filtering
+    # ------------------------------------------------------------------ what fills z
 
-    def observe(
-        self, image: Tensor, action: Tensor, is_first: Tensor, e: Tensor, task: TaskContext, noise: Noise | None
-    ) -> Observed:
-        """Filter a sequence, parallel over time but for the recurrence (Eq. 1, 4).
+    def fuse(self, e: Tensor, s: Tensor, gates: Tensor) -> Tensor:
+        """z = TAMF(e, s, τ) (Eq. 4)."""
+        return self.fusion(e, s, gates)
 
-        Args:
-            image: (B, T, 3, 64, 64) uint8. action: (B, T, A). is_first: (B, T) bool.
-            e: (B, T, dim_e) adapted video embeddings.
-            noise: source of the posterior samples; None takes the mode.
-        """
-        posterior = self.rssm.posterior(image)  # (B, T, C, K)
-        s = sample_one_hot(posterior, noise.uniform(*posterior.shape) if noise else None)  # (B, T, S)
-        z = self.fusion(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
-        reset = is_first.clone()
-        reset[:, 0] = True  # what came before the window is not known
-        h = self.rssm.scan(z, action, reset, self.rssm.first(len(image)))  # (B, T, deter)
-        return Observed(State(h, z, e), s, posterior, self.rssm.prior(h))
-
-    def observe_step(
-        self, image: Tensor, previous: State | None, action: Tensor, e: Tensor, task: TaskContext
-    ) -> State:
-        """Filter one frame, the path used when acting. image (B, 3, 64, 64), action (B, A) that led to it.
-
-        `previous=None` starts an episode. Uses the posterior's mode.
-        """
-        s = sample_one_hot(self.rssm.posterior(image), None)  # (B, S)
-        z = self.fusion(e, s, task.gates)  # (B, dim_z)
-        if previous is None:
-            h, past, action = self.rssm.first(len(image)), torch.zeros_like(z), torch.zeros_like(action)
-        else:
-            h, past = previous.h, previous.z
-        return State(self.rssm.step(h, past, action), z, e)
-
-    # ------------------------------------------------------------------ imagination
-
-    def first_state(self, task: TaskContext, noise: Noise | None) -> State:
-        """An episode's first state as the model expects it before any frame: (B, ...) for B prompts."""
-        count, device = len(task.tau), task.tau.device
-        z, action = (
-            torch.zeros(count, self.config.dim_z, device=device),
-            torch.zeros(count, self.dim_action, device=device),
-        )
-        h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
-        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
-        e = self.predict_semantics(h, s)
-        return State(h, self.fusion(e, s, task.gates), e)
-
-    def imagine_step(
-        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
-    ) -> tuple[State, Tensor]:
-        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
-
-        No camera looks into imagination: the semantics are predicted from the dynamics (`predict`) or
-        held at the start's (`hold`).
-        """
-        h = self.rssm.step(state.h, state.z, action)  # (B, deter)
-        prior = self.rssm.prior(h)  # (B, C, K)
-        s = sample_one_hot(prior, uniform)  # (B, S)
-        e = state.e if self.config.imagined_semantics == "hold" else self.predict_semantics(h, s)
-        return State(h, self.fusion(e, s, task.gates), e), prior
+    def imagined_semantics(self, state: State, h: Tensor, s: Tensor) -> Tensor:
+        """Predicted from the dynamics (`predict`), or the start's (`hold`)."""
+        return state.e if self.config.imagined_semantics == "hold" else self.predict_semantics(h, s)
 
     def predict_semantics(self, h: Tensor, s: Tensor) -> Tensor:
         """ê_v = f_sem(h, s), unit norm: (..., dim_e)."""
         return F.normalize(self.semantic_predictor(torch.cat([h, s.to(h.dtype)], -1)).float(), dim=-1)
-
-    def imagine(
-        self,
-        start: State,
-        act: Callable[[Tensor, int], Tensor],
-        horizon: int,
-        task: TaskContext,
-        noise: Noise | None,
-    ) -> tuple[State, Tensor, Tensor]:
-        """Roll the world model `horizon` steps from `start` (N, ...).
-
-        Args:
-            act: (features, step) → action (N, A).
-        Returns:
-            states (N, H+1, ...) including the start, actions (N, H, A), priors (N, H, C, K).
-        """
-        states, actions, priors = [start], [], []
-        shape = (len(start.h), *self.rssm.shape)
-        for step in range(horizon):
-            action = act(states[-1].features, step)
-            state, prior = self.imagine_step(states[-1], action, task, noise.uniform(*shape) if noise else None)
-            states.append(state)
-            actions.append(action)
-            priors.append(prior)
-        stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
-        return stacked, torch.stack(actions, 1), torch.stack(priors, 1)
 
     # ------------------------------------------------------------------ text imagination
 
@@ -341,24 +200,26 @@ def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor)
     return torch.stack(states, 1)
 
 
-def load_model(artifact: Artifact, device: str | torch.device = "cpu") -> JointModel:
-    """Rebuild the joint model that a pretrain, behave or transfer artifact holds, frozen, on `device`.
+def load_model(
+    artifact: Artifact,
+    device: str | torch.device = "cpu",
+    build: Callable[[ModelConfig, int, int, bool], WorldModel] = JointModel,
+) -> WorldModel:
+    """Rebuild the model that a pretrain, behave or transfer artifact holds, frozen, on `device`.
+
+    Args:
+        build: makes the model from its configuration, the widths of embedding and action, and whether e_v passes
+            the adapter; `groundings.open_model` chooses it by the artifact's method.
 
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
     tensors, extra = artifact.tensors("model"), artifact.meta["extra"]
-    try:
+    with artifacts.rebuilding(artifact):
         config = ModelConfig.model_validate(artifact.meta["config"]["model"])
-        sizes = [
-            v for v in (*config.model_dump().values(), extra["dim_embedding"], extra["dim_action"]) if type(v) is int
-        ]
-        if max(sizes) > sum(t.numel() for t in tensors.values()) or config.fusion_layers > len(tensors):
-            raise ValueError("a size is larger than all its weights")  # building it could take all memory
-        adapter = mllm_of(artifact).train == "adapter"
-        model = JointModel(config, extra["dim_embedding"], extra["dim_action"], adapter)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise corrupted(artifact.path / "artifact.json", error) from None
+        sizes = (*config.model_dump().values(), extra["dim_embedding"], extra["dim_action"])
+        artifacts.require_fit(tensors, sizes, config.fusion_layers)
+        model = build(config, extra["dim_embedding"], extra["dim_action"], mllm_of(artifact).train == "adapter")
     load_weights(model, tensors, artifact.path)
     return model.to(device).requires_grad_(False).eval()
 

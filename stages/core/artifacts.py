@@ -19,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -459,6 +459,30 @@ def load_checkpoint(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str
 
 def drop_checkpoint(path: Path) -> None:
     remove_folder(checkpoint_path(path))
+
+
+# ---------------------------------------------------------------------------- rebuilding
+
+
+@contextmanager
+def rebuilding(artifact: Artifact) -> Iterator[None]:
+    """Around building what artifact.json describes. Raises BadInput when it describes nothing that can be built."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise corrupted(artifact.path / "artifact.json", error) from None
+
+
+def require_fit(tensors: Mapping[str, Tensor], sizes: Iterable[Any], layers: int = 0) -> None:
+    """Refuse, before anything is built, sizes that its weights cannot have: they could take all memory.
+
+    Args:
+        sizes: values that are no int are passed over.
+    Raises ValueError.
+    """
+    largest = max(size for size in sizes if type(size) is int)
+    if largest > sum(t.numel() for t in tensors.values()) or layers > len(tensors):
+        raise ValueError("a size is larger than all its weights")
 
 
 # ---------------------------------------------------------------------------- provenance

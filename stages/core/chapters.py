@@ -15,24 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import artifacts, diagnostics, figures, logs, results, tasks
-from stages.core.agent import JointModel, State, TaskContext, load_model
+from stages.core.agent import State, TaskContext
 from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.grounding import Align, Space, text_reward
+from stages.core.groundings import open_model
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
 from stages.core.scene import Scene, load_actor
 from stages.core.sheets import contact_sheet, save_png
+from stages.core.world_model import RewardOptions, WorldModel
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
-# Name → (align, space) of the learned reward, see stages/core/grounding.py.
-VARIANTS: dict[str, tuple[Align, Space]] = {
-    "semantic": ("none", "semantic"),
-    "semantic, best shift": ("best", "semantic"),
-    "z": ("none", "z"),
-    "z, best shift": ("best", "z"),
-}
+LEGEND = (
+    "“z” compares the latents (Eq. 10), “semantic” what f_dec reads in them, “best shift” at their best common offset "
+    "in time; "
+)
 TRAINED_ON = "The episodes are those the model was trained on: no split is held out."
 
 
@@ -156,9 +154,6 @@ def dreams(scene: Scene) -> Chapter:
     at = np.linspace(0, steps, min(10, steps + 1)).astype(int)
     strips = [(fill(name, 18), clip[at]) for name, clip in zip(names, text, strict=True)]
     save_png(figures.strip(strips, [str(t) for t in at]), folder / "dreams.png")
-    gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
-    scene.save_json("gates", {"prompts": scene.prompts, "gates": gates})
-    figures.gate_bars(folder / "gates.png", {n[:24]: g for n, g in gates.items()})
     asked = "; ".join(
         f"{name}: “{prompt}”" if name != prompt else f"“{prompt}”" for name, prompt in scene.prompts.items()
     )
@@ -166,8 +161,12 @@ def dreams(scene: Scene) -> Chapter:
     pictures = [
         Picture("dreams.gif", f"Decoded text imagination of each prompt{below}."),
         Picture("dreams.png", "The same text imaginations, by step."),
-        Picture("gates.png", "Gate of each fusion layer (Eq. 5).", chart=True),
     ]
+    if scene.contexts.gates.shape[1]:  # L fusion layers; the baselines have none
+        gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
+        scene.save_json("gates", {"prompts": scene.prompts, "gates": gates})
+        figures.gate_bars(folder / "gates.png", {n[:24]: g for n, g in gates.items()})
+        pictures.append(Picture("gates.png", "Gate of each fusion layer (Eq. 5).", chart=True))
     if films := _films(scene):
         save_png(_real_above_text(scene, films), folder / "real-above-text-imagination.png")
         caption = "Real frames of a policy above the text imagination of its prompt, four decisions apart (Fig. 4)."
@@ -201,7 +200,7 @@ def _policy_dream(scene: Scene, name: str, steps: int) -> tuple[np.ndarray, Tens
     artifact = scene.policies.get(scene.prompts[name])
     if artifact is None:
         return None
-    model = load_model(artifact, scene.run.device)
+    model = open_model(artifact, scene.run.device)
     with torch.no_grad():
         context = model.task(artifact.tensors("prompt", scene.run.device)["embedding"])
     first = int(scene.dataset.episode_start[0])
@@ -216,7 +215,7 @@ def rewards(scene: Scene) -> Chapter:
     c, dataset = scene.config, scene.dataset
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
     episodes = diagnostics.choose_episodes(dataset, count)
-    functions = {name: partial(_text_reward, scene.model, *variant) for name, variant in VARIANTS.items()}
+    functions = {name: partial(_reward, scene.model, options) for name, options in scene.model.measures.items()}
     shown = _policy_variant(scene)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, functions, c.reward_horizon)
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
@@ -236,20 +235,18 @@ def rewards(scene: Scene) -> Chapter:
     )
 
 
-def _text_reward(
-    model: JointModel, align: Align, space: Space, task: TaskContext, state: State, action: Tensor
-) -> Tensor:
-    return text_reward(model, task, state.z, action, align, space)
+def _reward(model: WorldModel, options: RewardOptions, task: TaskContext, state: State, action: Tensor) -> Tensor:
+    return model.reward(task, state, action, options)
 
 
 def _policy_variant(scene: Scene) -> str:
     """The variant that the policies were trained on; the first of them where there is no policy."""
     for policy in scene.policies.values():
         behave = policy.meta["config"]["behave"]
-        for name, variant in VARIANTS.items():
-            if variant == (behave.get("align"), behave.get("space")):
+        for name, options in scene.model.measures.items():
+            if (options.align, options.space) == (behave.get("align"), behave.get("space")):
                 return name
-    return next(iter(VARIANTS))
+    return next(iter(scene.model.measures))
 
 
 def _similarity(scene: Scene, episodes: np.ndarray, length: int) -> np.ndarray:
@@ -297,10 +294,10 @@ def _reward_table(about: Mapping[str, Mapping[str, Any]], shown: str) -> Table:
         ranks = ["" if found["spearman"][n] is None else f"{found['spearman'][n]:.2f}" for n in names]
         rows.append([task, *ranks, *means])
     first = next(iter(about.values()))
+    legend = LEGEND if "z" in names else ""
     note = (
         f"Spearman's rank correlation with the true reward over {first['windows']} windows of "
-        f"{first['frames_a_window']} frames drawn from {first['episodes']} episodes of all sources. “z” compares the "
-        "latents (Eq. 10), “semantic” what f_dec reads in them, “best shift” at their best common offset in time; "
+        f"{first['frames_a_window']} frames drawn from {first['episodes']} episodes of all sources. {legend}"
         "“similarity” is the plain cosine of the backbone's embeddings of frames and prompt, without a world model. "
         "By source and behaviour: reward.json."
     )

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from stages.core import worlds
 from stages.core.actor_critic import Actor
-from stages.core.agent import JointModel, Noise, State, TaskContext
+from stages.core.agent import Noise, State, TaskContext
 from stages.core.backbones.behaviours import memberships
 from stages.core.backbones.motion import window_features
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.nets import normalize_image, sample_one_hot, to_uint8
+from stages.core.world_model import WorldModel
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together
@@ -55,7 +56,7 @@ class OpenLoop:
 
 @torch.no_grad()
 def open_loop(
-    model: JointModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int, seed: int = 0
+    model: WorldModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int, seed: int = 0
 ) -> OpenLoop:
     """Look at `context` frames, then predict `horizon` more from the data's actions alone.
 
@@ -71,7 +72,7 @@ def open_loop(
     return OpenLoop(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(OpenLoop)))
 
 
-def _open_loop(model: JointModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
+def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context: int, horizon: int) -> OpenLoop:
     device = next(model.parameters()).device
     length = context + horizon
     image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
@@ -116,7 +117,7 @@ def open_loop_summary(result: OpenLoop) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def decode(model: JointModel, z: Tensor) -> Tensor:
+def decode(model: WorldModel, z: Tensor) -> Tensor:
     """Latents (N, T, dim_z) → frames (N, T, 3, 64, 64) uint8, on the model's device."""
     return torch.stack([to_uint8(model.decoder(sequence)) for sequence in z])
 
@@ -139,7 +140,7 @@ def draw_windows(dataset: Dataset, count: int, length: int, seed: int) -> np.nda
 
 
 @torch.no_grad()
-def text_dream(model: JointModel, task: TaskContext, actions: Tensor) -> np.ndarray:
+def text_dream(model: WorldModel, task: TaskContext, actions: Tensor) -> np.ndarray:
     """What the model thinks each prompt looks like (Eq. 7, 8): frames (K, H+1, 3, 64, 64) uint8.
 
     Args:
@@ -151,7 +152,7 @@ def text_dream(model: JointModel, task: TaskContext, actions: Tensor) -> np.ndar
 
 @torch.no_grad()
 def policy_dream(
-    model: JointModel, actor: Actor, task: TaskContext, dataset: Dataset, row: int, steps: int
+    model: WorldModel, actor: Actor, task: TaskContext, dataset: Dataset, row: int, steps: int
 ) -> tuple[np.ndarray, Tensor]:
     """What a policy expects to happen from the frame at `row`, an episode's first.
 
@@ -191,7 +192,7 @@ def true_reward(domain: str, task: str, states: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def episode_rewards(
-    model: JointModel,
+    model: WorldModel,
     dataset: Dataset,
     episodes: np.ndarray,
     prompts: TaskContext,
@@ -221,7 +222,7 @@ def episode_rewards(
         is_first[:, 0] = True
         for k in range(len(prompts.tau)):
             task = prompts.rows(torch.tensor([k], device=device))
-            z = model.fusion(e, s, task.gates.unsqueeze(1))
+            z = model.fuse(e, s, task.gates.unsqueeze(1))
             h = model.rssm.scan(z, action, is_first, model.rssm.first(len(chunk)))
             state = State(*(x[:, index].flatten(0, 1) for x in (h, z, e)))  # (B·n, H+1, ·)
             steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import JointModel, Noise, State, TaskContext
+from stages.core.agent import Noise, State, TaskContext
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.nets import sample_one_hot
 from stages.core.running import progress
+from stages.core.world_model import WorldModel
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
 
@@ -94,7 +95,7 @@ def future_returns(latents: Latents, reward: Tensor, discount: float, horizon: i
 
 @torch.no_grad()
 def encode(
-    model: JointModel,
+    model: WorldModel,
     dataset: Dataset,
     prompts: TaskContext,
     horizon: int,
@@ -111,7 +112,7 @@ def encode(
     count, rows = len(prompts.tau), dataset.n_frames
     c = model.config
     half = {"dtype": torch.float16, "device": device}
-    h, z = torch.empty(count, rows, c.deter, **half), torch.empty(count, rows, c.dim_z, **half)  # type: ignore[call-overload]
+    h, z = torch.empty(count, rows, c.deter, **half), torch.empty(count, rows, model.dim_z, **half)  # type: ignore[call-overload]
     e_all = torch.empty(rows, model.dim_embedding, **half)  # type: ignore[call-overload]
     bar = progress(dataset.n_episodes, 0, "encode", "episode", quiet)
     for episodes in _equal_length_groups(dataset, rows_at_once=4096):
@@ -126,7 +127,7 @@ def encode(
             e = model.adapter(F.normalize(e, dim=-1))
             is_first[:, 0] = True
             for k in range(count):
-                fused = model.fusion(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
+                fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
                 states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
                 flat = torch.from_numpy(index.ravel()).to(device)
                 h[k, flat], z[k, flat] = states.flatten(0, 1).half(), fused.flatten(0, 1).half()

@@ -74,10 +74,10 @@ def he_init(module: nn.Module) -> None:
 
 
 class ImageEncoder(nn.Sequential):
-    """uint8 image (N, 3, 64, 64) → (N, 8·depth·4·4); four stride-2 convolutions."""
+    """uint8 image (N, 3, 64, 64) → (N, 8·depth·4·4); four stride-2 convolutions. `channels`: of a stack of frames."""
 
-    def __init__(self, depth: int) -> None:
-        widths = [IMAGE_CHANNELS, depth, 2 * depth, 4 * depth, 8 * depth]
+    def __init__(self, depth: int, channels: int = IMAGE_CHANNELS) -> None:
+        widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
         blocks: list[nn.Module] = []
         for inp, out in pairwise(widths):
             blocks += [nn.Conv2d(inp, out, 4, 2, 1), nn.SiLU()]

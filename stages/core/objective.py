@@ -12,6 +12,7 @@ from torch import Tensor
 from stages.core.agent import JointModel, Noise, Observed, State, TaskContext
 from stages.core.config import Section
 from stages.core.nets import categorical_kl, normalize_image
+from stages.core.world_model import WorldModel
 
 
 class ObjectiveConfig(Section):
@@ -71,7 +72,7 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 
 
 def world_model_loss(
-    model: JointModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
+    model: WorldModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
     """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
 

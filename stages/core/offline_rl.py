@@ -1,6 +1,7 @@
-"""TD3: the networks and updates shared by the online experts (state input) and the model-free rows.
+"""TD3: the networks and updates shared by the online experts (state input) and the model-free rows (pixels).
 
-TD3: Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods". The
+TD3: Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods". TD3+BC:
+Fujimoto and Gu 2021. IQL: Kostrikov et al. 2021, "Offline Reinforcement Learning with Implicit Q-Learning". The
 networks carry a LayerNorm before each ReLU (Ball et al. 2023, RLPD), which keeps the critics sane at
 learning rates and replay sizes where plain ones diverge. Small matrices on one core spend most of
 their time between the products, so a whole network is one autograd node with its backward written out.
@@ -137,15 +138,17 @@ class Critics(FusedMLP):
 class TD3:
     """Actor, twin critics, their targets and optimizers; `update` is one gradient step of TD3."""
 
-    def __init__(self, config: TD3Config, inp: int, action_dim: int, seed: int) -> None:
+    def __init__(
+        self, config: TD3Config, inp: int, action_dim: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.config = config
         dtype = resolve_precision(config.precision)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor = Actor(inp, action_dim, config.units, dtype)
-            self.critics = Critics(inp, action_dim, config.units, dtype)
-        self.actor_target = Actor(inp, action_dim, config.units, dtype).requires_grad_(False)
-        self.critics_target = Critics(inp, action_dim, config.units, dtype).requires_grad_(False)
+            self.actor = Actor(inp, action_dim, config.units, dtype).to(device)
+            self.critics = Critics(inp, action_dim, config.units, dtype).to(device)
+        self.actor_target = Actor(inp, action_dim, config.units, dtype).to(device).requires_grad_(False)
+        self.critics_target = Critics(inp, action_dim, config.units, dtype).to(device).requires_grad_(False)
         self.actor_target.load_state_dict(self.actor.state_dict())
         self.critics_target.load_state_dict(self.critics.state_dict())
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.lr, fused=True)
@@ -156,24 +159,29 @@ class TD3:
 
         Args:
             batch: obs (B, I), action (B, A), reward (B,), discount (B,) (0 past a terminal), next_obs (B, I).
-                With n-step returns `reward` is their discounted sum and `discount` is γ^n.
+                With n-step returns `reward` is their discounted sum and `discount` is γ^n. An `obs` made by an
+                encoder receives the critics' gradient, never the actor's.
             generator: noise of the smoothed target action.
         """
         config = self.config
-        noise = torch.randn(batch["action"].shape, generator=generator)
+        noise = torch.randn(batch["action"].shape, generator=generator).to(batch["action"].device)
         target = self.target(batch, noise)
         loss = critic_loss(self.critics, batch["obs"], batch["action"], target)
         _minimise(loss, self.critic_optimizer)
         terms = {"critic_loss": loss.detach(), "value": target.mean()}
         if step % config.actor_every == 0:
             self.critics.requires_grad_(False)
-            actor_objective = actor_loss(self.actor, self.critics, batch["obs"])
+            actor_objective = self.actor_objective({**batch, "obs": batch["obs"].detach()})
             _minimise(actor_objective, self.actor_optimizer)
             self.critics.requires_grad_(True)
             terms["actor_loss"] = actor_objective.detach()
         soft_update(self.critics_target, self.critics, config.tau)
         soft_update(self.actor_target, self.actor, config.tau)
         return terms
+
+    def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the actor minimises; the critics are frozen meanwhile."""
+        return actor_loss(self.actor, self.critics, batch["obs"])
 
     @torch.no_grad()
     def target(self, batch: Mapping[str, Tensor], noise: Tensor) -> Tensor:
@@ -186,19 +194,103 @@ class TD3:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint needs to continue bit for bit."""
-        modules = {"actor": self.actor, "critics": self.critics}
-        modules |= {"actor_target": self.actor_target, "critics_target": self.critics_target}
-        groups = {name: dict(module.state_dict()) for name, module in modules.items()}
-        groups["actor_optimizer"] = optimizer_tensors(self.actor_optimizer)
-        groups["critic_optimizer"] = optimizer_tensors(self.critic_optimizer)
-        return groups
+        groups = {name: dict(module.state_dict()) for name, module in self.modules().items()}
+        return groups | {name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers().items()}
 
     def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `tensors`."""
-        for name in ("actor", "critics", "actor_target", "critics_target"):
-            getattr(self, name).load_state_dict(dict(groups[name]))
-        load_optimizer_tensors(self.actor_optimizer, groups["actor_optimizer"])
-        load_optimizer_tensors(self.critic_optimizer, groups["critic_optimizer"])
+        for name, module in self.modules().items():
+            module.load_state_dict(dict(groups[name]))
+        for name, optimizer in self.optimizers().items():
+            load_optimizer_tensors(optimizer, groups[name])
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks, by the names they are saved under."""
+        targets = {"actor_target": self.actor_target, "critics_target": self.critics_target}
+        return {"actor": self.actor, "critics": self.critics, **targets}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers, by the names they are saved under."""
+        return {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+
+
+class TD3BC(TD3):
+    """TD3+BC: the actor also imitates the data's actions; `alpha` weighs the value against that."""
+
+    def __init__(
+        self,
+        config: TD3Config,
+        inp: int,
+        action_dim: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        alpha: float,
+    ) -> None:
+        super().__init__(config, inp, action_dim, seed, device)
+        self.alpha = alpha
+
+    def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """-λ Q(s, π(s)) + (π(s) - a)², λ = α / mean |Q| (TD3+BC, Eq. 3 and 5)."""
+        action = self.actor(batch["obs"])  # (B, A)
+        value = self.critics.value(batch["obs"], action, members=1)  # (1, B)
+        scale = self.alpha / value.detach().abs().mean().clamp(min=1e-6)
+        return -scale * value.mean() + F.mse_loss(action, batch["action"])
+
+
+class IQL(TD3):
+    """IQL: values of the data's own actions alone, and a policy by advantage-weighted regression on them.
+
+    The policy is the deterministic actor of TD3: a Gaussian of fixed width, whose log-likelihood is a squared error.
+    """
+
+    MAX_WEIGHT = 100.0
+
+    def __init__(
+        self,
+        config: TD3Config,
+        inp: int,
+        action_dim: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        expectile: float,
+        temperature: float,
+    ) -> None:
+        super().__init__(config, inp, action_dim, seed, device)
+        self.expectile, self.temperature = expectile, temperature
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            self.value = FusedMLP(1, inp, 1, config.units, resolve_precision(config.precision)).to(device)
+        self.value_optimizer = torch.optim.Adam(self.value.parameters(), config.lr, fused=True)
+
+    def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The state value first (IQL, Eq. 5), then critics and actor as TD3 takes its steps."""
+        loss = expectile_loss(self.advantage({**batch, "obs": batch["obs"].detach()}), self.expectile)
+        _minimise(loss, self.value_optimizer)
+        return {"value_loss": loss.detach()} | super().update(batch, step, generator)
+
+    def advantage(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """min Q̂(s, a) - V(s), the smaller of the slow critics: (B,)."""
+        with torch.no_grad():
+            value = self.critics_target.value(batch["obs"], batch["action"]).amin(0)  # (B,)
+        return value - self.value(batch["obs"])[0, :, 0]
+
+    @torch.no_grad()
+    def target(self, batch: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """r + γ V(s') (IQL, Eq. 6) → (B,)."""
+        return batch["reward"] + batch["discount"] * self.value(batch["next_obs"])[0, :, 0]
+
+    def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """exp(β A) (π(s) - a)² (IQL, Eq. 7)."""
+        weight = (self.temperature * self.advantage(batch)).detach().exp().clamp(max=self.MAX_WEIGHT)  # (B,)
+        return (weight * (self.actor(batch["obs"]) - batch["action"]).square().sum(-1)).mean()
+
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | {"value": self.value}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return super().optimizers() | {"value_optimizer": self.value_optimizer}
 
 
 def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -> Tensor:
@@ -210,6 +302,11 @@ def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -
 def actor_loss(actor: Actor, critics: Critics, obs: Tensor) -> Tensor:
     """Deterministic policy gradient through the first critic (TD3, Algorithm 1); freeze the critics first."""
     return -critics.value(obs, actor(obs), members=1).mean()
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """Mean of |τ - 1(u < 0)| u²: above a half, small values of `difference`'s subtrahend cost more (IQL, Eq. 4)."""
+    return (torch.where(difference < 0, 1 - expectile, expectile) * difference.square()).mean()
 
 
 @torch.no_grad()

@@ -17,28 +17,70 @@ from torch import Tensor
 
 from stages.core import artifacts
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
-from stages.core.agent import JointModel, State, TaskContext, load_model, load_weights
+from stages.core.agent import State, TaskContext, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
 from stages.core.errors import BadInput
+from stages.core.groundings import open_model
+from stages.core.methods import is_model_free
+from stages.core.model_free import OfflineRLConfig
+from stages.core.offline_rl import Actor, resolve_precision
+from stages.core.pixels import PixelEncoder
+from stages.core.world_model import WorldModel
 
 IMAGE_SIZE = 64  # of the frames the world model reads
 
 
 class Policy:
-    """Filters frames with the world model and acts on the prompt it was trained for.
+    """What every policy does: acts, frame by frame, on the prompt it was trained for.
 
-    Args:
-        prompt: index of the prompt followed, for a policy trained on several.
-        backbone_size: height and width of the frames the backbone reads.
-        semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
+    `backbone_size` is the height and width of the frames its backbone reads.
     """
+
+    backbone_size: int
+
+    @staticmethod
+    def load(path: str | Path, device: str = "cpu", *, semantics_every: int = 1, sample: bool = False) -> Policy:
+        """Open a policy artifact, of whatever method.
+
+        Args:
+            semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
+            sample: draw actions instead of taking the mean; a deterministic policy has nothing to draw.
+
+        Raises BadInput when it, or the backbone of its run, is missing or changed.
+        """
+        artifact = artifacts.load(Path(path), "behave")
+        if is_model_free(str(artifact.meta["config"].get("method"))):
+            return PixelPolicy.open(artifact, device)
+        return LatentPolicy.open(artifact, device, semantics_every, sample)
+
+    def reset(self, prompt: int = 0) -> None:
+        """Forget the past: the next frame is the first of an episode.
+
+        Args:
+            prompt: index of the prompt followed, for a policy trained on several.
+        """
+        raise NotImplementedError
+
+    def act(self, frames: np.ndarray, backbone_frames: np.ndarray | None = None) -> np.ndarray:
+        """Action for one frame (3, 64, 64) or for N environments in step (N, 3, 64, 64).
+
+        Args:
+            backbone_frames: the same view at `backbone_size`; by default `frames`.
+        Returns:
+            (A,) or (N, A), float32 in [-1, 1].
+        """
+        raise NotImplementedError
+
+
+class LatentPolicy(Policy):
+    """Filters frames with the world model; see `Policy.load` for the arguments."""
 
     def __init__(
         self,
         artifact: Artifact,
-        model: JointModel,
+        model: WorldModel,
         learner: ActorCritic,
         backbone: Backbone,
         embedding: Tensor,
@@ -56,17 +98,15 @@ class Policy:
         self.reset()
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", *, semantics_every: int = 1, sample: bool = False) -> Policy:
-        """Open a policy artifact with the backbone of its run. Raises BadInput when either is missing or changed."""
-        artifact = artifacts.load(Path(path), "behave")
+    def open(cls, artifact: Artifact, device: str, semantics_every: int, sample: bool) -> LatentPolicy:
+        """With the world model in the artifact and the backbone of its run."""
         where = torch.device(device)
-        model = load_model(artifact, where)
+        model = open_model(artifact, where)
         learner = load_learner(artifact, model)
         backbone = load_backbone(artifact.meta["extra"]["backbone"], artifact.path.resolve().parents[2], device)
-        if backbone.id != artifact.meta["extra"]["backbone_id"]:
-            raise BadInput(
-                f"{path} was trained with backbone {artifact.meta['extra']['backbone_id']}, here is {backbone.id}"
-            )
+        trained_with = artifact.meta["extra"]["backbone_id"]
+        if backbone.id != trained_with:
+            raise BadInput(f"{artifact.path} was trained with backbone {trained_with}, here is {backbone.id}")
         size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
         embedding = artifact.tensors("prompt")["embedding"]
         learner.to(where).requires_grad_(False)
@@ -83,7 +123,6 @@ class Policy:
         )
 
     def reset(self, prompt: int = 0) -> None:
-        """Forget the past: the next frame is the first of an episode."""
         index = torch.tensor([prompt], device=self.device)
         self.task: TaskContext = self.contexts.rows(index)
         self.state: State | None = None
@@ -92,17 +131,10 @@ class Policy:
 
     @torch.no_grad()
     def act(self, frames: np.ndarray, backbone_frames: np.ndarray | None = None) -> np.ndarray:
-        """Action for one frame (3, 64, 64) or for N environments in step (N, 3, 64, 64).
-
-        Args:
-            backbone_frames: the same view at `backbone_size`; by default `frames`.
-        Returns:
-            (A,) or (N, A), float32 in [-1, 1].
-        """
         single = frames.ndim == 3
-        image = self._batched(frames)  # (N, 3, 64, 64)
+        image = batched(frames, self.device)  # (N, 3, 64, 64)
         task = self.task.expand(len(image))
-        e = self._semantics(image if backbone_frames is None else self._batched(backbone_frames))  # (N, dim_e)
+        e = self._semantics(image if backbone_frames is None else batched(backbone_frames, self.device))  # (N, dim_e)
         if self.state is None:
             self.action = torch.zeros(len(image), self.model.dim_action, device=self.device)
         self.state = self.model.observe_step(image, self.state, self.action, e, task)
@@ -112,12 +144,10 @@ class Policy:
         action = self.action.cpu().numpy()
         return action[0] if single else action
 
-    def _batched(self, frames: np.ndarray) -> Tensor:
-        batch = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
-        return batch if frames.ndim == 4 else batch[None]
-
     def _semantics(self, image: Tensor) -> Tensor:
-        """e_v of the last 8 frames, the first repeated at an episode's start."""
+        """e_v of the last 8 frames, the first repeated at an episode's start; zeros where the model reads none."""
+        if not self.model.reads_semantics:
+            return torch.zeros(len(image), self.model.dim_embedding, device=self.device)
         self.window = [*self.window, image][-self.backbone.window :]
         if self.steps % self.semantics_every == 0 or self.state is None:
             padded = [self.window[0]] * (self.backbone.window - len(self.window)) + self.window
@@ -127,20 +157,59 @@ class Policy:
         return self.held
 
 
-def load_learner(artifact: Artifact, model: JointModel) -> ActorCritic:
+class PixelPolicy(Policy):
+    """A model-free policy: reads a stack of the last frames, the first repeated before it, and no backbone."""
+
+    backbone_size = IMAGE_SIZE  # there is no backbone that would want others
+
+    def __init__(self, encoder: PixelEncoder, actor: Actor, stack: int, device: torch.device) -> None:
+        self.encoder, self.actor, self.stack, self.device = encoder, actor, stack, device
+        self.reset()
+
+    @classmethod
+    def open(cls, artifact: Artifact, device: str) -> PixelPolicy:
+        """With the encoder and the actor in the artifact."""
+        tensors = {name: artifact.tensors(name) for name in ("encoder", "actor")}
+        with artifacts.rebuilding(artifact):
+            config = OfflineRLConfig.model_validate(artifact.meta["config"]["offline_rl"])
+            dim_action = artifact.meta["extra"]["dim_action"]
+            artifacts.require_fit(tensors["encoder"], (config.depth, config.stack, config.features))
+            artifacts.require_fit(tensors["actor"], (config.td3.units, dim_action))
+            encoder = PixelEncoder(config.depth, config.stack, config.features)
+            actor = Actor(config.features, dim_action, config.td3.units, resolve_precision(config.td3.precision))
+        load_weights(encoder, tensors["encoder"], artifact.path)
+        load_weights(actor, tensors["actor"], artifact.path)
+        for module in (encoder, actor):
+            module.to(device).requires_grad_(False)
+        return cls(encoder, actor, config.stack, torch.device(device))
+
+    def reset(self, prompt: int = 0) -> None:
+        self.window: list[Tensor] = []
+
+    @torch.no_grad()
+    def act(self, frames: np.ndarray, backbone_frames: np.ndarray | None = None) -> np.ndarray:
+        image = batched(frames, self.device)  # (N, 3, 64, 64)
+        self.window = [*(self.window or [image] * (self.stack - 1)), image][-self.stack :]
+        action = self.actor(self.encoder(torch.cat(self.window, 1))).cpu().numpy()  # (N, A)
+        return action[0] if frames.ndim == 3 else action
+
+
+def batched(frames: np.ndarray, device: torch.device) -> Tensor:
+    """One frame or N of them → (N, 3, H, W) on the device."""
+    batch = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return batch if frames.ndim == 4 else batch[None]
+
+
+def load_learner(artifact: Artifact, model: WorldModel) -> ActorCritic:
     """Rebuild actor and critic of a policy artifact, on the CPU.
 
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
     tensors = artifact.tensors("actor_critic")
-    width = model.config.deter + model.config.dim_z + model.config.dim_task
-    try:
+    with artifacts.rebuilding(artifact):
         config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
-        if config.units > sum(t.numel() for t in tensors.values()) or config.layers > len(tensors):
-            raise ValueError("a size is larger than all its weights")  # building it could take all memory
-        learner = ActorCritic(width, model.dim_action, config)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise artifacts.corrupted(artifact.path / "artifact.json", error) from None
+        artifacts.require_fit(tensors, (config.units,), config.layers)
+        learner = ActorCritic(model.dim_policy, model.dim_action, config)
     load_weights(learner, tensors, artifact.path)
     return learner

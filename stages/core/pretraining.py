@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
-from stages.core.agent import JointModel, ModelConfig, Noise
+from stages.core import artifacts, groundings, tasks
+from stages.core.agent import ModelConfig, Noise
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.sidecar import tuned_embeddings
@@ -35,7 +35,7 @@ from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.objective import Labels, ObjectiveConfig, joint_loss
+from stages.core.objective import Labels, ObjectiveConfig
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.training import (
@@ -49,6 +49,7 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
+from stages.core.world_model import WorldModel
 
 
 class TrainingConfig(Section):
@@ -72,14 +73,15 @@ class TrainingConfig(Section):
 
 @dataclass(frozen=True)
 class Job:
-    """One joint model to make.
+    """One model to make.
 
     Args:
-        method: names the artifact, model/<method>-s<seed>.
+        method: chooses the grounding and names the artifact, model/<method>-s<seed>.
         data, embeddings: what it is trained on, one of each for every dataset.
         command: the command line that goes on after a stop.
         about: what else decides the content, for the record.
         source: the model whose weights it starts from, and `init`, which carries them over.
+        constants: of the method's grounding, see `groundings.constants_of`.
         mllm: what is trained of the backbone.
     """
 
@@ -92,7 +94,8 @@ class Job:
     command: str
     about: Mapping[str, Any] = field(default_factory=dict)
     source: Artifact | None = None
-    init: Callable[[JointModel], None] | None = None
+    init: Callable[[WorldModel], None] | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
     mllm: MllmConfig = ADAPTER
 
     @property
@@ -106,7 +109,8 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         sections = {"pretrain": self.config.model_dump(), "model": self.model_config.model_dump(), **self.mllm.record}
-        return {**sections, "method": self.method, **self.about}
+        grounding = {"grounding": dict(self.constants)} if self.constants else {}
+        return {**sections, "method": self.method, **grounding, **self.about}
 
 
 def make_model(job: Job) -> Artifact:
@@ -153,7 +157,7 @@ def _reuse_or_train(job: Job) -> Artifact:
             return made
 
 
-def describe(job: Job, model: JointModel, summary: dict[str, float]) -> dict[str, Any]:
+def describe(job: Job, model: WorldModel, summary: dict[str, float]) -> dict[str, Any]:
     """What later stages need to rebuild the model, and its last losses."""
     return {
         "dim_embedding": model.dim_embedding,
@@ -239,14 +243,14 @@ def data_device(dataset: Dataset, device: torch.device) -> str:
 
 
 class JointObjective(nn.Module):
-    """The joint loss as a module of the batch alone, so that DistributedDataParallel can wrap it.
+    """The model's loss as a module of the batch alone, so that DistributedDataParallel can wrap it.
 
     With a `tower`, a backbone in training, e_v is its embedding of the batch's own frames.
     """
 
     def __init__(
         self,
-        model: JointModel,
+        model: WorldModel,
         labels: Labels,
         config: ObjectiveConfig,
         noise: Noise,
@@ -260,10 +264,10 @@ class JointObjective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         if self.tower:
             batch = {**batch, "semantics": window_embeddings(self.tower, batch["past"], batch["image"])}
-        return joint_loss(self.model, batch, self.labels, self.config, self.noise)
+        return self.model.pretraining_loss(batch, self.labels, self.config, self.noise)
 
 
-def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[str, float]]:
+def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[str, float]]:
     """The training loop: resumes from a checkpoint, saves one regularly and when a signal asks to stop.
 
     Returns the model, what was trained of the backbone, and the last losses.
@@ -271,8 +275,8 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[s
     config, run, path = job.config, job.run, job.path
     dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
     seed_everything(run.seed)
-    adapter = job.mllm.train == "adapter"
-    model = JointModel(job.model_config, dataset.dim_embedding, dataset.action_dim, adapter)
+    sizes, adapter = (dataset.dim_embedding, dataset.action_dim), job.mllm.train == "adapter"
+    model = groundings.build(job.method, job.model_config, *sizes, dict(job.constants), adapter)
     if job.init:
         job.init(model)
     model.to(place.device)
@@ -323,7 +327,7 @@ def train(job: Job, place: World) -> tuple[JointModel, dict[str, Tensor], dict[s
 
 
 def build_update(
-    model: JointModel,
+    model: WorldModel,
     labels: Labels,
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
@@ -354,7 +358,7 @@ def checkpoint(
     path: Path,
     step: int,
     about: dict[str, Any],
-    model: JointModel,
+    model: WorldModel,
     optimizer: torch.optim.Optimizer,
     tower: Backbone | None,
 ) -> None:
@@ -368,7 +372,7 @@ def checkpoint(
 def restore(
     path: Path,
     about: dict[str, Any],
-    model: JointModel,
+    model: WorldModel,
     optimizer: torch.optim.Optimizer,
     tower: Backbone | None,
 ) -> int:

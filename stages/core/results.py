@@ -170,7 +170,27 @@ BACKBONES = {"offline": "offline, a small in-domain stand-in for a pretrained vi
 def tasks_table(results: Sequence[Result], domain: str) -> Table:
     """Scores by task and method with the paper's beside (the domain's part of Table 1)."""
     single = [r for r in results if r.single_task]
-    return _table("Scores by task", single, domain, paper_results()["table1"])
+    table = _table("Scores by task", single, domain, paper_results()["table1"])
+    minutes = {c.name: training_minutes([r for r in single if r.method == c.name]) for c in table.columns[2:]}
+    if any(minutes.values()):
+        shown = [f"{found:.1f}" if (found := minutes[c.name]) is not None else "" for c in table.columns[2:]]
+        table.rows.append(["training, minutes", "", *shown])
+        table.note += " Training: wall time of the model and of one task's policy, on the machine that ran it."
+    return table
+
+
+def training_minutes(results: Sequence[Result]) -> float | None:
+    """Mean wall time behind these policies: each one's model, which its tasks share, and itself; None where unknown.
+
+    A stopped run counts from where it went on.
+    """
+    found = []
+    for policy in filter(None, map(_policy, results)):
+        models = [artifacts.input_path(policy, i) for k, i in policy.meta["inputs"].items() if "pretrain:" in k]
+        if all((m / "artifact.json").exists() for m in models):
+            made = [policy, *(artifacts.load(m, "pretrain") for m in models)]
+            found.append(sum(a.meta["wall_seconds"] for a in made) / 60)
+    return float(np.mean(found)) if found else None
 
 
 def multi_task_table(results: Sequence[Result], domain: str) -> Table | None:

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from stages.core import artifacts, results, tasks, worlds
 from stages.core.actor_critic import Actor
-from stages.core.agent import JointModel, TaskContext, load_model
+from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
+from stages.core.groundings import open_model
+from stages.core.methods import is_model_free
 from stages.core.policy import load_learner
 from stages.core.pretraining import open_training_data
+from stages.core.world_model import WorldModel
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 
@@ -67,13 +70,15 @@ class Scene:
 
     @cached_property
     def model_artifact(self) -> Artifact:
+        if is_model_free(self.method):
+            raise BadInput(f"{self.method} learned without a world model; look at another --method")
         made_by = self.run.command("pretrain", "--method", self.method, "--seed", str(self.run.seed))
         path = self.run.root / "model" / self.label
         return artifacts.load(path, "pretrain", domain=self.run.domain, made_by=made_by)
 
     @cached_property
-    def model(self) -> JointModel:
-        return load_model(self.model_artifact, self.run.device)
+    def model(self) -> WorldModel:
+        return open_model(self.model_artifact, self.run.device)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -126,7 +131,7 @@ class Scene:
         (self.folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
 
 
-def load_actor(artifact: Artifact, model: JointModel) -> Actor:
+def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
     """The actor of a policy artifact, frozen, on the model's device."""
     learner = load_learner(artifact, model)
     return learner.actor.to(next(model.parameters()).device).requires_grad_(False)

@@ -78,3 +78,14 @@ def test_a_dataset_is_described(root: Path) -> None:
     shown = CliRunner().invoke(app, ["inspect", str(root / "data" / "random")]).stdout
     assert "random: 1 episodes, 501 frames, return " in shown
     assert sum(line.endswith("█") for line in shown.splitlines()) == 1
+
+
+def test_a_baseline_with_and_one_without_a_model(root: Path) -> None:
+    """`--method` from the door to the scores."""
+    for method in ("wm-clip", "td3-bc"):
+        if method == "wm-clip":
+            call(root, "pretrain", "--method", method)
+        settings = ("--set", "offline_rl.updates=3")
+        call(root, "behave", "--method", method, "--task", "walk", *settings)
+        shown = call(root, "evaluate", "--method", method, "--task", "walk", "--episodes", "1").stdout
+        assert f"| walker walk | {method} | 0 |" in shown

@@ -70,6 +70,43 @@ def test_own_file_builds_on_a_domain_and_its_scales_block_wins(tmp_path: Path) -
     assert presets.load(str(file), "smoke") == presets.load("cheetah", "smoke")
 
 
+# ---------------------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("scale", presets.SCALES)
+def test_every_method_resolves_at_every_scale(scale: str) -> None:
+    for method in presets.methods():
+        assert presets.load("walker", scale, (), method).domain == "walker", method
+
+
+def test_ablations_add_one_component_a_row() -> None:
+    """Table 2: base, + L_MLLM, + TAMF, + TARO; and all but TAMF (Fig. 3)."""
+    found = {m: presets.load("walker", "smoke", (), m) for m in presets.methods()}
+    parts = {
+        m: (p.pretrain.objective.mllm > 0, p.model.fusion == "tamf", p.pretrain.objective.joint_behavior > 0)
+        for m, p in found.items()
+    }
+    assert parts["ablation-base"] == (False, False, False)
+    assert parts["ablation-mllm"] == (True, False, False)
+    assert parts["ablation-tamf"] == (True, True, False)
+    assert parts["bitagent"] == (True, True, True)
+    assert parts["bitagent-no-tamf"] == (True, False, True)
+    assert found["bitagent"] == presets.load("walker", "smoke")
+
+
+def test_set_overrides_the_method_and_labels_have_their_methods_block() -> None:
+    chosen = presets.load("walker", "smoke", ["model.fusion=tamf"], "bitagent-no-tamf")
+    assert chosen == presets.load("walker", "smoke")
+    for label in ("bitagent-no-tamf-transfer-cheetah", "bitagent-no-tamf-oracle", "bitagent-no-tamf-data-free"):
+        assert presets.load("walker", "smoke", (), label).model.fusion == "sum"
+    assert presets.load("walker", "smoke", (), "transfer-cheetah") == presets.load("walker", "smoke")
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match=r"unknown method 'bitagnet' \(did you mean 'bitagent'\?\)"):
+        presets.load("walker", "smoke", (), "bitagnet")
+
+
 # ---------------------------------------------------------------------------- what is refused
 
 

@@ -139,6 +139,17 @@ def test_goals(bitagent: Bitagent, assert_refused: Refused) -> None:
     assert_refused(bitagent("behave", *SMOKE, "--task", "wlak"), "walk")
 
 
+def test_methods(bitagent: Bitagent, assert_refused: Refused) -> None:
+    for command in (("pretrain",), ("behave", "--task", "walk"), ("evaluate", "--task", "walk")):
+        assert_refused(bitagent(*command, *SMOKE, "--method", "gnrl"), "unknown method 'gnrl'", "'genrl'")
+    assert_refused(bitagent("pretrain", *SMOKE, "--method", "iql"), "without a world model", "bitagent behave")
+    assert_refused(bitagent("pretrain", *SMOKE, "--method", "transfer-cheetah"), "transfer", "give bitagent")
+    assert_refused(bitagent("behave", *SMOKE, "--method", "td3", "--task", "walk"), "bitagent collect")
+    assert_refused(bitagent("behave", *SMOKE, "--method", "td3", "--tasks", "stand,walk"), "one prompt a policy")
+    missing = bitagent("behave", *SMOKE, "--method", "genrl", "--task", "walk")
+    assert_refused(missing, "bitagent pretrain --preset walker --scale smoke --method genrl")
+
+
 def test_out_is_a_file(bitagent: Bitagent, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert bitagent("collect", "--out", "file").exit_code == 2

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.core.agent import JointModel, Noise
+from stages.core.agent import Noise
 from stages.core.backbones import Backbone
 from stages.core.backbones.internvideo2 import InternVideo2Backbone
 from stages.core.backbones.offline import load_offline
 from stages.core.backbones.tuning import IN_LOOP, Mode, make_trainable
+from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels
 from stages.core.pretraining import JointObjective
 from tests.core.backbones.test_internvideo2 import make_model as make_internvideo2
@@ -45,7 +46,7 @@ def make_backbone(kind: str, root: Path) -> Backbone:
 def make_objective(backbone: Backbone, mode: Mode, loss: str) -> JointObjective:
     """The objective of pretraining with one loss alone, and nothing at an initial value that hides a gradient."""
     torch.manual_seed(0)
-    model = JointModel(model_config(), backbone.dim, DIM_ACTION, adapter=mode == "adapter")
+    model = BiTAgent(model_config(), backbone.dim, DIM_ACTION, adapter=mode == "adapter")
     scramble(model)
     for parameter in make_trainable(backbone, mode, k=2, rank=2):
         parameter.data += 0.05 * torch.randn(parameter.shape)

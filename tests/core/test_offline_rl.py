@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import offline_rl
-from stages.core.offline_rl import TD3, Actor, Critics, FusedMLP, TD3Config
+from stages.core.offline_rl import IQL, TD3, TD3BC, Actor, Critics, FusedMLP, TD3Config, expectile_loss
 
 OBS, ACTION, BATCH = 5, 2, 16
 
@@ -166,3 +166,107 @@ def test_shapes_and_ranges() -> None:
     assert action.shape == (9, ACTION) and action.abs().max() < 0.5  # starts near zero
     assert critics.value(obs, action).shape == (2, 9)
     assert math.isfinite(offline_rl.actor_loss(actor, critics, obs).item())
+
+
+# ---------------------------------------------------------------------------- the offline variants
+
+
+def frozen(agent: TD3, data: dict[str, Tensor]) -> Tensor:
+    """The gradient of the actor's objective with respect to the actor, the critics as they are."""
+    value = agent.actor_objective(data)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(agent.actor.parameters()))])
+
+
+def test_td3_bc_weighs_the_value_against_imitation() -> None:
+    """TD3+BC, Eq. 3 and 5; the weight is no path for gradients."""
+    agent, data = TD3BC(config(), OBS, ACTION, seed=0, alpha=2.5), batch()
+    action = agent.actor(data["obs"])
+    q = agent.critics.value(data["obs"], action)[0]
+    weight = 2.5 / sum(abs(float(x.detach())) for x in q) * BATCH
+    wanted = (-weight * q).mean() + ((action - data["action"]) ** 2).mean()
+    torch.testing.assert_close(agent.actor_objective(data), wanted)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(wanted, list(agent.actor.parameters()))])
+    torch.testing.assert_close(frozen(agent, data), gradient)
+
+
+def test_td3_bc_without_value_clones_the_data() -> None:
+    agent, g = TD3BC(config(actor_every=1), OBS, ACTION, seed=0, alpha=0.0), torch.Generator().manual_seed(1)
+    for step in range(300):
+        obs = torch.randn(64, OBS, generator=g)
+        rest = {"next_obs": obs, "discount": torch.zeros(64), "reward": torch.zeros(64)}
+        agent.update({"obs": obs, "action": goal(obs), **rest}, step, g)
+    obs = torch.randn(256, OBS, generator=g)
+    assert F.mse_loss(agent.actor(obs), goal(obs)) < 0.1 * goal(obs).square().mean()
+
+
+def test_the_expectile_of_a_sample_minimises_its_loss() -> None:
+    """At τ = 0.5 the mean; above it, closer to the maximum (IQL, Eq. 4)."""
+    sample = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    grid = torch.linspace(0, 5, 501)
+    best = [grid[torch.stack([expectile_loss(sample - v, tau) for v in grid]).argmin()] for tau in (0.5, 0.7, 0.99)]
+    torch.testing.assert_close(best[0], sample.mean())
+    literal = [float(abs(0.7 - (u < 0)) * u * u) for u in (sample - 2.0).tolist()]
+    torch.testing.assert_close(expectile_loss(sample - 2.0, 0.7), torch.tensor(literal).mean())
+    assert best[0] < best[1] < best[2] and best[2] > 4.5
+
+
+def iql(**changes: object) -> IQL:
+    return IQL(config(**changes), OBS, ACTION, seed=0, expectile=0.7, temperature=3.0)
+
+
+def test_iql_never_asks_for_the_value_of_an_action_outside_the_data() -> None:
+    """Its target is r + γ V(s'); its policy regresses the data's actions by exp(β A) (IQL, Eq. 6 and 7)."""
+    agent, data = iql(), batch()
+    wanted = data["reward"] + 0.9 * agent.value(data["next_obs"])[0, :, 0]
+    torch.testing.assert_close(agent.target(data, torch.full((BATCH, ACTION), 9.0)), wanted)
+    q1, q2 = agent.critics_target.value(data["obs"], data["action"])
+    advantage = torch.minimum(q1, q2) - agent.value(data["obs"])[0, :, 0]
+    torch.testing.assert_close(agent.advantage(data), advantage)
+    weight = (3.0 * advantage).exp().clamp(max=100.0).detach()
+    errors = ((agent.actor(data["obs"]) - data["action"]) ** 2).sum(-1)
+    torch.testing.assert_close(agent.actor_objective(data), (weight * errors).mean())
+
+
+def test_iql_finds_the_better_of_two_actions_in_the_data() -> None:
+    """One state, two actions, one of them rewarded: cloning would give their mean, 0."""
+    agent, g = iql(actor_every=1, discount=0.0, lr=1e-2), torch.Generator().manual_seed(0)
+    obs = torch.ones(32, OBS)
+    action = torch.where(torch.arange(32)[:, None] % 2 == 0, 0.7, -0.7).expand(-1, ACTION)
+    data = {"obs": obs, "next_obs": obs, "action": action, "reward": (action[:, 0] > 0).float()}
+    for step in range(150):
+        agent.update(data | {"discount": torch.zeros(32)}, step, g)
+    assert agent.actor(obs)[0].min() > 0.5
+    assert 0.6 < float(agent.value(obs)[0, 0, 0].detach()) < 0.95, "an expectile above the mean, below the best"
+
+
+@pytest.mark.parametrize("kind", ["td3", "td3-bc", "iql"])
+def test_an_encoder_learns_from_the_critics_alone(kind: str) -> None:
+    """The gradient it receives in an update that moves the actor too is that of the critics' loss."""
+    agent = {"td3": lambda: TD3(config(actor_every=1), OBS, ACTION, seed=0),
+             "td3-bc": lambda: TD3BC(config(actor_every=1), OBS, ACTION, seed=0, alpha=2.5),
+             "iql": lambda: iql(actor_every=1)}[kind]()  # fmt: skip
+    data = batch()
+    noise = torch.randn(BATCH, ACTION, generator=torch.Generator().manual_seed(3))
+    obs = data["obs"].clone().requires_grad_()
+    agent.critic_optimizer.param_groups[0]["lr"] = 0.0
+    if isinstance(agent, IQL):
+        agent.value_optimizer.param_groups[0]["lr"] = 0.0
+    loss = offline_rl.critic_loss(agent.critics, obs, data["action"], agent.target(data, noise))
+    (wanted,) = torch.autograd.grad(loss, obs)
+    agent.update(data | {"obs": obs}, 1, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(obs.grad, wanted)
+
+
+def test_a_restored_iql_continues_to_the_same_bits() -> None:
+    whole, g = iql(), torch.Generator()
+    for step in range(4):
+        whole.update(batch(step), step, g.manual_seed(step))
+        if step == 1:
+            saved = {name: {k: v.clone() for k, v in group.items()} for name, group in whole.tensors().items()}
+    second = IQL(config(), OBS, ACTION, seed=99, expectile=0.7, temperature=3.0)
+    second.load(saved)
+    for step in (2, 3):
+        second.update(batch(step), step, g.manual_seed(step))
+    for name, group in whole.tensors().items():
+        for key, value in group.items():
+            assert torch.equal(value, second.tensors()[name][key]), (name, key)

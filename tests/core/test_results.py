@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,33 @@ def test_bars_put_random_first(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5, "genrl")
     evaluate(tmp_path, "walk", 0, 0.6)
     assert list(results.bars(gather(tmp_path), "walker")["walk"]) == ["random", "bitagent", "genrl"]
+
+
+def make_policy(root: Path, method: str, task: str, minutes: float, models: tuple[float, ...]) -> None:
+    """A policy that took so many minutes on a model that did, or on none, and its evaluation."""
+    now = time.time()
+    inputs = []
+    for model in models:
+        path = root / "model" / f"{method}-s0"
+        inputs.append(artifacts.save(path, "pretrain", {}, domain="walker", config={}, seed=0, began=now - 60 * model))
+    about = {"domain": "walker", "config": {"prompts": [task]}, "seed": 0, "extra": {"backbone": "offline"}}
+    path = root / "policy" / f"{method}-s0" / task
+    policy = artifacts.save(path, "behave", {}, inputs=inputs, began=now - 60 * minutes, **about)
+    row = {"task": task, "method": method, "seed": 0, "scale": "smoke", "episodes": 2, "return": 1.0, "score": 0.5,
+           "stderr": 0.05, "random_score": 0.01}  # fmt: skip
+    with artifacts.writing(
+        root / "evaluation" / f"{method}-s0" / task, "evaluate", domain="walker", config={}, seed=0, inputs=[policy],
+        extra={"rows": [row]},
+    ):  # fmt: skip
+        pass
+
+
+def test_training_time_is_that_of_the_model_and_of_one_policy(tmp_path: Path) -> None:
+    for task, minutes in (("stand", 4.0), ("walk", 6.0)):
+        make_policy(tmp_path, "genrl", task, minutes, (10.0,))
+        make_policy(tmp_path, "iql", task, minutes, ())
+    evaluate(tmp_path, "walk", 0, 0.2, method="other")
+    table = results.tasks_table(gather(tmp_path), "walker")
+    shown = {name: column(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
+    assert shown == {"genrl": "15.0", "iql": "5.0", "other": "", "random": ""}
+    assert "wall time of the model and of one task's policy" in table.note

@@ -16,10 +16,11 @@ from stages import behave, pretrain
 from stages.core import artifacts
 from stages.core import latents as latents_module
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import Noise, State, load_model
+from stages.core.agent import Noise, State
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
+from stages.core.groundings import bitagent, open_model
 from stages.core.latents import Latents, encode, future_returns, label_rewards
 from stages.core.pretraining import open_training_data
 from tests.core.helpers import model_config, unit
@@ -104,7 +105,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
     """Every row, under every prompt, equals stepping through its episode from its first frame."""
-    model, dataset = load_model(source(run)), open_training_data(source(run), run)
+    model, dataset = open_model(source(run)), open_training_data(source(run), run)
     prompts = model.task(unit(2, generator=torch.Generator().manual_seed(3)))
     found = encode(model, dataset, prompts, 4, torch.device("cpu"), quiet=True, bf16=False)
     assert found.h.shape == (2, dataset.n_frames, 16)
@@ -128,7 +129,7 @@ def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
 
 
 def make_latents(run: Run, horizon: int) -> Latents:
-    model, dataset = load_model(source(run)), open_training_data(source(run), run)
+    model, dataset = open_model(source(run)), open_training_data(source(run), run)
     return encode(model, dataset, model.task(unit(2)), horizon, torch.device("cpu"), quiet=True, bf16=False)
 
 
@@ -183,7 +184,7 @@ def test_returns_are_what_follows_until_the_episode_ends_and_then_goes_on(run: R
 
 
 def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavior, dict[str, Tensor]]:
-    model, dataset, c = load_model(source(run)), open_training_data(source(run), run), config(**changes)
+    model, dataset, c = open_model(source(run)), open_training_data(source(run), run), config(**changes)
     context = model.task(unit(prompts, generator=torch.Generator().manual_seed(3)))
     latents = encode(model, dataset, context, c.horizon, torch.device("cpu"), quiet=True, bf16=False)
     torch.manual_seed(0)
@@ -250,7 +251,7 @@ def test_policy_artifact(run: Run, whole: Artifact) -> None:
         assert torch.equal(whole.tensors("model")[name], value), "the model stayed frozen"
     embedding = whole.tensors("prompt")["embedding"]
     torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(1))
-    assert load_model(whole).dim_action == small_run.ACTIONS
+    assert open_model(whole).dim_action == small_run.ACTIONS
     rows = small_run.logged(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"imagined_reward", "data_return", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
@@ -330,13 +331,13 @@ def test_a_signal_saves_and_says_how_to_go_on(run: Run, monkeypatch: pytest.Monk
 
 def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN from update 3 on; neither the log (every 5) nor the checkpoint of step 4 may come first unseen."""
-    calls, real = [0], behave.text_reward
+    calls, real = [0], bitagent.text_reward
 
     def text_reward(*inputs: Any) -> Tensor:
         calls[0] += 1  # twice an update: the data's reward and the imagined
         return real(*inputs) * (float("nan") if calls[0] > 4 else 1.0)
 
-    monkeypatch.setattr(behave, "text_reward", text_reward)
+    monkeypatch.setattr(bitagent, "text_reward", text_reward)
     path = run.root / "policy" / "bitagent-s0" / "run"
     with pytest.raises(BadInput, match=r"non-finite at step [45] .*--set behave\.lr") as stopped:
         behave.run(config(log_every=5), run, task="run")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages import pretrain
-from stages.core import artifacts, pretraining
-from stages.core.agent import load_model
+from stages.core import artifacts
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
+from stages.core.groundings import bitagent, open_model
 from tests.core.helpers import model_config
 from tests.stages import small_run
 
@@ -58,7 +58,7 @@ def test_model_artifact(run: Run, whole: Artifact) -> None:
     assert set(whole.meta["inputs"]) == {
         "collect:random", "collect:expert-walk", "embed:random", "embed:expert-walk",
     }  # fmt: skip
-    model = load_model(whole)
+    model = open_model(whole)
     torch.manual_seed(run.seed)
     untrained = type(model)(model.config, 9, small_run.ACTIONS)
     for name, parameter in untrained.named_parameters():
@@ -144,14 +144,14 @@ def test_two_processes_make_the_model_of_one(run: Run, whole: Artifact) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """The joint loss turns into NaN after so many updates, as a diverging run's would."""
-    calls, real = [0], pretraining.joint_loss
+    calls, real = [0], bitagent.joint_loss
 
     def joint_loss(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         calls[0] += 1
         total, terms = real(*inputs)
         return (total * float("nan") if calls[0] > after else total), terms
 
-    monkeypatch.setattr(pretraining, "joint_loss", joint_loss)
+    monkeypatch.setattr(bitagent, "joint_loss", joint_loss)
 
 
 @pytest.mark.parametrize("log_every", [1, 5])

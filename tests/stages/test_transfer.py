@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import pretrain, transfer
-from stages.core import artifacts, chapters, pretraining
+from stages.core import artifacts, chapters, groundings, pretraining
 from stages.core.agent import JointModel, load_model
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
@@ -94,6 +94,20 @@ def test_all_but_the_actions_columns_are_carried_over() -> None:
         if value.shape != source.state_dict()[name].shape:
             differing.append(name)
     assert set(differing) == set(transfer.BODY), "another weight depends on the body"
+
+
+@pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
+def test_a_baseline_carries_all_but_the_actions_columns_too(method: str) -> None:
+    """The recurrence's input is the one weight that depends on the body."""
+    constants = groundings.constants_of(method, presets.load("walker", "smoke").groundings)
+    source, target = (groundings.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
+    transfer.carry_over(target, source.state_dict(), Path("there"))
+    own, dim_z = target.state_dict(), source.dim_z
+    for name, value in source.state_dict().items():
+        if name == transfer.BODY[0]:
+            assert torch.equal(own[name][:, :dim_z], value[:, :dim_z]) and own[name].shape[1] == dim_z + QUADRUPED
+        else:
+            assert torch.equal(own[name], value), name
 
 
 def test_same_number_of_actions_still_means_another_body() -> None:

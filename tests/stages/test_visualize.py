@@ -192,3 +192,29 @@ def test_episodes_shorter_than_the_horizon_leave_that_part_out(
     scene = Scene(config, small_run.make_run(run.root, quiet=False), "bitagent", False, run.root)
     assert visualize.attempt(chapters.imagination, scene) is None
     assert "left out, imagination: no episode has 102 frames; lower visualize.horizon" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------- other methods
+
+
+@pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
+def test_every_grounding_is_judged_and_shows_what_it_imagines(
+    run: Run, preset: Preset, tmp_path: Path, method: str
+) -> None:
+    pretrain.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings)
+    scene = Scene(preset.visualize, run, method, False, tmp_path)
+    chapter = chapters.rewards(scene)
+    found = json.loads((tmp_path / "reward.json").read_text())
+    assert set(found["walk"]["spearman"]) == {"reward", "similarity"}
+    assert chapter.tables[0].columns[1].name == "rank correlation: reward" and "f_dec" not in chapter.tables[0].note
+    if method == "wm-clip":
+        with pytest.raises(BadInput, match="imagines nothing from text"):
+            chapters.dreams(scene)
+    else:
+        chapters.dreams(scene)
+        assert (tmp_path / "dreams.gif").exists() and not (tmp_path / "gates.png").exists(), "no fusion, no gates"
+
+
+def test_a_model_free_method_has_no_model_to_look_into(run: Run, preset: Preset, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="iql learned without a world model"):
+        chapters.rewards(Scene(preset.visualize, run, "iql", False, tmp_path))

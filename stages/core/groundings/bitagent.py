@@ -1,0 +1,34 @@
+"""BiTAgent as a grounding: the joint objective (Eq. 11) and the text-conditioned reward (Eq. 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from stages.core.agent import JointModel
+from stages.core.grounding import text_reward
+from stages.core.objective import Labels, ObjectiveConfig, joint_loss
+from stages.core.world_model import Measure, Noise, RewardOptions, State, TaskContext
+
+
+class BiTAgent(JointModel):
+    """The joint model with its two duties; the ablations are the same class under other switches."""
+
+    measures: ClassVar[Mapping[str, RewardOptions]] = {
+        "semantic": Measure("none", "semantic"),
+        "semantic, best shift": Measure("best", "semantic"),
+        "z": Measure("none", "z"),
+        "z, best shift": Measure("best", "z"),
+    }
+
+    def pretraining_loss(
+        self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_total of Eq. 11."""
+        return joint_loss(self, batch, labels, config, noise)
+
+    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+        """Eq. 10."""
+        return text_reward(self, task, state.z, action, options.align, options.space)

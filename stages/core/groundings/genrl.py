@@ -1,0 +1,180 @@
+"""GenRL (Mazzaglia et al. 2024): a connector imagines, from an embedding, the states its video would go through.
+
+A text embedding is first denoised by the aligner, so that it lands where video embeddings live. The connector,
+unrolled from it, gives target states; a policy is rewarded for states that decode alike, aligned in time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core.agent import ModelConfig
+from stages.core.config import Section
+from stages.core.errors import BadInput
+from stages.core.groundings.plain import PlainWorldModel
+from stages.core.nets import MLP, categorical_kl, sample_one_hot
+from stages.core.objective import ObjectiveConfig
+from stages.core.rssm import Dynamics
+from stages.core.world_model import Noise, Observed, RewardOptions, State, TaskContext
+
+
+class GenRLConfig(Section):
+    """Constants of GenRL; defaults and comments in presets/paper.yaml."""
+
+    window: int
+    kl_balance: float
+    noise: float
+
+
+class UNetMLP(nn.Module):
+    """A small U-net of fully connected layers: (..., dim) → (..., dim), two halvings of the width and back."""
+
+    def __init__(self, dim: int, units: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([_block(dim, units), _block(units, units // 2)])
+        self.middle = _block(units // 2, units // 4)
+        self.up = nn.ModuleList([_block(units // 4 + units // 2, units // 2), _block(units // 2 + units, units)])
+        self.out = nn.Linear(units, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        x = self.middle(x)
+        for block in self.up:
+            x = block(torch.cat([x, skips.pop()], -1))
+        return self.out(x)
+
+
+def _block(inp: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inp, out), nn.LayerNorm(out), nn.SiLU())
+
+
+class GenRL(PlainWorldModel):
+    """World model, connector and aligner.
+
+    Args:
+        window: frames behind one embedding; the connector reads one embedding for so many steps.
+        kl_balance: weight of KL(sg(posterior) ‖ connector); the rest of the balance would move the posterior, which
+            is detached.
+        noise: α of the aligner's training noise, e ← (1 - α) e + α n / |n|.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dim_embedding: int, dim_action: int, window: int, kl_balance: float, noise: float
+    ) -> None:
+        super().__init__(config, dim_embedding, dim_action)
+        self.window, self.kl_balance, self.noise = window, kl_balance, noise
+        self.connector = Dynamics(
+            dim_z=self.dim_z,
+            dim_action=dim_embedding,  # the embedding stands where the action does in the world model
+            deter=config.deter,
+            classes=config.classes,
+            categories=config.categories,
+            units=config.units,
+            unimix=config.unimix,
+        )
+        self.connector_start = MLP(dim_embedding, config.deter, config.units, 1)
+        self.aligner = UNetMLP(dim_embedding, config.units)
+
+    def task(self, embedding: Tensor) -> TaskContext:
+        """`semantics` is the aligned embedding, which the connector reads; the policy is told the embedding itself."""
+        given = super().task(embedding)
+        return TaskContext(given.tau, given.gates, self.align(given.tau))
+
+    def align(self, embedding: Tensor) -> Tensor:
+        """Text or noisy embeddings (..., dim_e) → where video embeddings live, unit norm."""
+        return F.normalize(self.aligner(embedding).float(), dim=-1)
+
+    # ------------------------------------------------------------------ pretraining
+
+    def grounding_terms(
+        self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
+    ) -> dict[str, Tensor]:
+        """Forward KL from the posterior to the connector, and the aligner's denoising."""
+        e = seen.state.e  # (B, T, dim_e)
+        steps = e.shape[1] // self.window * self.window
+        if not steps:
+            raise BadInput(f"GenRL reads windows of {self.window} frames: raise pretrain.length from {e.shape[1]}")
+        video = self.per_window(e[:, :steps])  # (B, T', dim_e)
+        connected = self.connect(seen.s[:, :steps], video)  # (B, T', C, K)
+        noisy = perturb(e, noise.normal(*e.shape), self.noise)
+        return {
+            "connector": self.kl_balance * categorical_kl(seen.posterior[:, :steps], connected).mean(),
+            "aligner": 1 - (self.align(noisy) * e).sum(-1).mean(),
+        }
+
+    def per_window(self, e: Tensor) -> Tensor:
+        """The embedding of each window's last frame, which saw the whole window, repeated over its frames."""
+        return e[:, self.window - 1 :: self.window].repeat_interleave(self.window, 1)  # (B, T', dim_e)
+
+    def connect(self, s: Tensor, video: Tensor) -> Tensor:
+        """The connector along a sequence, teacher-forced with the previous posterior sample.
+
+        Args:
+            s: (B, T, C·K) posterior samples. video: (B, T, dim_e) embeddings, one a window.
+        Returns:
+            log-probabilities (B, T, C, K) of the state at each step.
+        """
+        previous = torch.cat([torch.zeros_like(s[:, :1]), s[:, :-1]], 1)
+        h = self.connector_first(video[:, 0])
+        never = torch.zeros(s.shape[:2], dtype=torch.bool, device=s.device)
+        return self.connector.prior(self.connector.gru.scan(torch.cat([previous, video], -1), h, never, h))
+
+    def connector_first(self, video: Tensor) -> Tensor:
+        """The connector's state before the first frame, from the embedding: (B, dim_e) → (B, deter)."""
+        return torch.tanh(self.connector_start(video).float())
+
+    # ------------------------------------------------------------------ reward
+
+    def text_rollout(self, actions: Tensor, task: TaskContext, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """The connector unrolled from the aligned embedding, with its mode at each step; actions only count steps."""
+        h = self.connector_first(task.semantics)
+        s = torch.zeros(len(h), self.dim_z, device=h.device)
+        states, priors = [], []
+        for _ in range(actions.shape[1] + 1):
+            h = self.connector.step(h, s, task.semantics)
+            prior = self.connector.prior(h)  # (N, C, K)
+            s = sample_one_hot(prior, noise.uniform(*prior.shape) if noise else None)
+            states.append(s)
+            priors.append(prior)
+        return torch.stack(states, 1), torch.stack(priors, 1)
+
+    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+        """Similarity to the target states in the decoder's first layer, aligned in time."""
+        target, _ = self.text_rollout(action[:, 1:], task, None)  # (N, H, C·K): as many steps as are judged
+        mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))  # (N, H, D)
+        return aligned_reward(clipped_cosine(mine, wanted), self.window)
+
+
+def perturb(e: Tensor, normal: Tensor, amount: float) -> Tensor:
+    """(1 - α) e + α n / |n|, renormalised: unit vectors (..., dim_e) with Gaussian noise `normal`."""
+    return F.normalize((1 - amount) * e + amount * F.normalize(normal, dim=-1), dim=-1)
+
+
+def clipped_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """a·b / max(|a|, |b|)², a cosine that also asks for equal norms: (N, H, D) and (N, G, D) → (N, H, G)."""
+    norm = torch.maximum(a.norm(dim=-1).unsqueeze(2), b.norm(dim=-1).unsqueeze(1)).clamp(min=1e-8)
+    return a @ b.transpose(1, 2) / norm.square()
+
+
+def aligned_reward(similarity: Tensor, window: int) -> Tensor:
+    """The target placed at the start that fits its first `window` steps best; before it, its first state counts.
+
+    Args:
+        similarity: (N, H, H) of each step of a sequence and each step of the target.
+    Returns:
+        (N, H).
+    """
+    horizon = similarity.shape[1]
+    window = min(window, horizon)
+    steps = torch.arange(horizon, device=similarity.device)
+    starts = torch.arange(horizon - window + 1, device=similarity.device)
+    inner = torch.arange(window, device=similarity.device)
+    fit = similarity[:, starts[:, None] + inner, inner].mean(-1)  # (N, starts)
+    best = fit.argmax(-1)  # (N,)
+    column = (steps - best[:, None]).clamp(min=0)  # (N, H)
+    return similarity.gather(2, column.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,259 @@
+"""The world model that every grounding shares: filtering, imagination, and the two duties a grounding adds.
+
+A grounding (BiTAgent, GenRL, FOUNDER, WM-CLIP) says how a prompt reaches the world model: by a loss in
+pretraining and a reward in imagination. Notation and shapes are those of stages/core/agent.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.errors import BadInput
+from stages.core.nets import ImageDecoder, sample_one_hot
+from stages.core.rssm import RSSM
+
+if TYPE_CHECKING:
+    from stages.core.agent import ModelConfig
+    from stages.core.objective import Labels, ObjectiveConfig
+
+
+@dataclass
+class State:
+    """Where a rollout stands: h (..., deter), z (..., dim_z) and the semantics e (..., dim_e) inside z."""
+
+    h: Tensor
+    z: Tensor
+    e: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """What actor, critic and reward heads read: (..., deter + dim_z)."""
+        return torch.cat([self.h, self.z.to(self.h.dtype)], -1)
+
+
+@dataclass
+class Observed:
+    """A filtered sequence, all (B, T, ...): see `WorldModel.observe`."""
+
+    state: State
+    s: Tensor
+    posterior: Tensor
+    prior: Tensor
+
+
+@dataclass
+class TaskContext:
+    """Everything that depends on the prompt alone: τ (B, dim_tau), gates (B, L, ·), f_ψ(τ) (B, dim_e).
+
+    Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt.
+    """
+
+    tau: Tensor
+    gates: Tensor
+    semantics: Tensor
+
+    def expand(self, batch: int) -> TaskContext:
+        """Repeat a single prompt's context over a batch."""
+        return TaskContext(*(t.expand(batch, *t.shape[1:]) for t in (self.tau, self.gates, self.semantics)))
+
+    def rows(self, index: Tensor) -> TaskContext:
+        """The context of prompt index[i] for each row i."""
+        return TaskContext(self.tau[index], self.gates[index], self.semantics[index])
+
+    def repeat_interleave(self, times: int) -> TaskContext:
+        """Each row `times` times, for several rollouts from one sequence."""
+        return TaskContext(*(t.repeat_interleave(times, 0) for t in (self.tau, self.gates, self.semantics)))
+
+
+class Noise:
+    """Uniform noise for the *global* batch of which this process takes its rows.
+
+    So that results do not depend on the number of processes: all draw the same numbers.
+    """
+
+    def __init__(self, device: torch.device | str, rank: int = 0, world: int = 1) -> None:
+        self.device, self.rank, self.world = device, rank, world
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, ...) numbers in [0, 1); B is this process's share."""
+        batch = shape[0]
+        drawn = torch.rand(batch * self.world, *shape[1:], device=self.device)
+        return drawn[self.rank * batch : (self.rank + 1) * batch]
+
+    def normal(self, *shape: int) -> Tensor:
+        batch = shape[0]
+        drawn = torch.randn(batch * self.world, *shape[1:], device=self.device)
+        return drawn[self.rank * batch : (self.rank + 1) * batch]
+
+
+class RewardOptions(Protocol):
+    """How BiTAgent compares latents, see stages/core/grounding.py; the other groundings have their own measure."""
+
+    @property
+    def align(self) -> Literal["none", "best"]: ...
+
+    @property
+    def space(self) -> Literal["z", "semantic"]: ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One choice of `RewardOptions`."""
+
+    align: Literal["none", "best"]
+    space: Literal["z", "semantic"]
+
+
+class WorldModel(nn.Module):
+    """RSSM and decoder with what a grounding puts into z; subclasses build the parts named here.
+
+    `dim_z` and `dim_tau` are the widths of z and of τ. `reads_semantics`: whether z holds e, so that the
+    backbone must look on while a policy acts. `measures`: the ways to take the reward that a report compares.
+    """
+
+    reads_semantics: ClassVar[bool] = True
+    measures: ClassVar[Mapping[str, RewardOptions]] = {"reward": Measure("none", "z")}
+
+    config: ModelConfig
+    dim_embedding: int
+    dim_action: int
+    dim_z: int
+    dim_tau: int
+    adapter: nn.Module  # of the backbone's video embeddings
+    rssm: RSSM
+    decoder: ImageDecoder
+
+    @property
+    def dim_policy(self) -> int:
+        """Width of what actor and critic read: [h, z, τ]."""
+        return self.config.deter + self.dim_z + self.dim_tau
+
+    # ------------------------------------------------------------------ what a grounding decides
+
+    def task(self, embedding: Tensor) -> TaskContext:
+        """The context of prompts from their text (or pseudo-text) embeddings (B, dim_e)."""
+        raise NotImplementedError
+
+    def fuse(self, e: Tensor, s: Tensor, gates: Tensor) -> Tensor:
+        """z (..., dim_z) from e (..., dim_e), s (..., C·K) and the prompt's gates (..., L, ·)."""
+        raise NotImplementedError
+
+    def imagined_semantics(self, state: State, h: Tensor, s: Tensor) -> Tensor:
+        """e (N, dim_e) of the imagined step that follows `state`."""
+        raise NotImplementedError
+
+    def predict_semantics(self, h: Tensor, s: Tensor) -> Tensor:
+        """e (..., dim_e) of a state no camera saw, from the dynamics alone."""
+        raise NotImplementedError
+
+    def pretraining_loss(
+        self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its detached terms on a batch of the sampler.
+
+        Args:
+            batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
+        """
+        raise NotImplementedError
+
+    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+        """Reward (N, H) for arriving at states 1..H.
+
+        Args:
+            task: context of N prompts. state: (N, H+1, ...). action: (N, H, A).
+        """
+        raise NotImplementedError
+
+    def text_rollout(self, actions: Tensor, task: TaskContext, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """What the prompt looks like to the model: z̃ (N, H+1, dim_z) and log-probabilities (N, H+1, C, K).
+
+        Raises BadInput for a grounding that imagines nothing from text.
+        """
+        raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
+
+    # ------------------------------------------------------------------ filtering
+
+    def observe(
+        self, image: Tensor, action: Tensor, is_first: Tensor, e: Tensor, task: TaskContext, noise: Noise | None
+    ) -> Observed:
+        """Filter a sequence, parallel over time but for the recurrence (Eq. 1, 4).
+
+        Args:
+            image: (B, T, 3, 64, 64) uint8. action: (B, T, A). is_first: (B, T) bool.
+            e: (B, T, dim_e) adapted video embeddings.
+            noise: source of the posterior samples; None takes the mode.
+        """
+        posterior = self.rssm.posterior(image)  # (B, T, C, K)
+        s = sample_one_hot(posterior, noise.uniform(*posterior.shape) if noise else None)  # (B, T, S)
+        z = self.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
+        reset = is_first.clone()
+        reset[:, 0] = True  # what came before the window is not known
+        h = self.rssm.scan(z, action, reset, self.rssm.first(len(image)))  # (B, T, deter)
+        return Observed(State(h, z, e), s, posterior, self.rssm.prior(h))
+
+    def observe_step(
+        self, image: Tensor, previous: State | None, action: Tensor, e: Tensor, task: TaskContext
+    ) -> State:
+        """Filter one frame, the path used when acting. image (B, 3, 64, 64), action (B, A) that led to it.
+
+        `previous=None` starts an episode. Uses the posterior's mode.
+        """
+        s = sample_one_hot(self.rssm.posterior(image), None)  # (B, S)
+        z = self.fuse(e, s, task.gates)  # (B, dim_z)
+        if previous is None:
+            h, past, action = self.rssm.first(len(image)), torch.zeros_like(z), torch.zeros_like(action)
+        else:
+            h, past = previous.h, previous.z
+        return State(self.rssm.step(h, past, action), z, e)
+
+    # ------------------------------------------------------------------ imagination
+
+    def first_state(self, task: TaskContext, noise: Noise | None) -> State:
+        """An episode's first state as the model expects it before any frame: (B, ...) for B prompts."""
+        count, device = len(task.tau), task.tau.device
+        z, action = (torch.zeros(count, width, device=device) for width in (self.dim_z, self.dim_action))
+        h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
+        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
+        e = self.predict_semantics(h, s)
+        return State(h, self.fuse(e, s, task.gates), e)
+
+    def imagine_step(
+        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
+    ) -> tuple[State, Tensor]:
+        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities."""
+        h = self.rssm.step(state.h, state.z, action)  # (B, deter)
+        prior = self.rssm.prior(h)  # (B, C, K)
+        s = sample_one_hot(prior, uniform)  # (B, S)
+        e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
+        return State(h, self.fuse(e, s, task.gates), e), prior
+
+    def imagine(
+        self,
+        start: State,
+        act: Callable[[Tensor, int], Tensor],
+        horizon: int,
+        task: TaskContext,
+        noise: Noise | None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Roll the world model `horizon` steps from `start` (N, ...).
+
+        Args:
+            act: (features, step) → action (N, A).
+        Returns:
+            states (N, H+1, ...) including the start, actions (N, H, A), priors (N, H, C, K).
+        """
+        states, actions, priors = [start], [], []
+        shape = (len(start.h), *self.rssm.shape)
+        for step in range(horizon):
+            action = act(states[-1].features, step)
+            state, prior = self.imagine_step(states[-1], action, task, noise.uniform(*shape) if noise else None)
+            states.append(state)
+            actions.append(action)
+            priors.append(prior)
+        stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
+        return stacked, torch.stack(actions, 1), torch.stack(priors, 1)

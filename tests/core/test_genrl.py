@@ -1,0 +1,135 @@
+"""GenRL's connector, aligner and reward, against their equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core.errors import BadInput
+from stages.core.groundings import genrl
+from stages.core.groundings.genrl import GenRL, aligned_reward, clipped_cosine
+from stages.core.nets import categorical_kl, sample_one_hot
+from stages.core.world_model import Noise
+from tests.core import groundings
+from tests.core.helpers import DIM_E, make_batch, unit
+
+
+def make(**changes: object) -> GenRL:
+    model = groundings.make("genrl", **changes)
+    assert isinstance(model, GenRL)
+    return model
+
+
+def test_both_duties() -> None:
+    groundings.assert_duties(make(), {"connector", "connector_start", "aligner"})
+
+
+def test_the_latent_is_the_stochastic_state_alone() -> None:
+    model = make()
+    task, states, _ = groundings.rollout(model)
+    assert states.z.shape[-1] == model.decoder.stem.in_features == 3 * 5
+    torch.testing.assert_close(states.z.unflatten(-1, (3, 5)).sum(-1), torch.ones(3, 11, 3))
+    assert model.dim_policy == 16 + 15 + DIM_E and task.gates.shape == (3, 0, 1)
+
+
+def test_connector_terms_are_the_forward_kl_of_its_steps() -> None:
+    """Step by step: h₀ = f(e), h_t = GRU(h_{t-1}, [s_{t-1}, e of the window]), the prior against the posterior."""
+    model = make(window=4)
+    batch = make_batch(length=10)
+    e = F.normalize(batch["embedding"].float(), dim=-1)
+    torch.manual_seed(2)
+    seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
+    terms = model.grounding_terms(seen, batch["action"], groundings.objective_config(), Noise("cpu"))
+    h = torch.tanh(model.connector_start(e[:, 3]))
+    s = torch.zeros(3, 15)
+    wanted = []
+    for t in range(8):  # two whole windows of the ten frames
+        h = model.connector.gru(torch.cat([s, e[:, 4 * (t // 4) + 3]], -1), h)
+        wanted.append(categorical_kl(seen.posterior[:, t], model.connector.prior(h)))
+        s = seen.s[:, t]
+    torch.testing.assert_close(terms["connector"], 0.8 * torch.stack(wanted).mean())
+
+
+def test_perturb() -> None:
+    """Noise of norm α against a share 1 - α of the embedding: cosine between the two is known when orthogonal."""
+    e = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(genrl.perturb(e, torch.tensor([[0.0, 7.0]]), 0.5), torch.tensor([[0.5**0.5, 0.5**0.5]]))
+    torch.testing.assert_close(genrl.perturb(e, torch.tensor([[0.0, 7.0]]), 0.0), e)
+
+
+def test_the_aligner_learns_to_denoise() -> None:
+    """Embeddings of two clusters: what comes back is nearer to the clean one than what went in."""
+    model = make()
+    centres = unit(2, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.aligner.parameters(), 1e-2)
+    torch.manual_seed(0)
+    for _ in range(60):
+        e = centres[torch.randint(2, (64,))]
+        noisy = genrl.perturb(e, torch.randn(64, DIM_E), 0.5)
+        value = 1 - (model.align(noisy) * e).sum(-1).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert (model.align(noisy) * e).sum(-1).mean() > (noisy * e).sum(-1).mean() + 0.1
+
+
+def test_target_is_the_connector_unrolled_without_sampling() -> None:
+    model = make()
+    task = model.task(unit(2))
+    found, priors = model.text_rollout(torch.zeros(2, 4, 2), task, None)
+    assert found.shape == (2, 5, 15) and priors.shape == (2, 5, 3, 5)
+    h, s = torch.tanh(model.connector_start(task.semantics)), torch.zeros(2, 15)
+    for t in range(5):
+        h = model.connector.gru(torch.cat([s, task.semantics], -1), h)
+        s = sample_one_hot(model.connector.prior(h), None)
+        torch.testing.assert_close(found[:, t], s)
+    torch.testing.assert_close(task.semantics, model.align(task.tau))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 1.0),
+        ([1.0, 0.0], [2.0, 0.0], 0.5),
+        ([1.0, 0.0], [0.0, 9.0], 0.0),
+        ([1.0, 0.0], [-1.0, 0.0], -1.0),
+    ],
+)
+def test_clipped_cosine(a: list[float], b: list[float], wanted: float) -> None:
+    """1 for equal vectors alone: a longer one of the same direction is not as good."""
+    found = clipped_cosine(torch.tensor([[a]]).float(), torch.tensor([[b]]).float())
+    torch.testing.assert_close(found, torch.tensor([[[wanted]]]))
+
+
+def aligned_literally(similarity: Tensor, window: int) -> list[list[float]]:
+    out = []
+    for table in similarity.tolist():
+        horizon = len(table)
+        size = min(window, horizon)
+        fits = [sum(table[k + i][i] for i in range(size)) / size for k in range(horizon - size + 1)]
+        best = fits.index(max(fits))
+        out.append([table[t][max(t - best, 0)] for t in range(horizon)])
+    return out
+
+
+@pytest.mark.parametrize(("horizon", "window"), [(10, 4), (5, 8), (6, 6)])
+def test_reward_is_taken_at_the_start_that_fits_best(horizon: int, window: int) -> None:
+    similarity = torch.randn(7, horizon, horizon, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(aligned_reward(similarity, window), torch.tensor(aligned_literally(similarity, window)))
+
+
+def test_a_sequence_that_reaches_the_target_late_earns_one_from_then_on() -> None:
+    """The target's states, three steps late, after three steps at its first state."""
+    model = make(window=4)
+    task = model.task(unit(2))
+    target, _ = model.text_rollout(torch.zeros(2, 7, 2), task, None)  # (2, 8, 15)
+    late = torch.cat([target[:, :1].expand(-1, 3, -1), target], 1)[:, :9]
+    state = groundings.State(torch.zeros(2, 9, 16), late, torch.zeros(2, 9, DIM_E))
+    torch.testing.assert_close(model.reward(task, state, torch.zeros(2, 8, 2), groundings.PLAIN), torch.ones(2, 8))
+
+
+def test_sequences_shorter_than_a_window_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"windows of 8 frames: raise pretrain\.length from 5"):
+        groundings.loss(make(), length=5)
