@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.agent import JointModel, ModelConfig
+from stages.core.agent import ModelConfig
+from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, ObjectiveConfig
 
 # Sizes that differ from each other, so that a swapped axis cannot pass unseen.
@@ -73,10 +74,10 @@ def scramble(module: nn.Module, seed: int = 0, amount: float = 0.2) -> None:
             parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
 
 
-def make_model(seed: int = 0, **changes: Any) -> JointModel:
+def make_model(seed: int = 0, **changes: Any) -> BiTAgent:
     """A tiny joint model with no parameter at its initial value."""
     torch.manual_seed(seed)
-    model = JointModel(model_config(**changes), DIM_E, DIM_ACTION)
+    model = BiTAgent(model_config(**changes), DIM_E, DIM_ACTION)
     scramble(model, seed)
     return model
 

@@ -45,22 +45,32 @@ class Ended:
 
 
 class Door:
-    """The server and a pipe to it."""
+    """The server, started when first needed, and a pipe to it."""
+
+    server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Door:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forks"],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.server.stdin
-        self.server.stdin.close()
-        self.server.wait(timeout=60)
+        self._stop()
+
+    def _stop(self) -> None:
+        """End the server and what it runs; left in the middle of an order, it would answer the next one with that."""
+        if self.server:
+            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.wait()
+            self.server = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forks"],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        return self.server
 
     def run(
         self,
@@ -87,16 +97,21 @@ class Door:
         largest_file: int | None = None,
     ) -> list[Ended]:
         """Run several commands at the same time."""
-        assert self.server.stdin and self.server.stdout
+        server = self.server or self._start()
+        assert server.stdin and server.stdout
         order = {
             "commands": [[str(word) for word in words] for words in commands],
             "signals": [[delay, int(signum)] for delay, signum in signals],
             "once": once,
             "largest_file": largest_file,
         }
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        return [Ended(**one) for one in json.loads(self.server.stdout.readline())]
+        try:
+            server.stdin.write(json.dumps(order) + "\n")
+            server.stdin.flush()
+            return [Ended(**one) for one in json.loads(server.stdout.readline())]
+        except BaseException:  # a test's time limit, or Ctrl-C
+            self._stop()
+            raise
 
 
 # ---------------------------------------------------------------------------- the server
@@ -132,13 +147,12 @@ def obey(order: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def fork(words: list[str], output: tuple[Path, Path], largest_file: int | None) -> int:
-    """Start one command in a process group of its own; returns its id."""
+    """Start one command; returns its process id."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        os.setpgid(0, 0)
         for number, file in zip((1, 2), output, strict=True):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
