@@ -186,9 +186,7 @@ def training_minutes(results: Sequence[Result]) -> float | None:
     """
     found = []
     for policy in filter(None, map(_policy, results)):
-        models = [
-            policy.path / policy.meta["input_paths"][i] for k, i in policy.meta["inputs"].items() if "pretrain:" in k
-        ]
+        models = [artifacts.input_path(policy, i) for k, i in policy.meta["inputs"].items() if "pretrain:" in k]
         if all((m / "artifact.json").exists() for m in models):
             made = [policy, *(artifacts.load(m, "pretrain") for m in models)]
             found.append(sum(a.meta["wall_seconds"] for a in made) / 60)
