@@ -54,10 +54,10 @@ def embed_goal(goal: Goal, source: Artifact, run: Run, name: str, again: str) ->
     Raises BadInput when that has changed since; `again` is the command that makes the source anew.
     """
     backbone = load_backbone(name, run.root, run.device)
-    if backbone.id != source.meta["extra"]["backbone_id"]:
+    made_with = source.meta["extra"].get("backbone_id", backbone.id)  # imported embeddings do not say
+    if backbone.id != made_with:
         raise BadInput(
-            f"{source.path} was made with backbone {source.meta['extra']['backbone_id']}, here is {backbone.id}; "
-            f"make it again with: {again}"
+            f"{source.path} was made with backbone {made_with}, here is {backbone.id}; make it again with: {again}"
         )
     if goal.video:
         return embed_prompt_video(backbone, Path(goal.video))[None].cpu()

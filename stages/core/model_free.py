@@ -29,7 +29,7 @@ from stages.core.goals import Goal, command_again, embed_goal
 from stages.core.methods import MODEL_FREE, base_method
 from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
 from stages.core.pixels import PixelEncoder, random_shift, transitions
-from stages.core.pretraining import data_device, find_inputs
+from stages.core.pretraining import backbone_id, data_device, find_inputs
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.training import load_optimizer_tensors, optimizer_tensors
@@ -146,7 +146,7 @@ def make_policy(job: PixelJob) -> Artifact:
                 "dim_embedding": job.embedding.shape[-1],
                 "dim_action": job.data[0].meta["extra"]["action_dim"],
                 "backbone": job.backbone,
-                "backbone_id": job.embeddings[0].meta["extra"]["backbone_id"],
+                "backbone_id": backbone_id(job.embeddings[0], job.backbone, run),
                 "summary": summary,
             },
         )

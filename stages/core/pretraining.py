@@ -138,7 +138,7 @@ def _reuse_or_train(job: Job) -> Artifact:
             place.barrier()
             return artifacts.load(path, "pretrain")
         with artifacts.locked(path):
-            began = time.time()
+            began, backbone = time.time(), backbone_id(job.embeddings[0], job.config.backbone, run)
             model, tuned, summary = train(job, place)
             made = artifacts.save(
                 path,
@@ -150,20 +150,26 @@ def _reuse_or_train(job: Job) -> Artifact:
                 inputs=job.inputs,
                 resolved=run.resolved,
                 began=began,
-                extra=describe(job, model, summary),
+                extra=describe(job, model, backbone, summary),
             )
             artifacts.drop_checkpoint(path)
             place.barrier()
             return made
 
 
-def describe(job: Job, model: WorldModel, summary: dict[str, float]) -> dict[str, Any]:
+def backbone_id(embeddings: Artifact, name: str, run: Run) -> str:
+    """The id of the backbone behind embeddings. Imported ones do not say: then it is the run's own of that name."""
+    found: str | None = embeddings.meta["extra"].get("backbone_id")
+    return found or load_backbone(name, run.root, run.device).id
+
+
+def describe(job: Job, model: WorldModel, backbone: str, summary: dict[str, float]) -> dict[str, Any]:
     """What later stages need to rebuild the model, and its last losses."""
     return {
         "dim_embedding": model.dim_embedding,
         "dim_action": model.dim_action,
         "backbone": job.config.backbone,
-        "backbone_id": job.embeddings[0].meta["extra"]["backbone_id"],
+        "backbone_id": backbone,
         "mllm": job.mllm.model_dump(),
         "losses": summary,
     }

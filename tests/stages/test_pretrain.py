@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 from stages import pretrain
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
+from stages.core.backbones import load_backbone
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
@@ -217,3 +219,21 @@ def test_data_of_another_domain_is_refused(run: Run) -> None:
 def test_sequences_longer_than_every_episode_are_refused(run: Run) -> None:
     with pytest.raises(BadInput, match=r"no episode has 99 rows"):
         train(run, "long", length=99)
+
+
+def test_imported_embeddings_that_name_no_backbone_are_taken_for_the_runs_own(tmp_path: Path) -> None:
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_inputs(run)
+    for data in sorted((run.root / "data").iterdir()):
+        path = run.root / "embeddings" / "offline" / data.name
+        config, files = (
+            artifacts.load(path).meta["config"],
+            {f.name: f.read_bytes() for f in path.glob("*.safetensors")},
+        )
+        shutil.rmtree(path)
+        made_from = [artifacts.load(data)]
+        with artifacts.writing(path, "embed", domain="walker", config=config, seed=0, inputs=made_from) as draft:
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
+    made = pretrain.run(small_run.pretrain_config(updates=1), model_config(), run)
+    assert made.meta["extra"]["backbone_id"] == load_backbone("offline", run.root, "cpu").id
