@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.episodes import Dataset
 from stages.core.shards import episode_arrays, join, write_shard
@@ -46,7 +46,7 @@ def cost(work: Callable[[], object]) -> Cost:
 
 
 def lock(path: Path) -> None:
-    with artifacts.locked(path):
+    with storage.locked(path):
         pass
 
 
@@ -76,7 +76,7 @@ def measure(root: Path, scratch: Path) -> Iterator[Row]:
     count = sum(a.meta["extra"]["episodes"] for a in inputs if a.meta["stage"] == "collect")
     waiting = cost(lambda: write_shard(scratch / "waiting", episode, sealed=True))
     yield "collect", "writing a waiting episode with its checksum", waiting, count, 0.0
-    yield "collect", "fsync of a waiting episode", cost(lambda: artifacts.fsync(scratch / "waiting")), count, 0.0
+    yield "collect", "fsync of a waiting episode", cost(lambda: storage.fsync(scratch / "waiting")), count, 0.0
     yield "any", "taking and giving back the lock", cost(lambda: lock(scratch / "locked")), 1, 0.0
 
 
@@ -88,7 +88,7 @@ def training(made: Artifact, scratch: Path, stage: str, section: str) -> Iterato
     slots = {
         f"{g}-{k}": {n: torch.zeros_like(t) for n, t in group.items()} for g, group in groups.items() for k in "mv"
     }
-    one = cost(lambda: artifacts.save_checkpoint(scratch / "made", 1, groups | slots, made.meta["config"]))
+    one = cost(lambda: checkpoints.save(scratch / "made", 1, groups | slots, made.meta["config"]))
     often = max(config["updates"] // config["checkpoint_every"] - 1, 0)
     wall = made.meta["wall_seconds"]
     yield stage, "one checkpoint", one, often, wall

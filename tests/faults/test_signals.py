@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.shards import read_sealed
 from tests.faults.pipeline import Pipeline, find
 
@@ -67,7 +67,7 @@ def test_a_second_ctrl_c_leaves_at_once_with_nothing_half_written(pipeline: Pipe
     assert read_sealed(tmp_path / "walker-smoke/data/expert-walk.replay/episode-000000.safetensors")
     path = tmp_path / "walker-smoke/data/expert-walk"
     assert not path.exists()
-    with artifacts.locked(path):
+    with storage.locked(path):
         pass
 
 

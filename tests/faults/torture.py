@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 
 from bitagent_cli import presets
 from bitagent_cli.app import app
-from stages.core import artifacts, results
+from stages.core import artifacts, checkpoints, results
 from stages.core.agent import load_model
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -153,8 +153,8 @@ def cases(root: Path) -> list[Case]:
     ]
     return [
         *found,
-        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: artifacts.load_checkpoint(checkpoint, {"a": 1}))
-          for f in sorted(artifacts.checkpoint_path(checkpoint).iterdir())),
+        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: checkpoints.load(checkpoint, {"a": 1}))
+          for f in sorted(checkpoints.folder(checkpoint).iterdir())),
         Case("waiting episode", replay, lambda: read_sealed(replay)),
     ]  # fmt: skip
 
@@ -177,7 +177,7 @@ def make_work(root: Path) -> tuple[Path, Path]:
     """A checkpoint and an episode that waits for its dataset, as a stop leaves them."""
     tensors = artifacts.load(root / MODEL).tensors("model")
     path = root / "work" / "model"
-    artifacts.save_checkpoint(path, 12, {"model": tensors, "rng": artifacts.rng_state()}, {"a": 1})
+    checkpoints.save(path, 12, {"model": tensors, "rng": checkpoints.rng_state()}, {"a": 1})
     episode = Dataset.open([root / DATA[1]], "walker").episode(0)
     waiting = root / "work" / "episode-00000000.safetensors"
     write_shard(waiting, {name: [array[:50]] for name, array in episode_arrays(episode).items()}, sealed=True)
