@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +30,14 @@ TOO_LONG = 1200.0  # seconds: a command of this size that takes longer hangs, ev
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: `code` as a shell reports it (137 for SIGKILL); `after` runs from the last signal."""
+    """How a command ended: `code` as a shell reports it (137 for SIGKILL); `after` runs from the last signal.
+
+    `seconds` are on the clock, `processor` the command's own.
+    """
 
     code: int
     seconds: float
+    processor: float
     after: float
     signals: int
     hung: bool
@@ -133,35 +138,45 @@ def serve() -> None:
 
 def obey(order: dict[str, Any]) -> list[dict[str, Any]]:
     """Fork the commands of an order, send the signals, wait for all."""
-    with tempfile.TemporaryDirectory() as scratch:
-        outputs = [(Path(scratch) / f"{i}.out", Path(scratch) / f"{i}.err") for i in range(len(order["commands"]))]
-        began = time.monotonic()
+    with ExitStack() as stack:
+        outputs = [[stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)] for _ in order["commands"]]
         processes = [
-            fork(words, output, order["largest_file"]) for words, output in zip(order["commands"], outputs, strict=True)
+            fork(words, [file.fileno() for file in output], order["largest_file"])
+            for words, output in zip(order["commands"], outputs, strict=True)
         ]
-        ends = follow(processes, order["signals"], order["once"], began)
-        return [
-            end | {"stdout": out.read_text(errors="replace"), "stderr": err.read_text(errors="replace")}
-            for end, (out, err) in zip(ends, outputs, strict=True)
-        ]
+        ends = follow(processes, order["signals"], order["once"])
+        for end, output in zip(ends, outputs, strict=True):
+            for name, file in zip(("stdout", "stderr"), output, strict=True):
+                file.seek(0)
+                end[name] = file.read().decode(errors="replace")
+        return ends
 
 
-def fork(words: list[str], output: tuple[Path, Path], largest_file: int | None) -> int:
-    """Start one command; returns its process id."""
+def fork(words: list[str], output: list[int], largest_file: int | None) -> int:
+    """Start one command; returns its process id once the command itself is about to run.
+
+    Args:
+        output: open files for stdout and stderr. They exist before the process does, which may be killed at any moment.
+    """
+    told, tell = os.pipe()
     process = os.fork()
     if process:
+        os.close(tell)
+        os.read(told, 1)
+        os.close(told)
         return process
     code = 1
     try:
         for number, file in zip((1, 2), output, strict=True):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(file, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        os.close(tell)
         code = call(words)
-    finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
 
 
@@ -181,8 +196,9 @@ def call(words: list[str]) -> int:
     return 0
 
 
-def follow(processes: list[int], signals: list[tuple[float, int]], once: str, began: float) -> list[dict[str, Any]]:
+def follow(processes: list[int], signals: list[tuple[float, int]], once: str) -> list[dict[str, Any]]:
     """Wait for the processes, sending each signal in its turn to all that still run."""
+    parent, began = os.getppid(), time.monotonic()
     waiting, left = {process: index for index, process in enumerate(processes)}, list(signals)
     ends: list[dict[str, Any]] = [{} for _ in processes]
     clock, sent, hung = (began if not once else None), 0, False
@@ -195,22 +211,27 @@ def follow(processes: list[int], signals: list[tuple[float, int]], once: str, be
             for process in waiting:
                 os.kill(process, signum)
             clock, sent = now, sent + 1
+        if os.getppid() != parent:  # whoever gave the order is gone: leave nothing running behind it
+            for process in waiting:
+                os.kill(process, signal.SIGKILL)
+            os._exit(1)
         if now - began > TOO_LONG and not hung:
             hung = True
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
         for process in list(waiting):
-            found, status = os.waitpid(process, os.WNOHANG)
+            found, status, used = os.wait4(process, os.WNOHANG)
             if found:
                 code = os.waitstatus_to_exitcode(status)
                 ends[waiting.pop(process)] = {
                     "code": code if code >= 0 else 128 - code,
                     "seconds": time.monotonic() - began,
+                    "processor": used.ru_utime + used.ru_stime,
                     "after": time.monotonic() - clock if clock is not None else 0.0,
                     "signals": sent,
                     "hung": hung,
                 }
-        time.sleep(0.001)
+        time.sleep(0.004)
     return ends
 
 
