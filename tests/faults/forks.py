@@ -9,7 +9,9 @@ importing PyTorch takes. `python -m tests.faults.forks` is the server.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -87,8 +89,9 @@ class Door:
         """Run `bitagent <words>` to its end.
 
         Args:
-            signals: (seconds since the one before, signal), to send in turn.
-            once: the clock of the signals starts when something matches this absolute glob.
+            signals: (seconds of the command's own processor time since the one before, signal), to send in turn. On a
+                busy machine this is the same moment of the command's work as on an idle one.
+            once: the time of the first begins when something matches this absolute glob.
             largest_file: bytes; writing more into one file fails (EFBIG).
         """
         return self.together([words], signals=signals, once=once, largest_file=largest_file)[0]
@@ -125,15 +128,33 @@ class Door:
 def serve() -> None:
     """Answer orders from stdin, one a line, until it is closed."""
     answers = os.fdopen(os.dup(1), "w")  # stdout itself is the commands'
+    warm_up()
+    for line in sys.stdin:
+        answers.write(json.dumps(obey(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def warm_up() -> None:
+    """Import what any command would, and encode the captions of the walker: they are the same in every `embed`."""
     import torch
 
     from bitagent_cli import session  # noqa: F401
     from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
+    from stages.core import tasks
+    from stages.core.backbones import captions
+    from stages.core.backbones.offline import TextTower
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        answers.write(json.dumps(obey(json.loads(line))) + "\n")
-        answers.flush()
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports much of PyTorch
+    encode, tower = TextTower.encode, TextTower()
+    prompts = frozenset(task.prompt.lower() for task in tasks.TASKS)
+    known = {c.captions: encode(tower, c.captions) for c in captions.grammar("walker", prompts)}
+
+    def remember(tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+        found = known.get(tuple(texts))
+        return encode(tower, texts) if found is None else found.clone()
+
+    TextTower.encode = remember  # type: ignore[method-assign]
 
 
 def obey(order: dict[str, Any]) -> list[dict[str, Any]]:
@@ -201,16 +222,17 @@ def follow(processes: list[int], signals: list[tuple[float, int]], once: str) ->
     parent, began = os.getppid(), time.monotonic()
     waiting, left = {process: index for index, process in enumerate(processes)}, list(signals)
     ends: list[dict[str, Any]] = [{} for _ in processes]
-    clock, sent, hung = (began if not once else None), 0, False
+    due = left[0][0] if left and not once else math.inf
+    last, sent, hung = began, 0, False
     while waiting:
-        now = time.monotonic()
-        if clock is None and there(once):
-            clock = now
-        if left and clock is not None and now - clock >= left[0][0]:
+        now, used = time.monotonic(), processor_seconds(next(iter(waiting)))
+        if due == math.inf and left and there(once):
+            due = used + left[0][0]
+        if used >= due:
             _, signum = left.pop(0)
             for process in waiting:
                 os.kill(process, signum)
-            clock, sent = now, sent + 1
+            due, last, sent = used + left[0][0] if left else math.inf, now, sent + 1
         if os.getppid() != parent:  # whoever gave the order is gone: leave nothing running behind it
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
@@ -220,19 +242,27 @@ def follow(processes: list[int], signals: list[tuple[float, int]], once: str) ->
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
         for process in list(waiting):
-            found, status, used = os.wait4(process, os.WNOHANG)
+            found, status, usage = os.wait4(process, os.WNOHANG)
             if found:
                 code = os.waitstatus_to_exitcode(status)
                 ends[waiting.pop(process)] = {
                     "code": code if code >= 0 else 128 - code,
                     "seconds": time.monotonic() - began,
-                    "processor": used.ru_utime + used.ru_stime,
-                    "after": time.monotonic() - clock if clock is not None else 0.0,
+                    "processor": usage.ru_utime + usage.ru_stime,
+                    "after": time.monotonic() - last,
                     "signals": sent,
                     "hung": hung,
                 }
         time.sleep(0.004)
     return ends
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has used, over all its threads."""
+    clock = ctypes.c_int()
+    if ctypes.CDLL(None).clock_getcpuclockid(process, ctypes.byref(clock)):
+        raise ProcessLookupError(f"no process {process}")
+    return time.clock_gettime(clock.value)
 
 
 def there(pattern: str) -> bool:

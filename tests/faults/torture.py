@@ -5,8 +5,8 @@
 Counts are kept in <folder>/torture.json after every trial, so a stopped torture goes on. It exits with 1 when
 anything was silently corrupt, ended in a traceback or hung, and lists what.
 
-- A kill: SIGKILL at a random moment of a command, which is then given again until it is done. What it made
-  must have the ids (and so the bytes) of an undisturbed run.
+- A kill: SIGKILL at a random moment of a command, which is then given again, killed again, and at last let end.
+  What it made must have the ids (and so the bytes) of an undisturbed run.
 - A damaged or edited file must be refused with BadInput, or be read to the very same content.
 - A forged file (its checksums were corrected too) may be read, but never ends in a traceback.
 - A mutated preset is taken or refused with BadInput.
@@ -86,23 +86,34 @@ class Tally:
 
 
 def kill(pipeline: Pipeline, step: Step, root: Path, chance: random.Random, tally: Tally, kills: int) -> None:
-    """Kill a step `kills` times, each time at a random moment, then let it end and compare. Works in `root`."""
+    """Kill a step `kills` times, each time at a random moment, then let it end and compare. Works in `root`.
+
+    The moments are spread evenly over the processor time of the whole step. One that goes on where it was killed is
+    killed the later moments' distance further on; one that begins again has them all before it.
+    """
     pipeline.branch(step, root)
-    for _ in range(kills):
-        delay = chance.uniform(0.0, pipeline.seconds[step.name])
-        ended = pipeline.run(step, root, signals=[(delay, signal.SIGKILL)])
+    moments = sorted(chance.uniform(0.0, pipeline.seconds[step.name]) for _ in range(kills))
+    reached = 0.0
+    for moment in moments:
+        ended = pipeline.run(step, root, signals=[(moment - reached, signal.SIGKILL)])
         if not acceptable(ended, (0, 137), step, tally):
             return
-        if ended.code == 137:
-            tally.counts[f"kill {step.name}"] += 1
-            continue
-        pipeline.seconds[step.name] = ended.seconds  # the machine is less busy than it was: aim earlier
+        if ended.code == 0:  # it was done earlier than the undisturbed one
+            break
+        tally.counts[f"kill {step.name}"] += 1
+        tally.counts[f"moment {int(10 * moment / pipeline.seconds[step.name])}/10"] += 1
+        tally.counts[f"left {left_behind(root)}"] += 1
+        reached = moment if step.keeps else 0.0
+    if acceptable(pipeline.run(step, root), (0,), step, tally):
         compare(pipeline, step, root, tally)
-        pipeline.branch(step, root)
-    ended = pipeline.run(step, root)
-    if acceptable(ended, (0,), step, tally):
-        pipeline.seconds[step.name] = max(pipeline.seconds[step.name], ended.seconds)
-        compare(pipeline, step, root, tally)
+
+
+def left_behind(root: Path) -> str:
+    """What a kill left of the work done: 'a draft' says that it struck inside a write."""
+    if any(root.rglob(".*.tmp")) or any(root.rglob(".*.old")) or any(root.rglob(".*.gone")):
+        return "a draft"
+    kept = any(any(root.rglob(pattern)) for pattern in ("*.checkpoint", "*.partial/*", "*.replay/*"))
+    return "progress" if kept else "nothing or whole artifacts"
 
 
 def acceptable(ended: Ended, codes: tuple[int, ...], step: Step, tally: Tally) -> bool:
