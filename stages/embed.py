@@ -99,8 +99,7 @@ def find_data(run: Run) -> list[Artifact]:
     if not paths:
         raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
     found = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
-    for artifact in found:
-        artifacts.verify(artifact)
+    artifacts.verify(*found)
     return found
 
 

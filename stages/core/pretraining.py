@@ -187,8 +187,7 @@ def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]
     data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
     embed = run.command("embed", "--backbone", backbone)
     made = [artifacts.load(sidecars / p.name, "embed", domain=run.domain, made_by=embed) for p in paths]
-    for artifact in (*data, *made):
-        artifacts.verify(artifact)
+    artifacts.verify(*data, *made)
     return data, made
 
 
@@ -204,12 +203,12 @@ def open_training_data(model: Artifact, run: Run) -> Dataset:
         if kind not in ("collect", "embed"):
             continue  # the model it was carried over from
         found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
-        artifacts.verify(found)
         if found.id != wanted:
             raise BadInput(
                 f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
             )
         (data if kind == "collect" else embeddings).append(found)
+    artifacts.verify(*data, *embeddings)
     if mllm_of(model).in_loop:
         again = run.command("pretrain", "--seed", str(model.meta["seed"]))
         embeddings = tuned_embeddings(model, data, run, again)

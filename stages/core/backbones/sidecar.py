@@ -265,8 +265,7 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
                         inputs=[source, model], command=command,
                     )  # fmt: skip
     found = [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
-    for artifact in found:
-        artifacts.verify(artifact)
+    artifacts.verify(*found)
     return found
 
 
