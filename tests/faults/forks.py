@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -144,6 +144,8 @@ def warm_up() -> None:
     from stages.core.backbones import captions
     from stages.core.backbones.offline import TextTower
 
+    with suppress(ImportError):
+        import torch.utils.tensorboard
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports much of PyTorch
     encode, tower = TextTower.encode, TextTower()

@@ -47,7 +47,7 @@ from tests.faults.mutants import Case
 from tests.faults.pipeline import BACKBONE, DATA, KILLED, MODEL, POLICY, SCORES, SIDES, Pipeline, Step
 
 SLOW = 20  # seconds of computing after which reading a file counts as a hang
-KILLS_A_RUN = 4
+KILLS_A_RUN = 8
 
 
 @dataclass
