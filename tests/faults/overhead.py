@@ -2,10 +2,10 @@
 
     python -m tests.faults.overhead runs/walker-laptop --collected 1500
 
-Needs a finished run. Each operation is repeated; the fastest counts, as the others waited for other programs too. Its
-time is multiplied by how often a run does it and divided by the seconds of the stage: once the time on the clock,
-which on a busy machine includes waiting, once the processor's own time. The seconds of a stage are `wall_seconds` of
-what it made; a collection's, which artifact.json does not record, are given.
+Measures the stages that are finished. Each operation is repeated; the fastest counts, as the others waited for other
+programs too. Its time is multiplied by how often a run does it and divided by the seconds of the stage: once the time
+on the clock, which on a busy machine includes waiting, once the processor's own time. The seconds of a stage are
+`wall_seconds` of what it made; a collection's, which artifact.json does not record, are given.
 Nothing is written into the run: what is measured goes to a scratch folder, by default beside it, on the same disk.
 """
 
@@ -70,25 +70,25 @@ def gigabytes(found: Sequence[Artifact]) -> float:
     return sum((a.path / name).stat().st_size for a in found for name in a.meta["files"]) / 1e9
 
 
-def first(root: Path, pattern: str) -> Artifact:
-    return artifacts.load(next(iter(sorted(p.parent for p in root.glob(f"{pattern}/artifact.json")))))
+def find(root: Path, pattern: str) -> list[Artifact]:
+    return [artifacts.load(file.parent) for file in sorted(root.glob(f"{pattern}/artifact.json"))]
 
 
 def measure(root: Path, scratch: Path, collected: float) -> Iterator[Row]:
-    data = [artifacts.load(p.parent) for p in sorted(root.glob("data/*/artifact.json"))]
-    sides = [artifacts.load(p.parent) for p in sorted(root.glob("embeddings/*/*/artifact.json"))]
+    data, sides = find(root, "data/*"), find(root, "embeddings/*/*")
     yield from collecting(data, scratch, collected)
-    backbone = artifacts.load(root / "backbone")
-    embedding = backbone.meta["wall_seconds"] + sum(a.meta["wall_seconds"] for a in sides)
-    yield comparing("embed", data, embedding)
-    yield from training(backbone, scratch, "embed", backbone.meta["config"], embedding)
-    for stage, section, pattern in (("pretrain", "pretrain", "model/*"), ("behave", "behave", "policy/*/*")):
-        made = first(root, pattern)
-        yield comparing(stage, [*data, *sides], made.meta["wall_seconds"])
-        yield from training(made, scratch, stage, made.meta["config"][section], made.meta["wall_seconds"])
-    scored = first(root, "evaluation/*/*")
-    policy = artifacts.load(artifacts.input_path(scored, next(iter(scored.meta["inputs"].values()))))
-    yield comparing("evaluate", [policy, backbone], scored.meta["wall_seconds"])
+    for backbone in find(root, "backbone"):
+        whole = backbone.meta["wall_seconds"] + sum(a.meta["wall_seconds"] for a in sides)
+        yield comparing("embed", data, whole)
+        yield from training(backbone, scratch, "embed", backbone.meta["config"], whole)
+    for stage, pattern in (("pretrain", "model/*"), ("behave", "policy/*/*")):
+        for made in find(root, pattern)[:1]:
+            whole = made.meta["wall_seconds"]
+            yield comparing(stage, [*data, *sides], whole)
+            yield from training(made, scratch, stage, made.meta["config"][stage], whole)
+    for scored in find(root, "evaluation/*/*")[:1]:
+        policy = artifacts.load(artifacts.input_path(scored, next(iter(scored.meta["inputs"].values()))))
+        yield comparing("evaluate", [policy, *find(root, "backbone")], scored.meta["wall_seconds"])
     yield Row("any", "taking and giving back the lock", cost(lambda: lock(scratch / "locked")), 1, 0.0)
 
 
