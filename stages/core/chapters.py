@@ -20,6 +20,7 @@ from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
+from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
 from stages.core.scene import Scene, load_actor
@@ -49,6 +50,7 @@ def scores(scene: Scene) -> Chapter:
     tables = {stem: table for stem, table in made.items() if table}
     for stem, table in tables.items():
         scene.save_table(stem, table)
+    scene.save_table("ledger", ledger(found, run))  # too wide for the page
     chapter = Chapter("Scores", tables=list(tables.values()))
     if bars := results.bars(found, run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
