@@ -217,18 +217,22 @@ class Behavior(nn.Module):
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        states, actions, _ = self.rollout(start, task, self.config.horizon)
+        states, actions, std = self.rollout(start, task, self.config.horizon)
         reward = self.reward(task, states, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward)
+        return self.learner.imagination_losses(self.inputs(states, task), reward, std)
 
     def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
-        """The model under the policy's sampled actions: see `WorldModel.imagine`."""
+        """The model under the policy's sampled actions: states (N, H+1, ...), actions and deviations (N, H, A)."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
+        stds = []
 
         def act(features: Tensor, step: int) -> Tensor:
-            return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
+            action, std = self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
+            stds.append(std)
+            return action
 
-        return self.model.imagine(start, act, steps, task, self.noise)
+        states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
+        return states, actions, torch.stack(stds, 1)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
         """What actor and critic read: (N, ..., dim_policy)."""

@@ -84,11 +84,11 @@ class Actor(nn.Module):
         mean, raw = self.net(features).float().chunk(2, -1)
         return torch.tanh(mean), self.min_std + (self.max_std - self.min_std) * torch.sigmoid(raw)
 
-    def sample(self, features: Tensor, normal: Tensor) -> Tensor:
-        """Reparameterised action; clipping passes the gradient straight through."""
+    def sample(self, features: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised action, whose clipping passes the gradient straight through, and its deviation: (..., A)."""
         mean, std = self(features)
         action = mean + std * normal
-        return action + (action.clamp(-1, 1) - action).detach()
+        return action + (action.clamp(-1, 1) - action).detach(), std
 
 
 def gaussian_entropy(std: Tensor) -> Tensor:
@@ -151,17 +151,19 @@ class ActorCritic(nn.Module):
         running.lerp_(high - low, self.config.return_rate)
         return running.clamp(min=self.config.return_floor)
 
-    def imagination_losses(self, features: Tensor, reward: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def imagination_losses(
+        self, features: Tensor, reward: Tensor, std: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor and critic losses on an imagined rollout.
 
         Args:
             features: (N, H+1, I), differentiable with respect to the actor through the dynamics.
             reward: (N, H), differentiable likewise.
+            std: (N, H, A), the policy's deviation at states 0..H-1.
         """
         c = self.config
         value = self.value(features, slow=True)  # (N, H+1)
         returns = lambda_return(reward, value, c.discount, c.trace)  # (N, H)
-        _, std = self.actor(features[:, :-1].detach())
         weight = c.discount ** torch.arange(reward.shape[1], device=reward.device)
         objective = returns / self._scale(self.return_range, returns) + c.entropy * gaussian_entropy(std)
         logits = self.critic(features[:, :-1].detach())

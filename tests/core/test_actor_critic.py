@@ -103,7 +103,8 @@ def test_actions_are_clipped_and_the_gradient_passes() -> None:
     actor = make().actor
     features, normal = random(50, INP), 2 * random(50, ACTION, seed=1)
     mean, std = actor(features)
-    action = actor.sample(features, normal)
+    action, spread = actor.sample(features, normal)
+    assert torch.equal(spread, std)
     torch.testing.assert_close(action, (mean + std * normal).clamp(-1, 1), atol=1e-6, rtol=0)
     assert (action.abs() > 1 - 1e-6).any() and action.abs().max() <= 1 + 1e-6
     straight = torch.autograd.grad((mean + std * normal).sum(), list(actor.parameters()))
@@ -151,6 +152,11 @@ def heads(learner: ActorCritic, features: Tensor) -> tuple[np.ndarray, np.ndarra
     return slow, logits, np.tanh(raw[..., :ACTION]), 0.1 + 0.9 * literal.sigmoid(raw[..., ACTION:])
 
 
+def deviations(learner: ActorCritic, features: Tensor) -> Tensor:
+    """Of the policy at states 0..H-1, as a rollout hands them on."""
+    return learner.actor(features[:, :-1].detach())[1]
+
+
 def test_imagination_losses() -> None:
     learner = make()
     features, reward = random(5, 4, INP), random(5, 3, seed=1)
@@ -166,7 +172,7 @@ def test_imagination_losses() -> None:
             entropy = sum(0.5 * math.log(2 * math.pi * math.e * s * s) for s in std[n, t])
             actor -= 0.9**t * (returns[n, t] / scale + 0.02 * entropy) / 15
             critic += 0.9**t * two_hot_loss(logits[n, t], returns[n, t], bins) / 15
-    found_actor, found_critic, metrics = learner.imagination_losses(features, reward)
+    found_actor, found_critic, metrics = learner.imagination_losses(features, reward, deviations(learner, features))
     assert found_actor.item() == pytest.approx(actor, rel=1e-4)
     assert found_critic.item() == pytest.approx(critic, rel=1e-4)
     assert metrics["return_scale"].item() == pytest.approx(scale, rel=1e-4)
@@ -176,7 +182,7 @@ def test_return_range_is_floored() -> None:
     """Returns that hardly differ must not be blown up without bound."""
     learner = make(return_floor=50.0, entropy=0.0)
     features, reward = random(5, 4, INP), random(5, 3, seed=1)
-    actor, _, metrics = learner.imagination_losses(features, reward)
+    actor, _, metrics = learner.imagination_losses(features, reward, deviations(learner, features))
     assert 0 < metrics["return_scale"] < 50
     slow, _, _, _ = heads(learner, features)
     returns = np.array([literal_lambda_return(r, v, 0.9, 0.7) for r, v in zip(array(reward), slow, strict=True)])
@@ -234,7 +240,7 @@ def test_each_loss_moves_its_own_network() -> None:
     learner = make()
     features = random(5, 4, INP).requires_grad_()
     reward = (features[:, 1:].sum(-1)).tanh()
-    actor, critic, _ = learner.imagination_losses(features, reward)
+    actor, critic, _ = learner.imagination_losses(features, reward, deviations(learner, features))
     assert touched(learner, actor) == {"actor"}  # the entropy; returns come through the features
     assert touched(learner, critic) == {"critic"}
     actor, critic, _ = learner.data_losses(transitions())
@@ -277,7 +283,7 @@ def test_actor_loss_climbs_the_return_through_the_features_and_the_critic_loss_d
     learner = make(entropy=0.0)
     features = random(5, 4, INP).requires_grad_()
     reward = features[:, 1:].sum(-1).tanh()
-    actor, critic, _ = learner.imagination_losses(features, reward)
+    actor, critic, _ = learner.imagination_losses(features, reward, deviations(learner, features))
     assert torch.autograd.grad(critic, features, allow_unused=True, retain_graph=True)[0] is None
     gradient = torch.autograd.grad(actor, features)[0]
     assert gradient[:, 1:].any(-1).all() and not gradient[:, 0].any()
