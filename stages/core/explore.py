@@ -37,7 +37,7 @@ from stages.core.experts import (
     random_policy,
     store_episode,
 )
-from stages.core.nets import MLP, normalize_image
+from stages.core.nets import MLP
 from stages.core.objective import ObjectiveConfig, world_model_loss
 from stages.core.render import render_states
 from stages.core.running import Metrics, require_finite
@@ -165,7 +165,7 @@ class Explorer(nn.Module):
         Returns:
             the loss, and terms among which h (B, T, deter) and z (B, T, dim_z) are the posterior states.
         """
-        image = normalize_image(batch["image"])
+        image = batch["image"]
         seen = self.observe(batch, image)
         terms = world_model_loss(self.model, seen, image, batch["is_first"], self.objective)
         h = seen.state.h[:, 1:].detach()  # (B, T-1, deter); the first has no past to predict from
@@ -189,13 +189,17 @@ class Explorer(nn.Module):
         e, context = self.nothing(count)
         normal = self.noise.normal(count, horizon, self.model.dim_action)
 
+        stds = []
+
         def act(features: Tensor, step: int) -> Tensor:
-            return self.learner.actor.sample(features.detach(), normal[:, step])
+            action, std = self.learner.actor.sample(features.detach(), normal[:, step])
+            stds.append(std)
+            return action
 
         start = State(batch["h"], batch["z"], e)
         states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
         reward = self.reward(states.h[:, 1:], batch["usual"])
-        actor, critic, terms = self.learner.imagination_losses(states.features, reward)
+        actor, critic, terms = self.learner.imagination_losses(states.features, reward, torch.stack(stds, 1))
         raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
         loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
         return loss, terms | {
