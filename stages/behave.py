@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, model_free, tasks
+from stages.core import artifacts, checkpoints, model_free, storage, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
@@ -116,7 +116,7 @@ def run(
         if not run.quiet:
             print(f"reusing {path}")
         return found
-    with world(run.device) as place, artifacts.locked(path):
+    with world(run.device) as place, storage.locked(path):
         began = time.time()
         model = open_model(source, place.device)
         again = run.command("pretrain", *method_option(method), "--fresh")
@@ -140,7 +140,7 @@ def run(
             extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
             | {"mllm": mllm_of(source).model_dump(), "summary": summary},
         )
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
         return made
 
 
@@ -267,7 +267,7 @@ def train(
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
     if run.fresh:
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
     start = restore(path, about, learner, actor, critic)
     lower = f"behave.lr={config.lr / 3:.2g}"
     noise = Noise(place.device, place.rank, place.size)
@@ -292,7 +292,7 @@ def train(
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
-                require_finite(step, values, artifacts.checkpoint_path(path), lower)
+                require_finite(step, values, checkpoints.folder(path), lower)
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
@@ -303,14 +303,14 @@ def train(
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, artifacts.checkpoint_path(path), lower)
+                require_finite(step, finite, checkpoints.folder(path), lower)
                 groups = {
                     "learner": learner.state_dict(),
                     "actor": optimizer_tensors(actor),
                     "critic": optimizer_tensors(critic),
-                    "rng": artifacts.rng_state(),
+                    "rng": checkpoints.rng_state(),
                 }
-                artifacts.save_checkpoint(path, step, groups, about)
+                checkpoints.save(path, step, groups, about)
                 if stop:
                     raise stop.leave(command_again(run, goal, record["method"]))
     metrics.close()
@@ -354,14 +354,14 @@ def draw_batch(latents: Latents | None, found: Outcomes | None, config: Config, 
 
 def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:
     """Load the checkpoint of this very run, if any; returns the update to go on from."""
-    found = artifacts.load_checkpoint(path, about)
+    found = checkpoints.load(path, about)
     if found is None:
         return 0
     step, groups = found
     learner.load_state_dict(groups["learner"])
     for optimizer, name in zip(optimizers, ("actor", "critic"), strict=True):
         load_optimizer_tensors(optimizer, groups[name])
-    artifacts.set_rng_state(groups["rng"])
+    checkpoints.set_rng_state(groups["rng"])
     return step
 
 

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
+from stages.core import checkpoints, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
 from stages.core.config import Section, Share
@@ -386,17 +386,17 @@ def _figures(job: ExploreJob, number: int, terms: Terms) -> dict[str, float]:
     """The terms as floats. Raises BadInput when one is not finite."""
     figures = {name: float(value) for name, value in terms.items()}
     lower = f"collect.explore.lr={job.config.lr / 3:.2g}"
-    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
+    require_finite(number, figures, checkpoints.folder(job.path), lower)
     return figures
 
 
 def _checkpoint(job: ExploreJob, updates: int, training: Training) -> None:
-    artifacts.save_checkpoint(job.path, updates, training.tensors(), job.about)
+    checkpoints.save(job.path, updates, training.tensors(), job.about)
 
 
 def _resume(job: ExploreJob, training: Training) -> int:
     """Restore networks and optimizers from the last checkpoint; the number of updates done."""
-    found = artifacts.load_checkpoint(job.path, job.about)
+    found = checkpoints.load(job.path, job.about)
     if found is None:
         return 0
     done, groups = found

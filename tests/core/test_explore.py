@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import collect, pretrain
-from stages.core import artifacts, experts, explore, tasks
+from stages.core import artifacts, checkpoints, experts, explore, tasks
 from stages.core.actor_critic import ActorCriticConfig
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -251,7 +251,7 @@ def job(folder: Path) -> ExploreJob:
 
 def left_behind(folder: Path) -> dict[str, bytes]:
     """The replay, and the last checkpoint's tensors."""
-    saved = artifacts.checkpoint_path(job(folder).path)
+    saved = checkpoints.folder(job(folder).path)
     files = [*sorted(job(folder).replay.glob("episode-*")), *sorted(saved.glob("*.safetensors"))]
     return {file.name: file.read_bytes() for file in files}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages import behave, pretrain
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core import latents as latents_module
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import Noise, State
@@ -325,7 +325,7 @@ def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch
     resumed = behave.run(config(), run, task="walk")
     assert trained(resumed) == trained(whole)
     assert small_run.logged(resumed) == small_run.logged(whole)
-    assert not artifacts.checkpoint_path(path).exists()
+    assert not checkpoints.folder(path).exists()
 
 
 def test_a_signal_saves_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +351,7 @@ def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monk
     path = run.root / "policy" / "bitagent-s0" / "run"
     with pytest.raises(BadInput, match=r"non-finite at step [45] .*--set behave\.lr") as stopped:
         behave.run(config(log_every=5), run, task="run")
-    assert str(artifacts.checkpoint_path(path)) in str(stopped.value)
+    assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
 
 
@@ -383,7 +383,7 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*pretrain"):
         behave.run(config(), run, task="walk")
     small_run.make_backbone(run)
-    artifacts.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
+    storage.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
     with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
         behave.run(config(), run, task="walk")
 
