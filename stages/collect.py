@@ -41,8 +41,9 @@ from stages.core.experts import (
     task_decisions,
     train_expert,
 )
-from stages.core.explore import AgentConfig, ExploreConfig, ExploreJob, train_explorer
+from stages.core.explore import ExploreConfig, ExploreJob, train_explorer
 from stages.core.genrl_import import import_genrl
+from stages.core.online import AgentConfig
 from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import Episode

@@ -74,7 +74,12 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 def world_model_loss(
     model: WorldModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
+    return kl_losses(seen, is_first, config) | {"image": image_error(model, seen.state.z, image)}
+
+
+def kl_losses(seen: Observed, is_first: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`.
 
     The first step of a window inside an episode has no past to be predicted from: its KL is left out.
     """
@@ -83,13 +88,16 @@ def world_model_loss(
     dynamics = categorical_kl(seen.posterior.detach(), seen.prior)  # (B, T)
     representation = categorical_kl(seen.posterior, seen.prior.detach())
     clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
-    decoded = model.decoder(seen.state.z.flatten(0, 1))  # (B·T, 3, 64, 64)
-    error = F.mse_loss(decoded.float(), normalize_image(image.flatten(0, 1)), reduction="sum") / len(decoded)
     return {
         "kl": config.kl_dynamics * clipped[0] + config.kl_representation * clipped[1],
-        "image": error,
         "kl_nats": (dynamics * mask).mean().detach(),
     }
+
+
+def image_error(model: WorldModel, z: Tensor, image: Tensor) -> Tensor:
+    """Squared error of the frames (B, T, 3, 64, 64) decoded from z (B, T, dim_z), summed over a frame, mean over them."""
+    decoded = model.decoder(z.flatten(0, 1))  # (B·T, 3, 64, 64)
+    return F.mse_loss(decoded.float(), normalize_image(image.flatten(0, 1)), reduction="sum") / len(decoded)
 
 
 def mllm_loss(

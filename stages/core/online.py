@@ -1,0 +1,407 @@
+"""An agent that learns online from pixels: our world model, and a policy in imagination for a reward of its own.
+
+    found = train_online(job, channel)  # runs or continues; None when told to stop before the replay is full
+    load_episode(job.replay, 12)        # any episode of the replay
+
+No language: the world model is the joint model read without semantics. What the policy is rewarded for is a module
+fitted to the replay beside the world model: stages/core/explore.py seeks what the model cannot predict yet,
+stages/core/dreamer.py a task's true reward. Random episodes come first; then updates on the replay, so many for every
+episode in it, and one more episode from pixels, in turn. Everything random is drawn from generators seeded by (seed,
+domain, task, episode or update), so a checkpoint is the networks, the optimizers and the number of updates: a stopped
+run continues to the same bits as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from stages.core import artifacts, tasks
+from stages.core.actor_critic import ActorCritic, ActorCriticConfig
+from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
+from stages.core.config import Section, Share
+from stages.core.experts import (
+    DECISIONS,
+    Policy,
+    ReplayJob,
+    correlated_noise,
+    episode_file,
+    play,
+    random_policy,
+    store_episode,
+)
+from stages.core.nets import normalize_image
+from stages.core.objective import ObjectiveConfig, image_error, kl_losses
+from stages.core.render import render_states
+from stages.core.running import Metrics, require_finite
+from stages.core.shards import Shard, allow_open_files, read_sealed
+from stages.core.training import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.core.workers import Channel
+
+NO_SEMANTICS = 1  # width of the embedding that is always zero
+
+
+class OnlineConfig(Section):
+    """What the agents from pixels have in common; defaults and comments in presets/paper.yaml."""
+
+    random_episodes: PositiveInt
+    updates: PositiveInt
+    batch: PositiveInt
+    length: int = Field(ge=2, le=DECISIONS + 1)
+    start_fraction: Share
+    decoded: int = Field(ge=1)
+    lr: float
+    policy_lr: float
+    entropy: float
+    saturation: float
+    clip: float
+    units: PositiveInt
+    imagined: PositiveInt
+    horizon: PositiveInt
+    bf16: bool
+    checkpoint_episodes: PositiveInt
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The sections of other stages that the networks and losses of an agent from pixels are made from."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    actor_critic: ActorCriticConfig
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        parts = {"model": self.model, "objective": self.objective, "actor_critic": self.actor_critic}
+        return {name: part.model_dump() for name, part in parts.items()}
+
+
+class Reward(nn.Module):
+    """What an agent is rewarded for: fitted to the replay beside the world model, read in imagination."""
+
+    def loss(self, seen: Observed, batch: Batch) -> Tensor:
+        """The error () that fits it to a batch and the world model's reading `seen` of that batch."""
+        raise NotImplementedError
+
+    def forward(self, state: State) -> Tensor:
+        """The reward (...) of arriving at states (..., ·)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OnlineJob(ReplayJob):
+    """The training of one agent from pixels.
+
+    `correlation` in time is that of the random episodes' actions and of the noise the policy is sampled with.
+    """
+
+    config: OnlineConfig
+    agent: AgentConfig
+    correlation: float
+    device: str = "cpu"
+
+    kind: ClassVar[str]  # tells its seeds from those of other agents on the same task
+    section: ClassVar[str]  # of the preset
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        facts = {"domain": self.domain, "task": self.task, "seed": self.seed, "episodes": self.episodes}
+        config = self.config.model_dump(exclude={"in_all", "episodes"})
+        return {**facts, "kind": self.kind, "correlation": self.correlation, "config": config, "agent": self.agent.record}
+
+    def make_reward(self) -> Reward:
+        """A fresh module for what this agent is rewarded for."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------------------- what is learned
+
+
+class Agent(nn.Module):
+    """World model, reward and policy, with their losses.
+
+    The world model is the joint model with the direct sum for a fusion and semantics that are always zero, so z
+    is a function of the stochastic state alone; its language side is never trained.
+    """
+
+    def __init__(
+        self, config: OnlineConfig, parts: AgentConfig, reward: Reward, dim_action: int, device: str = "cpu"
+    ) -> None:
+        super().__init__()
+        sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold"})
+        constants = parts.actor_critic.model_copy(update={"units": config.units, "entropy": config.entropy})
+        self.config, self.objective, self.noise = config, parts.objective, Noise(device)
+        self.model = JointModel(sizes, NO_SEMANTICS, dim_action)
+        self.reward = reward
+        self.learner = ActorCritic(sizes.deter + sizes.dim_z, dim_action, constants)
+        self.to(device)
+
+    def nothing(self, *lead: int) -> tuple[Tensor, TaskContext]:
+        """The semantics that are not there (*lead, 1), and the context of no prompt (lead[0], ...)."""
+        e = torch.zeros(*lead, NO_SEMANTICS, device=self.noise.device)
+        with torch.no_grad():
+            return e, self.model.task(torch.zeros(lead[0], NO_SEMANTICS, device=self.noise.device))
+
+    def observe(self, batch: Batch, image: Tensor) -> Observed:
+        """Filter windows of the replay: image (B, T, 3, 64, 64)."""
+        e, context = self.nothing(*image.shape[:2])
+        return self.model.observe(image, batch["action"], batch["is_first"], e, context, self.noise)
+
+    def model_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """L_WM (Eq. 12), with `decoded` frames of a window reconstructed, and the error of the reward.
+
+        Args:
+            batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), reward (B, T), is_first (B, T) true at most at t = 0.
+        Returns:
+            the loss, and terms among which h (B, T, deter) and z (B, T, dim_z) are the posterior states.
+        """
+        image = normalize_image(batch["image"])
+        seen = self.observe(batch, image)
+        shown = torch.randperm(image.shape[1], device=image.device)[: self.config.decoded]
+        terms = kl_losses(seen, batch["is_first"], self.objective)
+        terms["image"] = image_error(self.model, seen.state.z[:, shown], image[:, shown])
+        terms["reward"] = self.reward.loss(seen, batch)
+        total = terms["kl"] + terms["image"] + terms["reward"]
+        terms |= {"h": seen.state.h, "z": seen.state.z.float()}
+        return total, {k: v.detach() for k, v in terms.items()}
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """Actor and critic losses on rollouts under the policy, from h (N, deter), z (N, dim_z).
+
+        The reward is taken times 1 - γ: returns are then near 1, as the critic and the floor of the return range
+        expect, whatever γ.
+        """
+        count, horizon = len(batch["h"]), self.config.horizon
+        e, context = self.nothing(count)
+        normal = self.noise.normal(count, horizon, self.model.dim_action)
+
+        def act(features: Tensor, step: int) -> Tensor:
+            return self.learner.actor.sample(features.detach(), normal[:, step])
+
+        start = State(batch["h"], batch["z"], e)
+        states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
+        arrived = State(states.h[:, 1:], states.z[:, 1:], states.e[:, 1:])
+        reward = self.reward(arrived) * (1 - self.learner.config.discount)  # (N, H)
+        actor, critic, terms = self.learner.imagination_losses(states.features, reward)
+        raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
+        loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
+        return loss, terms | {
+            "actor": actor.detach(),
+            "critic": critic.detach(),
+            "policy_mean": raw.abs().mean().detach(),
+        }
+
+    @torch.no_grad()
+    def act(self, image: Tensor, state: State | None, action: Tensor, normal: Tensor) -> tuple[Tensor, State]:
+        """A sampled action (1, A) for one frame (1, 3, 64, 64), after `action`; `state` None begins an episode."""
+        e, context = self.nothing(1)
+        state = self.model.observe_step(image, state, action, e, context)
+        mean, std = self.learner.actor(state.features)
+        return (mean + std * normal).clamp(-1.0, 1.0), state
+
+
+class Training:
+    """An agent and its optimizers; `update` is one step of world model, reward and policy."""
+
+    def __init__(self, job: OnlineJob, dim_action: int) -> None:
+        torch.manual_seed(job.seed_of(job.kind, "networks"))
+        self.config = config = job.config
+        self.agent = agent = Agent(config, job.agent, job.make_reward(), dim_action, job.device)
+        model, learner = agent.model, agent.learner
+        trained = [model.rssm, model.fusion, model.decoder]
+        parts: dict[str, tuple[list[nn.Module], float]] = {
+            "model": (trained, config.lr), "reward": ([agent.reward], config.lr),
+            "actor": ([learner.actor], config.policy_lr), "critic": ([learner.critic], config.policy_lr),
+        }  # fmt: skip
+        self.optimizers = {
+            name: make_optimizer([p for m in modules for p in m.parameters() if p.requires_grad], lr, 0.0)
+            for name, (modules, lr) in parts.items()
+        }
+        clipped = {name: (optimizer, config.clip) for name, optimizer in self.optimizers.items()}
+        make = partial(make_update, device=torch.device(job.device), bf16=config.bf16, compiled=False)
+        self.learn = make(agent.model_loss, [clipped["model"], clipped["reward"]])
+        self.improve = make(agent.policy_loss, [clipped["actor"], clipped["critic"]], after=learner.update_slow)
+
+    def update(self, batch: Batch) -> Terms:
+        """World model and reward on the batch; then the policy, in imagination from some of its states."""
+        terms = self.learn(batch)
+        h, z = (terms.pop(name).flatten(0, 1) for name in ("h", "z"))  # (B·T, ·)
+        chosen = torch.randperm(len(h), device=h.device)[: self.config.imagined]
+        self._freeze(True)  # the policy's gradient passes through the model, which it must not move
+        improved = self.improve({"h": h[chosen], "z": z[chosen]})
+        self._freeze(False)
+        return terms | {name: value for name, value in improved.items() if name not in terms}
+
+    def _freeze(self, frozen: bool) -> None:
+        for module in (self.agent.model, self.agent.reward):
+            module.requires_grad_(not frozen)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint needs to continue bit for bit."""
+        groups = {name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
+        return {"agent": self.agent.state_dict()} | groups
+
+    def load(self, groups: Mapping[str, dict[str, Tensor]]) -> None:
+        """Inverse of `tensors`."""
+        self.agent.load_state_dict(groups["agent"])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_tensors(optimizer, groups[name])
+
+
+# ---------------------------------------------------------------------------- replay and playing
+
+
+class PixelReplay:
+    """Episodes with frames, memory-mapped; windows are drawn evenly over episodes and never leave theirs."""
+
+    def __init__(self, episodes: int) -> None:
+        allow_open_files(episodes)
+        self.shards: list[Shard] = []
+
+    def add(self, file: Path) -> None:
+        self.shards.append(Shard(file))
+
+    def sample(self, config: OnlineConfig, rng: np.random.Generator, device: str) -> dict[str, Tensor]:
+        """image (B, T, 3, 64, 64) uint8, action (B, T, A), reward and is_first (B, T); some begin an episode."""
+        at_start = round(config.batch * config.start_fraction)
+        windows = []
+        for row in range(config.batch):
+            arrays = self.shards[rng.integers(len(self.shards))].arrays
+            start = rng.integers(len(arrays["reward"]) - config.length + 1) if row >= at_start else 0
+            rows, names = slice(start, start + config.length), ("image", "action", "reward", "is_first")
+            windows.append({name: arrays[name][rows] for name in names})
+        stacked = {k: np.stack([window[k] for window in windows]) for k in windows[0]}
+        return {k: torch.from_numpy(array).to(device) for k, array in stacked.items()}
+
+
+def pixel_policy(agent: Agent, env: tasks.Env, noise: np.ndarray, frames: list[np.ndarray]) -> Policy:
+    """The policy sampled with noise (DECISIONS, A), from the frames alone; each frame seen goes into `frames`."""
+    device = agent.noise.device
+    state, action = None, torch.zeros(1, env.action_dim, device=device)
+    normal = torch.from_numpy(noise).float().to(device)
+
+    def act(observation: np.ndarray, decision: int) -> np.ndarray:
+        nonlocal state, action
+        frames.append(env.render())
+        image = torch.from_numpy(frames[-1]).to(device)[None]  # (1, 3, 64, 64)
+        action, state = agent.act(image, state, action, normal[decision])
+        return action[0].cpu().numpy()
+
+    return act
+
+
+# ---------------------------------------------------------------------------- training
+
+
+@dataclass
+class Trained:
+    """An agent whose replay is full: after `updates`, with the true returns of every episode."""
+
+    agent: Agent
+    env: tasks.Env
+    returns: list[float]
+    updates: int
+
+
+def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
+    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before."""
+    torch.set_num_threads(1)
+    config, env = job.config, tasks.make_env(job.domain, job.task)
+    training = Training(job, env.action_dim)
+    job.replay.mkdir(parents=True, exist_ok=True)
+    done = _resume(job, training)
+    first = min(config.random_episodes, job.episodes)
+    begun = max(first, done // config.updates + 1)  # episodes played so far: number n after n * updates updates
+    if done:
+        channel.report(begun * DECISIONS)
+    elif not _play_randomly(job, env, first, channel):
+        return None
+    replay, returns = PixelReplay(job.episodes), list[float]()
+
+    def remember(number: int) -> None:
+        file = episode_file(job.replay, number)
+        returns.append(float(read_sealed(file)["reward"].sum(dtype=np.float64)))  # learned from only when unharmed
+        replay.add(file)
+
+    for number in range(begun):
+        remember(number)
+    metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=begun)
+    for number in range(begun, job.episodes):
+        terms: Terms = {}
+        while done < number * config.updates:
+            if channel.stopped():
+                _checkpoint(job, done, training)
+                return None
+            terms = _update(job, training, replay, done)
+            done += 1
+        figures = _figures(job, number, terms)
+        _play(job, env, training.agent, number)
+        remember(number)
+        metrics.log(number, {"decisions": number * DECISIONS, "return": returns[-1], **figures})
+        channel.report(DECISIONS, f"return {returns[-1]:.0f}, image {figures['image']:.0f}")
+        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
+            _checkpoint(job, done, training)
+    metrics.close()
+    return Trained(training.agent, env, returns, done)
+
+
+def _play_randomly(job: OnlineJob, env: tasks.Env, episodes: int, channel: Channel) -> bool:
+    """Play the random episodes into the replay; false when told to stop before they are all there."""
+    for number in range(episodes):
+        if channel.stopped():
+            return False
+        seed = job.seed_of(job.kind, number)
+        rollout = play(env, seed, random_policy(env, seed, job.correlation))
+        assert rollout.episode.state is not None
+        rollout.episode.image = render_states(job.domain, rollout.episode.state)
+        store_episode(job.replay, number, rollout)
+        channel.report(DECISIONS)
+    return True
+
+
+def _play(job: OnlineJob, env: tasks.Env, agent: Agent, number: int) -> None:
+    """Play one episode from pixels into the replay."""
+    seed = job.seed_of(job.kind, number)
+    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, job.correlation)
+    frames: list[np.ndarray] = []
+    rollout = play(env, seed, pixel_policy(agent, env, noise, frames))
+    rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
+    store_episode(job.replay, number, rollout)
+
+
+def _update(job: OnlineJob, training: Training, replay: PixelReplay, step: int) -> Terms:
+    seed = job.seed_of(job.kind, "update", step)
+    torch.manual_seed(seed)
+    return training.update(replay.sample(job.config, np.random.default_rng(seed), job.device))
+
+
+def _figures(job: OnlineJob, number: int, terms: Terms) -> dict[str, float]:
+    """The terms as floats. Raises BadInput when one is not finite."""
+    figures = {name: float(value) for name, value in terms.items()}
+    lower = f"{job.section}.lr={job.config.lr / 3:.2g}"
+    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
+    return figures
+
+
+def _checkpoint(job: OnlineJob, updates: int, training: Training) -> None:
+    artifacts.save_checkpoint(job.path, updates, training.tensors(), job.about)
+
+
+def _resume(job: OnlineJob, training: Training) -> int:
+    """Restore networks and optimizers from the last checkpoint; the number of updates done."""
+    found = artifacts.load_checkpoint(job.path, job.about)
+    if found is None:
+        return 0
+    done, groups = found
+    training.load(groups)
+    return done
