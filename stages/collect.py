@@ -224,10 +224,12 @@ def _record(look: Look, **about: Any) -> dict[str, Any]:
 def _expert_target(config: ExpertConfig, run: Run, task: str, frames: int | None, look: Look) -> Target:
     path = _folder(run, look) / f"expert-{task}"
     episodes = -(-(frames or task_decisions(config, task)) // DECISIONS)
-    settings = config.model_dump(exclude={"decisions"})
-    record = _record(look, source="expert", task=task, episodes=episodes, expert=settings)
-    job = ExpertJob(run.domain, task, run.seed, episodes, path, config)
-    return Target(run, "expert", task, path, record, look, kept_episodes(episodes, config.keep_episodes), job)
+    settled = 0 if frames else config.settled_episodes  # --frames counts them all
+    settings = config.model_dump(exclude={"decisions", "settled_episodes"})
+    record = _record(look, source="expert", task=task, episodes=episodes, settled=settled, expert=settings)
+    job = ExpertJob(run.domain, task, run.seed, episodes, path, config, settled)
+    kept = [*kept_episodes(episodes, config.keep_episodes), *range(episodes, job.total)]
+    return Target(run, "expert", task, path, record, look, kept, job)
 
 
 def _random_target(config: Config, run: Run, task: str | None, frames: int | None, look: Look) -> Target:
@@ -357,9 +359,9 @@ def _finish(target: Target, run: Run) -> None:
 
 @contextmanager
 def _bar(run: Run, targets: list[Target]) -> Iterator[Any]:
-    """The one bar over all datasets: decisions trained on and frames rendered, with the last returns or figures."""
-    trained = sum(t.job.episodes * DECISIONS for t in targets if t.job)
-    total = trained + sum(ROWS * len(t.episodes) for t in targets)
+    """The one bar over all datasets: decisions played and frames rendered, with the last returns or figures."""
+    played = sum(t.job.total * DECISIONS for t in targets if t.job)
+    total = played + sum(ROWS * len(t.episodes) for t in targets)
     shown: dict[str, str] = {}
     with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
 

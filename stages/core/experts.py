@@ -3,7 +3,8 @@
     train_expert(job, channel)      # runs or continues; returns when the budget of decisions is spent
     load_episode(job.replay, 12)    # any episode of the replay, random to expert
 
-Training goes episode by episode: play one with a fixed policy and noise, store it, then update. Everything
+Training goes episode by episode: play one with a fixed policy and noise, store it, then update. When it is over, the
+finished agent plays on, and is upset now and then: a replay of gaits alone does not show how to get up. Everything
 random is drawn from generators seeded by (seed, task, episode), so a checkpoint is the networks, the
 optimizers and the number of episodes: a stopped run continues to the same bits as an undisturbed one.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from stages.core import artifacts, tasks
@@ -39,6 +41,10 @@ class ExpertConfig(Section):
 
     decisions: dict[str, int]
     keep_episodes: int
+    settled_episodes: int
+    settled_noise: Share
+    upset_every: int
+    upset_decisions: tuple[int, int]
     random_episodes: int
     updates_per_decision: float
     n_step: int
@@ -49,6 +55,13 @@ class ExpertConfig(Section):
     evaluation_episodes: int
     checkpoint_episodes: int
     td3: TD3Config
+
+    @field_validator("upset_decisions")
+    @classmethod
+    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("give the shortest length, 0 or more, and then the longest")
+        return value
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,11 @@ class ReplayJob:
     path: Path
 
     @property
+    def total(self) -> int:
+        """Episodes in the replay at the end."""
+        return self.episodes
+
+    @property
     def replay(self) -> Path:
         """Folder of the replay's episodes, one file each."""
         return self.path.parent / f"{self.path.name}.replay"
@@ -73,15 +91,21 @@ class ReplayJob:
 
 @dataclass(frozen=True)
 class ExpertJob(ReplayJob):
-    """One expert to train."""
+    """One expert to train for `episodes`, which then plays `settled` more."""
 
     config: ExpertConfig
+    settled: int
+
+    @property
+    def total(self) -> int:
+        """Episodes in the replay at the end."""
+        return self.episodes + self.settled
 
     @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        config = self.config.model_dump(exclude={"decisions", "keep_episodes"})
-        budget = {"seed": self.seed, "episodes": self.episodes}
+        config = self.config.model_dump(exclude={"decisions", "keep_episodes", "settled_episodes"})
+        budget = {"seed": self.seed, "episodes": self.episodes, "settled": self.settled}
         return {"domain": self.domain, "task": self.task, **budget, "config": config}
 
 
@@ -231,7 +255,7 @@ def load_episode(folder: Path, number: int) -> Rollout:
 
 
 def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
-    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
+    """Train, or go on training, then play on, until the replay holds `job.total`; None when told to stop before.
 
     Returns:
         facts for artifact.json: the learning curve, the final evaluation and the normalised score.
@@ -244,17 +268,18 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
     done, returns = _resume(job, agent, replay)
     channel.report(done * DECISIONS, returns[-1] if returns else None)
     metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=done)
-    for number in range(done, job.episodes):
+    for number in range(done, job.total):
         if channel.stopped():
             _checkpoint(job, number, agent)
             return None
-        rollout = _explore(job, env, agent, number)
+        settled = number >= job.episodes
+        rollout = _settled(job, env, agent, number) if settled else _explore(job, env, agent, number)
         store_episode(job.replay, number, rollout)
-        returns.append(_remember(replay, rollout))
-        terms = _improve(job, agent, replay, number)
+        returns.append(rollout.episode_return if settled else _remember(replay, rollout))
+        terms = {} if settled else _improve(job, agent, replay, number)
         metrics.log(number, {"decisions": (number + 1) * DECISIONS, "return": returns[-1], **terms})
         channel.report(DECISIONS, returns[-1])
-        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
+        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
             _checkpoint(job, number + 1, agent)
     metrics.close()
     return _summary(job, env, agent, returns)
@@ -271,6 +296,29 @@ def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout
     scale = config.noise_start + (end - config.noise_start) * progress
     noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
     return play(env, seed, actor_policy(agent, scale * noise))
+
+
+def _settled(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
+    """The finished agent with little noise, upset now and then by a stretch of random actions."""
+    config, seed = job.config, job.seed_of(number)
+    rng = np.random.default_rng(seed)
+    correlation, scale = rng.uniform(0.0, config.noise_correlation), rng.uniform(0.0, config.settled_noise)
+    noise = scale * correlated_noise(rng, DECISIONS, env.action_dim, correlation)
+    calm, wild = actor_policy(agent, noise), random_policy(env, seed, config.noise_correlation)
+    upset = _upsets(rng, config)
+
+    def act(observation: np.ndarray, decision: int) -> np.ndarray:
+        return (wild if upset[decision] else calm)(observation, decision)
+
+    return play(env, seed, act)
+
+
+def _upsets(rng: np.random.Generator, config: ExpertConfig) -> np.ndarray:
+    """Which decisions of an episode (DECISIONS,) are random: stretches of `upset_decisions`, one in `upset_every`."""
+    upset = np.zeros(DECISIONS, bool)
+    for start in np.flatnonzero(rng.random(DECISIONS) < 1 / config.upset_every):
+        upset[start : start + rng.integers(*config.upset_decisions, endpoint=True)] = True
+    return upset
 
 
 def _remember(replay: Replay, rollout: Rollout) -> float:
@@ -304,7 +352,8 @@ def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float
         return 0, []
     done, groups = found
     agent.load(groups)
-    return done, [_remember(replay, load_episode(job.replay, number)) for number in range(done)]
+    rollouts = (load_episode(job.replay, number) for number in range(done))
+    return done, [r.episode_return if n >= job.episodes else _remember(replay, r) for n, r in enumerate(rollouts)]
 
 
 def _summary(job: ExpertJob, env: tasks.Env, agent: TD3, returns: list[float]) -> dict[str, Any]:
@@ -317,7 +366,8 @@ def _summary(job: ExpertJob, env: tasks.Env, agent: TD3, returns: list[float]) -
     ]
     mean = float(np.mean(scores))
     return {
-        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns)],
+        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns[: job.episodes])],
+        "settled_returns": [round(r, 2) for r in returns[job.episodes :]],
         "evaluation_returns": [round(r, 2) for r in scores],
         "evaluation_return": round(mean, 2),
         "normalized_score": round(tasks.normalized_score(task, mean), 4),
