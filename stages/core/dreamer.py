@@ -8,7 +8,7 @@ the true one (Hafner et al. 2023), whose gradient reaches the world model too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from stages.core.workers import Channel
 
 
 class DreamerConfig(OnlineConfig):
-    """Section `collect.expert.dreamer` of the preset; defaults and comments in presets/paper.yaml."""
+    """Section `collect.dreamer` of the preset; defaults and comments in presets/paper.yaml."""
 
     layers: PositiveInt
 
@@ -35,9 +35,9 @@ class DreamerJob(OnlineJob):
     """One expert to train from pixels, and how many episodes without noise judge it."""
 
     config: DreamerConfig
-    evaluation_episodes: int
+    evaluation_episodes: int = field(kw_only=True)
     kind: ClassVar[str] = "dreamer"
-    section: ClassVar[str] = "collect.expert.dreamer"
+    section: ClassVar[str] = "collect.dreamer"
 
     def make_reward(self) -> Reward:
         """A fresh head on the world model's states."""

@@ -95,7 +95,7 @@ def kl_losses(seen: Observed, is_first: Tensor, config: ObjectiveConfig) -> dict
 
 
 def image_error(model: WorldModel, z: Tensor, image: Tensor) -> Tensor:
-    """Squared error of the frames (B, T, 3, 64, 64) decoded from z (B, T, dim_z), summed over a frame, mean over them."""
+    """Squared error of frames (B, T, 3, 64, 64) decoded from z (B, T, dim_z), summed over a frame, mean over all."""
     decoded = model.decoder(z.flatten(0, 1))  # (B·T, 3, 64, 64)
     return F.mse_loss(decoded.float(), normalize_image(image.flatten(0, 1)), reduction="sum") / len(decoded)
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from stages.core import artifacts, tasks
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
-from stages.core.config import Section, Share
+from stages.core.config import PartShare, Section, Share
 from stages.core.experts import (
     DECISIONS,
     Policy,
@@ -57,9 +57,12 @@ class OnlineConfig(Section):
     batch: PositiveInt
     length: int = Field(ge=2, le=DECISIONS + 1)
     start_fraction: Share
-    decoded: int = Field(ge=1)
+    recent_fraction: Share
+    recent_episodes: PositiveInt
+    decoded: PositiveInt
     lr: float
     policy_lr: float
+    discount: PartShare
     entropy: float
     saturation: float
     clip: float
@@ -117,7 +120,13 @@ class OnlineJob(ReplayJob):
         """What a checkpoint must agree with to be continued."""
         facts = {"domain": self.domain, "task": self.task, "seed": self.seed, "episodes": self.episodes}
         config = self.config.model_dump(exclude={"in_all", "episodes"})
-        return {**facts, "kind": self.kind, "correlation": self.correlation, "config": config, "agent": self.agent.record}
+        return {
+            **facts,
+            "kind": self.kind,
+            "correlation": self.correlation,
+            "config": config,
+            "agent": self.agent.record,
+        }
 
     def make_reward(self) -> Reward:
         """A fresh module for what this agent is rewarded for."""
@@ -139,11 +148,11 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold"})
-        constants = parts.actor_critic.model_copy(update={"units": config.units, "entropy": config.entropy})
+        own = {"units": config.units, "discount": config.discount, "entropy": config.entropy}
         self.config, self.objective, self.noise = config, parts.objective, Noise(device)
         self.model = JointModel(sizes, NO_SEMANTICS, dim_action)
         self.reward = reward
-        self.learner = ActorCritic(sizes.deter + sizes.dim_z, dim_action, constants)
+        self.learner = ActorCritic(sizes.deter + sizes.dim_z, dim_action, parts.actor_critic.model_copy(update=own))
         self.to(device)
 
     def nothing(self, *lead: int) -> tuple[Tensor, TaskContext]:
@@ -161,7 +170,7 @@ class Agent(nn.Module):
         """L_WM (Eq. 12), with `decoded` frames of a window reconstructed, and the error of the reward.
 
         Args:
-            batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), reward (B, T), is_first (B, T) true at most at t = 0.
+            batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), reward (B, T), is_first (B, T), true at t = 0 alone.
         Returns:
             the loss, and terms among which h (B, T, deter) and z (B, T, dim_z) are the posterior states.
         """
@@ -233,9 +242,12 @@ class Training:
         self.improve = make(agent.policy_loss, [clipped["actor"], clipped["critic"]], after=learner.update_slow)
 
     def update(self, batch: Batch) -> Terms:
-        """World model and reward on the batch; then the policy, in imagination from some of its states."""
+        """World model and reward on the batch; then the policy, in imagination from some of its states.
+
+        Only states in the later half of a window are begun from: as when acting, h holds what came before.
+        """
         terms = self.learn(batch)
-        h, z = (terms.pop(name).flatten(0, 1) for name in ("h", "z"))  # (B·T, ·)
+        h, z = (terms.pop(name)[:, self.config.length // 2 :].flatten(0, 1) for name in ("h", "z"))  # (B·T', ·)
         chosen = torch.randperm(len(h), device=h.device)[: self.config.imagined]
         self._freeze(True)  # the policy's gradient passes through the model, which it must not move
         improved = self.improve({"h": h[chosen], "z": z[chosen]})
@@ -262,7 +274,10 @@ class Training:
 
 
 class PixelReplay:
-    """Episodes with frames, memory-mapped; windows are drawn evenly over episodes and never leave theirs."""
+    """Episodes with frames, memory-mapped; windows never leave theirs.
+
+    Windows are drawn evenly over all episodes, but for a share of the newest: there the policy is now.
+    """
 
     def __init__(self, episodes: int) -> None:
         allow_open_files(episodes)
@@ -272,12 +287,13 @@ class PixelReplay:
         self.shards.append(Shard(file))
 
     def sample(self, config: OnlineConfig, rng: np.random.Generator, device: str) -> dict[str, Tensor]:
-        """image (B, T, 3, 64, 64) uint8, action (B, T, A), reward and is_first (B, T); some begin an episode."""
-        at_start = round(config.batch * config.start_fraction)
+        """image (B, T, 3, 64, 64) uint8, action (B, T, A), reward and is_first (B, T)."""
         windows = []
-        for row in range(config.batch):
-            arrays = self.shards[rng.integers(len(self.shards))].arrays
-            start = rng.integers(len(arrays["reward"]) - config.length + 1) if row >= at_start else 0
+        for _ in range(config.batch):
+            pool = self.shards[-config.recent_episodes :] if rng.random() < config.recent_fraction else self.shards
+            arrays = pool[rng.integers(len(pool))].arrays
+            starts = len(arrays["reward"]) - config.length + 1
+            start = 0 if rng.random() < config.start_fraction else rng.integers(starts)
             rows, names = slice(start, start + config.length), ("image", "action", "reward", "is_first")
             windows.append({name: arrays[name][rows] for name in names})
         stacked = {k: np.stack([window[k] for window in windows]) for k in windows[0]}
