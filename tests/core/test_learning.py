@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from bitagent_cli import presets
 from bitagent_cli.bench import expert_curves as bench
-from stages.core import artifacts, learning, tasks
+from stages.core import artifacts, chapters, learning, tasks
 from stages.core.errors import BadInput
+from stages.core.scene import Scene
+from tests.stages import small_run
 
 RETURNS = [30.0, 400.0, 770.0]  # of walker run: random's, the middle, the reference's
 
@@ -53,3 +56,15 @@ def test_several_runs_share_one_picture(tmp_path: Path) -> None:
     text = bench.run(tmp_path / "curves.png", [tmp_path / "a", tmp_path / "b"])
     assert "walker run, td3" in text and "walker run, dreamer" in text
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_the_report_shows_them(tmp_path: Path) -> None:
+    made, folder = small_run.make_run(tmp_path / "walker-smoke"), tmp_path / "report"
+    folder.mkdir()
+    scene = Scene(presets.load("walker", "smoke").visualize, made, "bitagent", False, folder)
+    assert chapters.experts(scene) is None
+    make_expert(made.root)
+    chapter = chapters.experts(scene)
+    assert chapter is not None and [p.file for p in chapter.pictures] == ["experts.png"]
+    files = {"experts.png", *(f"experts.{kind}" for kind in ("md", "csv", "tex", "json"))}
+    assert {p.name for p in folder.iterdir()} == files
