@@ -46,7 +46,7 @@ from stages.core.experts import (
 )
 from stages.core.explore import ExploreConfig, ExploreJob, train_explorer
 from stages.core.genrl_import import import_genrl
-from stages.core.online import AgentConfig
+from stages.core.online_agent import AgentConfig
 from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import Episode

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from stages.core.agent import Observed, State
 from stages.core.nets import MLP
-from stages.core.online import OnlineConfig, OnlineJob, Reward, train_online
+from stages.core.online import OnlineJob, train_online
+from stages.core.online_agent import OnlineConfig, Reward
 from stages.core.training import Batch
 from stages.core.workers import Channel
 

@@ -18,7 +18,7 @@ from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.explore import Disagreement, Ensemble
-from stages.core.online import Agent
+from stages.core.online_agent import Agent
 from stages.core.render import render_states
 from tests.core.helpers import model_config
 from tests.core.online_agents import agent_config, explore_config, make_training, make_windows
