@@ -22,14 +22,14 @@ from stages.core import artifacts
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
-from stages.core.backbones.offline import Student, TextTower, TowerConfig, fast_bf16
+from stages.core.backbones.offline import Student, TextTower, TowerConfig
 from stages.core.backbones.probe import draw_probe
 from stages.core.backbones.sidecar import FrameSource, write_embeddings
 from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
-from stages.core.training import load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.core.training import fast_bf16, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
 
 
 class OfflineConfig(TowerConfig):

@@ -20,7 +20,7 @@ from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.distributed import World
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
-from stages.core.training import make_optimizer, make_update, should_compile
+from stages.core.training import autocast, fast_bf16, make_optimizer, make_update, should_compile
 
 DIM_EMBEDDING = {"internvideo2": 512}
 DIM_ACTION = 6
@@ -150,7 +150,7 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
 
     def timed(part: Callable[[], Tensor]) -> float:
         def call() -> None:
-            with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+            with autocast(dev, config.bf16):
                 value = part()
             value.backward()
 
@@ -224,9 +224,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_tflops(device: torch.device, size: int | None = None) -> float:
-    """bf16 matrix product rate of this device, in TFLOP/s: the ceiling the loops are held against."""
+    """Matrix product rate of this device, in TFLOP/s and the precision of the loops: the ceiling they are held to."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if fast_bf16(device) else torch.float32)
     seconds = time_calls(lambda: a @ a, device, 10)
     return round(2 * size**3 / seconds / 1e12, 3)
 

@@ -21,6 +21,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
 from stages.core.learning import expert_curves, experts_table, find_experts
+from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
 from stages.core.scene import Scene, load_actor
@@ -50,6 +51,7 @@ def scores(scene: Scene) -> Chapter:
     tables = {stem: table for stem, table in made.items() if table}
     for stem, table in tables.items():
         scene.save_table(stem, table)
+    scene.save_table("ledger", ledger(found, run))  # too wide for the page
     chapter = Chapter("Scores", tables=list(tables.values()))
     if bars := results.bars(found, run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)

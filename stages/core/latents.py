@@ -15,6 +15,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.nets import sample_one_hot
 from stages.core.running import progress
+from stages.core.training import autocast
 from stages.core.world_model import WorldModel
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -122,7 +123,7 @@ def encode(
         action = torch.from_numpy(dataset.rows("action", index)).to(device)
         e = torch.from_numpy(dataset.rows("embedding", index)).to(device).float()
         is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, bf16):
             s = sample_one_hot(model.rssm.posterior(image), None)  # (B, T, S)
             e = model.adapter(F.normalize(e, dim=-1))
             is_first[:, 0] = True

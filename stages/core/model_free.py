@@ -32,7 +32,7 @@ from stages.core.pixels import PixelEncoder, random_shift, transitions
 from stages.core.pretraining import backbone_id, data_device, find_inputs
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
-from stages.core.training import load_optimizer_tensors, optimizer_tensors
+from stages.core.training import autocast, load_optimizer_tensors, optimizer_tensors
 
 REWARD_ROWS = 65536  # behind mean and spread of the reward
 
@@ -186,7 +186,7 @@ class Learner:
         """Features (B, D) of randomly shifted stacks (B, 3k, H, W)."""
         size = 2 * self.config.shift + 1
         shift = torch.randint(size, (len(image), 2), generator=self.generator) - self.config.shift
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.config.bf16):
             return self.encoder(random_shift(image, shift.to(image.device)))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -27,8 +27,8 @@ TD3 = {
 }  # fmt: skip
 EXPERT = {
     "decisions": {"default": 2000}, "keep_episodes": 2, "settled_episodes": 0, "settled_noise": 0.2, "upset_every": 100,
-    "upset_decisions": (10, 40), "random_episodes": 1, "updates_per_decision": 0.02, "n_step": 3, "noise_start": 1.0,
-    "noise_end": (0.1, 0.5), "noise_decisions": 1500, "noise_correlation": 0.9,
+    "upset_decisions": (10, 40), "random_episodes": 1, "updates_per_decision": 0.02,
+    "n_step": 3, "noise_start": 1.0, "noise_end": (0.1, 0.5), "noise_decisions": 1500, "noise_correlation": 0.9,
     "evaluation_episodes": 1, "checkpoint_episodes": 2, "td3": TD3,
 }  # fmt: skip
 
@@ -91,9 +91,8 @@ def test_the_finished_agent_plays_on_and_all_of_it_is_kept(walker_run: Run) -> N
     assert extra["episodes"] == 4 and len(extra["learning_curve"]) == 4
     assert extra["returns"][2:] == pytest.approx(extra["settled_returns"], abs=0.01)
     shorter = dataclasses.replace(walker_run, root=walker_run.root.with_name("shorter"))
-    exactly = one(
-        collect.run(config(settled_episodes=2), shorter, source="expert", task="walk", frames=1000, workers=1)
-    )
+    options = {"source": "expert", "task": "walk", "frames": 1000, "workers": 1}
+    exactly = one(collect.run(config(settled_episodes=2), shorter, **options))
     assert exactly.meta["extra"]["frames"] == 1002  # --frames counts them all
 
 

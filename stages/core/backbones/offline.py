@@ -23,6 +23,7 @@ from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import WINDOW
 from stages.core.config import Section
 from stages.core.errors import BadInput
+from stages.core.training import fast_bf16
 
 PAIRS = WINDOW // 2
 FRAME_SIZE = 64
@@ -201,11 +202,3 @@ def load_offline(run_root: Path, device: str) -> OfflineBackbone:
     """The backbone trained in a run. Raises BadInput naming the command that trains it."""
     made_by = "bitagent embed --backbone offline (with this run's --preset, --scale and --out)"
     return OfflineBackbone(artifacts.load(run_root / "backbone", "backbone", made_by=made_by), device)
-
-
-def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 convolutions run in hardware here; elsewhere they are emulated and slow."""
-    if device != "cpu":
-        return True
-    capability = torch.cpu.get_capabilities()
-    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
