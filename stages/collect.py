@@ -265,8 +265,8 @@ def _dreamer_target(
         run.domain, task, run.seed, episodes, path, config.dreamer, agent, config.random_correlation, run.device,
         evaluation_episodes=config.expert.evaluation_episodes,
     )  # fmt: skip
-    kept = kept_episodes(episodes, config.expert.keep_episodes)
-    return Target(run, "expert", task, path, _record(look, source="expert", **about), look, kept, job)
+    record = _record(look, source="expert", **about)
+    return Target(run, "expert", task, path, record, look, list(range(episodes)), job)
 
 
 def _random_target(config: Config, run: Run, task: str | None, frames: int | None, look: Look) -> Target:

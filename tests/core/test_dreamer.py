@@ -60,7 +60,7 @@ def test_the_reward_is_read_from_any_leading_shape() -> None:
 
 def test_an_expert_from_pixels_becomes_a_dataset_that_says_its_algorithm(walker_run: Run) -> None:
     options = {"source": "expert", "task": "stand", "frames": 1500, "workers": 1, "agent": agent_config()}
-    (artifact,) = collect.run(config(keep_episodes=0), walker_run, algo="dreamer", **options)  # type: ignore[arg-type]
+    (artifact,) = collect.run(config(), walker_run, algo="dreamer", **options)  # type: ignore[arg-type]
     extra = artifact.meta["extra"]
     assert artifact.path == walker_run.root / "data" / "expert-stand"
     assert (extra["algo"], extra["source"], extra["task"], extra["episodes"]) == ("dreamer", "expert", "stand", 3)
@@ -72,7 +72,7 @@ def test_an_expert_from_pixels_becomes_a_dataset_that_says_its_algorithm(walker_
     left = {p.name for p in artifact.path.parent.iterdir() if not p.name.startswith(".")}
     assert left == {"expert-stand", "expert-stand.log"}
     with pytest.raises(BadInput, match="--fresh"):  # one replay a task: another algorithm's is not mistaken for it
-        collect.run(config(keep_episodes=0), walker_run, algo="td3", **options)  # type: ignore[arg-type]
+        collect.run(config(), walker_run, algo="td3", **options)  # type: ignore[arg-type]
 
 
 def test_a_signal_names_the_algorithm_in_the_command_that_continues(
