@@ -37,6 +37,7 @@ class OnlineConfig(Section):
     lr: float
     policy_lr: float
     discount: PartShare
+    max_std: float
     entropy: float
     saturation: float
     clip: float
@@ -86,7 +87,7 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold"})
-        own = {"units": config.units, "discount": config.discount, "entropy": config.entropy}
+        own = {name: getattr(config, name) for name in ("units", "discount", "max_std", "entropy")}
         self.config, self.objective, self.noise = config, parts.objective, Noise(device)
         self.model = JointModel(sizes, NO_SEMANTICS, dim_action)
         self.reward = reward

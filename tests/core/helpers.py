@@ -52,8 +52,8 @@ OBJECTIVE: dict[str, Any] = {
 
 ONLINE: dict[str, Any] = {
     "random_episodes": 2, "updates": 3, "batch": 3, "length": 6, "start_fraction": 0.34, "recent_fraction": 0.34,
-    "recent_episodes": 1, "decoded": 4, "lr": 1e-3, "policy_lr": 1e-3, "discount": 0.9, "entropy": 0.0,
-    "saturation": 0.01, "clip": 100.0, "units": 13, "imagined": 5, "horizon": 4, "bf16": False,
+    "recent_episodes": 1, "decoded": 4, "lr": 1e-3, "policy_lr": 1e-3, "discount": 0.9, "max_std": 1.0,
+    "entropy": 0.0, "saturation": 0.01, "clip": 100.0, "units": 13, "imagined": 5, "horizon": 4, "bf16": False,
     "checkpoint_episodes": 1,
 }  # fmt: skip
 EXPLORE: dict[str, Any] = {**ONLINE, "in_all": False, "episodes": 4, "members": 3, "layers": 1}
