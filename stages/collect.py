@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import PartShare, Run, Section
 from stages.core.derive import render_dataset
@@ -146,7 +146,7 @@ def run(
     targets = plan(config, run, source, task, algo, frames, look, agent)
     with ExitStack() as locks:
         for target in targets:
-            locks.enter_context(artifacts.locked(target.path))
+            locks.enter_context(storage.locked(target.path))
         open_targets = [t for t in targets if not _reuse(t, run)]
         again = {"--source": source, "--task": task, "--frames": frames, "--size": size, "--camera": camera}
         words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
@@ -305,7 +305,7 @@ def _reuse(target: Target, run: Run) -> Artifact | None:
 
 
 def _drop_work(target: Target) -> None:
-    artifacts.drop_checkpoint(target.path)
+    checkpoints.drop(target.path)
     if target.job:
         shutil.rmtree(target.job.replay, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
@@ -99,8 +99,7 @@ def find_data(run: Run) -> list[Artifact]:
     if not paths:
         raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
     found = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
-    for artifact in found:
-        artifacts.verify(artifact)
+    artifacts.verify(*found)
     return found
 
 
@@ -131,7 +130,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
             f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
             f"them; collect some with: {run.command('collect', '--source', 'random')}"
         )
-    with artifacts.locked(path):
+    with storage.locked(path):
         began = time.time()
         seed_everything(run.seed)
         sentences = TextTower(run.device)
@@ -160,7 +159,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
                 "losses": last,
             },
         )
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
         return made
 
 
@@ -168,7 +167,7 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
     """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit."""
     device = torch.device(run.device)
     if run.fresh:
-        artifacts.drop_checkpoint(training.path)
+        checkpoints.drop(training.path)
     start = restore(training)
     bf16 = fast_bf16(run.device)
     update = make_update(
@@ -191,12 +190,12 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
             bar.update()
             if step % config.log_every == 0 or step + 1 == config.updates:
                 last = {k: float(v) for k, v in terms.items()}
-                require_finite(step, last, artifacts.checkpoint_path(training.path), lower)
+                require_finite(step, last, checkpoints.folder(training.path), lower)
                 metrics.log(step, last)
                 bar.set_postfix(loss=f"{last['loss']:.3f}")
             if stop or (step + 1) % config.checkpoint_every == 0:
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, artifacts.checkpoint_path(training.path), lower)
+                require_finite(step, finite, checkpoints.folder(training.path), lower)
                 save(training, step + 1)
             if stop:
                 raise stop.leave(training.again)
@@ -212,12 +211,12 @@ def schedule(step: int, updates: int) -> float:
 
 def save(training: Training, step: int) -> None:
     tensors = {"model": training.student.state_dict(), "optimizer": optimizer_tensors(training.optimizer)}
-    artifacts.save_checkpoint(training.path, step, tensors, training.about)
+    checkpoints.save(training.path, step, tensors, training.about)
 
 
 def restore(training: Training) -> int:
     """Continue from this tower's checkpoint when there is one; returns the step to go on with."""
-    found = artifacts.load_checkpoint(training.path, training.about)
+    found = checkpoints.load(training.path, training.about)
     if found is None:
         return 0
     step, tensors = found
@@ -240,7 +239,7 @@ def embed_dataset(
         if not run.quiet:
             print(f"reusing {path}")
         return found
-    with artifacts.locked(path):
+    with storage.locked(path):
         frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
         record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
         artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh)  # refuses what differs

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, logs
+from stages.core import artifacts, logs, storage
 from stages.core.artifacts import Artifact
 from stages.core.chapters import PARTS
 from stages.core.config import Run
@@ -51,7 +51,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
         if not run.quiet:
             print(f"reusing {path}: nothing changed since it was made")
         return found
-    with artifacts.locked(path):
+    with storage.locked(path):
         write(Scene(config, run, method, reward, path), made, record)
     if not run.quiet:
         scores = path / "scores.md"

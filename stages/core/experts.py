@@ -24,7 +24,7 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from stages.core import artifacts, tasks
+from stages.core import checkpoints, storage, tasks
 from stages.core.config import PartShare, Section, Share
 from stages.core.errors import BadInput
 from stages.core.nets import symlog
@@ -241,7 +241,7 @@ def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     """Write one episode of the replay; durable when this returns."""
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
     blocks = {name: [array] for name, array in arrays.items()}
-    artifacts.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
+    storage.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
 
 
 def load_episode(folder: Path, number: int) -> Rollout:
@@ -340,17 +340,17 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
         terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
     figures = {name: float(value) for name, value in terms.items()}
     lower = f"collect.expert.td3.lr={config.td3.lr / 3:.2g}"
-    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
+    require_finite(number, figures, checkpoints.folder(job.path), lower)
     return figures
 
 
 def _checkpoint(job: ExpertJob, episodes: int, agent: TD3) -> None:
-    artifacts.save_checkpoint(job.path, episodes, agent.tensors(), job.about)
+    checkpoints.save(job.path, episodes, agent.tensors(), job.about)
 
 
 def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
     """Restore networks and replay from the last checkpoint; (episodes done, their returns)."""
-    found = artifacts.load_checkpoint(job.path, job.about)
+    found = checkpoints.load(job.path, job.about)
     if found is None:
         return 0, []
     done, groups = found

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, tasks
+from stages.core import checkpoints, tasks
 from stages.core.experts import (
     DECISIONS,
     Policy,
@@ -261,17 +261,17 @@ def _figures(job: OnlineJob, number: int, terms: Terms) -> dict[str, float]:
     """The terms as floats. Raises BadInput when one is not finite."""
     figures = {name: float(value) for name, value in terms.items()}
     lower = f"{job.section}.lr={job.config.lr / 3:.2g}"
-    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
+    require_finite(number, figures, checkpoints.folder(job.path), lower)
     return figures
 
 
 def _checkpoint(job: OnlineJob, updates: int, training: Training) -> None:
-    artifacts.save_checkpoint(job.path, updates, training.tensors(), job.about)
+    checkpoints.save(job.path, updates, training.tensors(), job.about)
 
 
 def _resume(job: OnlineJob, training: Training) -> int:
     """Restore networks and optimizers from the last checkpoint; the number of updates done."""
-    found = artifacts.load_checkpoint(job.path, job.about)
+    found = checkpoints.load(job.path, job.about)
     if found is None:
         return 0
     done, groups = found

@@ -16,8 +16,7 @@ from stages.core.actor_critic import ActorCritic, ActorCriticConfig
 from stages.core.agent import JointModel, ModelConfig, Noise, Observed, State, TaskContext
 from stages.core.config import PartShare, Section, Share
 from stages.core.experts import DECISIONS
-from stages.core.nets import normalize_image
-from stages.core.objective import ObjectiveConfig, image_error, kl_losses
+from stages.core.objective import ObjectiveConfig, kl_losses
 from stages.core.training import Batch, Terms
 
 NO_SEMANTICS = 1  # width of the embedding that is always zero
@@ -113,11 +112,12 @@ class Agent(nn.Module):
         Returns:
             the loss, and terms among which h (B, T, deter) and z (B, T, dim_z) are the posterior states.
         """
-        image = normalize_image(batch["image"])
+        image = batch["image"]
         seen = self.observe(batch, image)
         shown = torch.randperm(image.shape[1], device=image.device)[: self.config.decoded]
         terms = kl_losses(seen, batch["is_first"], self.objective)
-        terms["image"] = image_error(self.model, seen.state.z[:, shown], image[:, shown])
+        z, frames = seen.state.z[:, shown].flatten(0, 1), image[:, shown].flatten(0, 1)
+        terms["image"] = self.model.decoder.squared_error(z, frames)
         terms["reward"] = self.reward.loss(seen, batch)
         total = terms["kl"] + terms["image"] + terms["reward"]
         terms |= {"h": seen.state.h, "z": seen.state.z.float()}
@@ -132,15 +132,18 @@ class Agent(nn.Module):
         count, horizon = len(batch["h"]), self.config.horizon
         e, context = self.nothing(count)
         normal = self.noise.normal(count, horizon, self.model.dim_action)
+        stds = []
 
         def act(features: Tensor, step: int) -> Tensor:
-            return self.learner.actor.sample(features.detach(), normal[:, step])
+            action, std = self.learner.actor.sample(features.detach(), normal[:, step])
+            stds.append(std)
+            return action
 
         start = State(batch["h"], batch["z"], e)
         states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
         arrived = State(states.h[:, 1:], states.z[:, 1:], states.e[:, 1:])
         reward = self.reward(arrived) * (1 - self.learner.config.discount)  # (N, H)
-        actor, critic, terms = self.learner.imagination_losses(states.features, reward)
+        actor, critic, terms = self.learner.imagination_losses(states.features, reward, torch.stack(stds, 1))
         raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
         loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
         return loss, terms | {

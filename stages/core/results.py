@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from scipy.stats import bootstrap, trim_mean
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
 
 RESAMPLES = 2000
@@ -61,7 +61,7 @@ def gather(root: Path, domain: str) -> list[Result]:
         try:
             found += [_result(row, artifact) for row in artifact.meta["extra"]["rows"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise artifacts.corrupted(file, error) from None
+            raise storage.corrupted(file, error) from None
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import artifacts, dreamer, experts, explore, online, tasks
+from stages.core import artifacts, checkpoints, dreamer, experts, explore, online, tasks
 from stages.core.experts import DECISIONS, Rollout, episode_file, store_episode
 from stages.core.online import PixelReplay, pixel_policy
 from stages.core.render import render_states
@@ -167,7 +167,7 @@ def train_in(kind: str, folder: Path, channel: Recorder) -> dict[str, Any] | Non
 def left_behind(kind: str, folder: Path) -> dict[str, bytes]:
     """The replay, and the last checkpoint's tensors."""
     job = make_job(kind, folder)
-    saved = artifacts.checkpoint_path(job.path)
+    saved = checkpoints.folder(job.path)
     files = [*sorted(job.replay.glob("episode-*")), *sorted(saved.glob("*.safetensors"))]
     return {file.name: file.read_bytes() for file in files}
 

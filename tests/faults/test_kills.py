@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,9 @@ def test_killed_and_repeated_ends_with_the_same_bytes(pipeline: Pipeline, tmp_pa
     assert not tally.bad
     assert tally.counts[f"identical {step.name}"] >= 1
     assert tally.counts[f"kill {step.name}"] >= 1, "no kill met the command still running"
+
+
+def test_a_command_killed_before_its_first_line_is_counted_like_any_other(pipeline: Pipeline) -> None:
+    ended = pipeline.door.run("--version", signals=[(0.0, signal.SIGKILL)])
+    assert (ended.code, ended.signals, ended.stdout, ended.stderr) == (137, 1, "", "")
+    assert pipeline.door.run("--version").stdout.startswith("bitagent ")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages import collect
-from stages.core import artifacts
+from stages.core import checkpoints
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -144,7 +144,7 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
     trained = collect.train_expert
 
     def only_evaluate(job: ExpertJob, channel: Any) -> Any:
-        found = artifacts.load_checkpoint(job.path, job.about)
+        found = checkpoints.load(job.path, job.about)
         assert found is not None and found[0] == job.episodes
         return trained(job, channel)
 

