@@ -20,6 +20,7 @@ from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
+from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
@@ -329,6 +330,18 @@ def training(scene: Scene) -> Chapter:
     return Chapter("Training", pictures=pictures)
 
 
+def experts(scene: Scene) -> Chapter | None:
+    """How the experts learned whose replays are in the data; None where there is none."""
+    found = find_experts(scene.run.root)
+    table = experts_table(found)
+    if table is None:
+        return None
+    scene.save_table("experts", table)
+    figures.learning_curves(scene.folder / "experts.png", expert_curves(found))
+    about = f"Score of every training episode, exploration noise included, and its mean over {figures.SMOOTH}."
+    return Chapter("Experts", tables=[table], pictures=[Picture("experts.png", about, chart=True)])
+
+
 def data(scene: Scene) -> Chapter:
     """A contact sheet of every dataset, and how much each covers."""
     run = scene.run
@@ -352,4 +365,4 @@ def _first_task(scene: Scene) -> str:
     return tasks.task_names(scene.run.domain)[0]
 
 
-PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, data)
+PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, experts, data)
