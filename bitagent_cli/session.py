@@ -41,6 +41,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         seed=common.seed,
         device=device,
         fresh=common.fresh,
+        renew=common.renew,
         quiet=quiet,
         resolved=preset.model_dump(mode="json"),
         preset=common.preset,

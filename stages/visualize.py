@@ -50,7 +50,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
     if found:
         if not run.quiet:
             print(f"reusing {path}: nothing changed since it was made")
-        return found
+        return artifacts.current(found)
     with artifacts.locked(path):
         write(Scene(config, run, method, reward, path), made, record)
     if not run.quiet:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
+
+if TYPE_CHECKING:  # every stage imports this module, few draw
+    from matplotlib.axes import Axes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
@@ -121,6 +122,8 @@ def read_gif(path: Path, milliseconds: int) -> Clip:
 @contextmanager
 def chart(path: Path, rows: int, columns: int, width: float = 3.2, height: float = 2.3) -> Iterator[list[Axes]]:
     """A grid of axes of `width` × `height` inches each, saved as PNG on the way out; unused ones are hidden."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
     for ax in axes:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
 from stages.core.errors import BadInput
@@ -83,6 +81,8 @@ def write_report(
     Args:
         facts: short lines under the title, e.g. {"scale": "laptop"}.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

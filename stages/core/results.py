@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from scipy.stats import bootstrap, trim_mean
 
 from stages.core import artifacts, tasks
 from stages.core.artifacts import Artifact
@@ -110,6 +109,8 @@ class Cell:
 
 def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> Any:
     """Mean of the middle half of all samples together (Agarwal et al. 2021)."""
+    from scipy.stats import trim_mean  # takes a second to import, and every stage imports this module
+
     return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
 
@@ -121,6 +122,8 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
     Returns:
         (mean, low, high).
     """
+    from scipy.stats import bootstrap
+
     samples = [np.asarray(group, np.float64) for group in groups]
     interval = bootstrap(
         samples,
