@@ -69,16 +69,10 @@ table: ## Tables 1 and 2 for walker: every baseline and ablation, two seeds (SCA
 
 # ------------------------------------------------------------------ rules
 
-# $(1) domain, $(2) dataset, $(3) options
-define dataset
-$(root)/data/$(2)/artifact.json: | $(READY)
-	$(HEAVY) collect $(options) $(3)
-endef
-
 # $(1) domain
 define domain
-$(eval $(call dataset,$(1),random,--source random))
-$(foreach t,$(TASKS_$(1)),$(eval $(call dataset,$(1),expert-$(t),--source expert --task $(t))))
+$(data) &: | $(READY)
+	$(HEAVY) collect $(options)$(if $(filter smoke,$(SCALE)), --workers 1)
 
 $(embeddings) &: $(data)
 	$(HEAVY) embed $(options) --backbone $(BACKBONE)

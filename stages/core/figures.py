@@ -215,6 +215,26 @@ def score_bars(
         _legend_above(ax)
 
 
+def transfer_bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> None:
+    """Fig. 3: {source → target: {task: {method: (mean, half-width)}}}, a panel a pair; a method keeps its colour."""
+    methods = list(dict.fromkeys(m for tasks in panels.values() for row in tasks.values() for m in row))
+    width = 0.8 / len(methods)
+    columns = min(2, len(panels))
+    with chart(path, -(-len(panels) // columns), columns, 4.6, 2.4) as axes:
+        for ax, (title, tasks) in zip(axes, panels.items(), strict=False):
+            for i, (method, color) in enumerate(zip(methods, cycle(COLORS), strict=False)):
+                at = [(t, row[method]) for t, row in enumerate(tasks.values()) if method in row]
+                x = [t + (i - (len(methods) - 1) / 2) * width for t, _ in at]
+                ax.bar(x, [m for _, (m, _) in at], width * 0.92, yerr=[e for _, (_, e) in at],
+                       color=color, label=method, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
+            ax.axhline(0, color="#888888", linewidth=0.8)
+            ax.set_xticks(range(len(tasks)), list(tasks))
+            ax.set_ylim(min(0.0, ax.get_ylim()[0]), max(1.0, ax.get_ylim()[1]))
+            ax.set_ylabel("normalised score", fontsize=8)
+            ax.set_title(title, fontsize=9)
+        _legend_above(axes[0])
+
+
 def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
     """Training curves, one panel a metric, one line a name; several seeds of a name become mean and range.
 

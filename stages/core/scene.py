@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, results, tasks, worlds
+from stages.core import artifacts, report, results, tasks, worlds
 from stages.core.actor_critic import Actor
 from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
@@ -121,14 +120,10 @@ class Scene:
         return max(20, round(seconds * 100) * 10)
 
     def save_table(self, stem: str, table: results.Table) -> None:
-        """One table as Markdown, CSV and LaTeX, and the numbers behind it as JSON."""
-        formats = {"md": results.markdown, "csv": results.comma_separated, "tex": results.latex}
-        for suffix, form in formats.items():
-            (self.folder / f"{stem}.{suffix}").write_text(form(table))
-        self.save_json(stem, table.numbers)
+        report.save_table(self.folder, stem, table)
 
     def save_json(self, stem: str, value: Any) -> None:
-        (self.folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
+        report.save_json(self.folder, stem, value)
 
 
 def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
