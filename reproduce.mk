@@ -57,11 +57,14 @@ pretrained = $(filter-out $(MODEL_FREE),$(scored)) $(if $(sources),$(filter-out 
 report = $(root)/report/artifact.json
 PAPER := $(RUNS)/paper-$(SCALE)/report/artifact.json
 
-.PHONY: reproduce plan table
+.PHONY: reproduce plan targets table
 reproduce: $(PAPER) ## every table and figure of the paper (SCALE= DOMAINS= SEEDS= METHODS= LAUNCH= NPROC=)
 
 plan: $(READY) ## what exists, what is missing, and the hours from measured speeds (variables as for reproduce)
-	@$(file >$(RUNS)/.plan,$(ARTIFACTS))$(BIN)/python -m bitagent_cli.plan < $(RUNS)/.plan; rm $(RUNS)/.plan
+	@$(MAKE) -s targets | $(BIN)/python -m bitagent_cli.plan
+
+targets:
+	@$(foreach a,$(ARTIFACTS),$(info $(a))):
 
 TABLE_SEEDS ?= 0 1
 table: ## Tables 1 and 2 for walker: every baseline and ablation, two seeds (SCALE= TABLE_SEEDS=)

@@ -15,7 +15,7 @@ from stages.core import artifacts, report, results, tasks, worlds
 from stages.core.actor_critic import Actor
 from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
+from stages.core.backbones import Backbone, load_backbone
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -98,14 +98,19 @@ class Scene:
         return named | {p: p for p in self.policies if p not in named.values()}
 
     @cached_property
-    def text(self) -> Tensor:
-        """Embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
+    def backbone(self) -> Backbone:
+        """The one the model was trained with."""
         extra = self.model_artifact.meta["extra"]
         backbone = load_backbone(extra["backbone"], self.run.root, self.run.device)
         if backbone.id != extra["backbone_id"]:
             again = self.run.command("pretrain", "--fresh")
             raise BadInput(f"{self.model_artifact.path} was trained with another backbone; make it again with: {again}")
-        return backbone.encode_text(list(self.prompts.values())).to(self.run.device)
+        return backbone
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Embeddings of the prompts (K, dim_e)."""
+        return self.backbone.encode_text(list(self.prompts.values())).to(self.run.device)
 
     @cached_property
     def contexts(self) -> TaskContext:

@@ -218,3 +218,49 @@ def test_every_grounding_is_judged_and_shows_what_it_imagines(
 def test_a_model_free_method_has_no_model_to_look_into(run: Run, preset: Preset, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="iql learned without a world model"):
         chapters.rewards(Scene(preset.visualize, run, "iql", False, tmp_path))
+
+
+# ---------------------------------------------------------------------------- the whole paper
+
+
+def paper_run(folder: Path, **changes: Any) -> Run:
+    return Run(**{"domain": "paper", "scale": "smoke", "root": folder / "paper-smoke", "quiet": True, **changes})
+
+
+def test_the_paper_page_gathers_every_run_of_the_scale(tmp_path: Path) -> None:
+    walker = small_run.make_run(tmp_path / "walker-smoke")
+    stickman = small_run.make_run(tmp_path / "stickman-smoke", domain="stickman")
+    other = small_run.make_run(tmp_path / "walker-laptop")
+    make_evaluation(walker, "walk", 0.5)
+    make_evaluation(walker, "walk", 0.3, method="ablation-base")
+    make_evaluation(stickman, "run", 0.4, method="transfer-walker")
+    make_evaluation(other, "run", 0.9)
+    made = visualize.run_paper(paper_run(tmp_path))
+    assert made.path == tmp_path / "paper-smoke" / "report"
+    files = {file.name for file in made.path.iterdir()}
+    assert {f"{stem}.{s}" for stem in ("table1", "table2", "fig3") for s in ("md", "csv", "tex", "json")} <= files
+    assert {"fig3.png", "report.html"} <= files
+    assert "0.90" not in (made.path / "table1.md").read_text()  # of another scale
+    page = (made.path / "report.html").read_text()
+    assert "walker → stickman run" in page and "paper: bitagent" in page
+    assert visualize.run_paper(paper_run(tmp_path)).id == made.id
+    make_evaluation(walker, "run", 0.7)
+    assert visualize.run_paper(paper_run(tmp_path)).id != made.id
+
+
+def test_the_paper_page_without_scores_says_what_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="make reproduce SCALE=smoke"):
+        visualize.run_paper(paper_run(tmp_path))
+    (tmp_path / "walker-smoke").mkdir()
+    with pytest.raises(BadInput, match="make reproduce SCALE=smoke"):
+        visualize.run_paper(paper_run(tmp_path))
+
+
+def test_fig_4_of_every_report_is_on_the_paper_page(tmp_path: Path) -> None:
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    make_evaluation(run, "walk", 0.5)
+    with artifacts.writing(run.root / "report", "visualize", domain="walker", config={}, seed=0) as draft:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(draft / "real-above-text-imagination.png")
+    made = visualize.run_paper(paper_run(tmp_path))
+    assert (made.path / "fig4-walker.png").exists()
+    assert "Fig. 4" in (made.path / "report.html").read_text()
