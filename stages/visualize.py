@@ -3,6 +3,7 @@
     bitagent visualize --preset walker
     bitagent visualize --preset walker --reward      more episodes behind the judgement of the learned reward
     bitagent visualize --paper --scale laptop        every domain: Tables 1 and 2, Fig. 3 and 4
+    bitagent visualize --preset walker --serve       a page that asks for prompts and shows what the model makes of them
 
 Reads everything under runs/<run>/; writes runs/<run>/report/: report.html and every picture and table in it.
 The paper's page is runs/paper-<scale>/report/, from the runs of that scale beside it (stages/core/paper_page.py).
@@ -92,6 +93,19 @@ def run_paper(run: Run) -> Artifact:
         print((path / "table1.md").read_text())
         print(f"tables and figures are in {path}; open {path / 'report.html'}")
     return artifacts.load(path, "visualize")
+
+
+def serve(config: Config, run: Run, *, method: str, port: int | None, check: Callable[[str], str]) -> None:
+    """Show what the method's model makes of any text, on a page of this machine, until Ctrl-C.
+
+    Args:
+        check: strips a prompt, or raises BadInput.
+
+    Raises BadInput when Gradio or the model is missing.
+    """
+    from stages.core.playground_page import serve as open_page
+
+    open_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
 
 
 def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:
