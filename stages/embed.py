@@ -246,7 +246,7 @@ def embed_dataset(
         frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
         record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
         if not (run.renew and inputs):  # the offline backbone is an input: made again, it has another id
-            artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh)  # refuses what differs
+            artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh, run.renew)  # refuses others
         return write_embeddings(
             path,
             frames,
