@@ -35,10 +35,15 @@ def serve(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
     gradio = import_gradio()
     title = f"BiTAgent: {scene.run.domain}, {scene.method}"
     examples = list(scene.prompts.values())
-    assert (
-        scene.model and scene.backbone and scene.dataset
-    )  # opened now: what is missing is said here, not in a browser
+    _ = scene.model, scene.backbone, scene.dataset  # opened now: what is missing is said here, not in a browser
     page = build(gradio, title, examples, lambda prompt: answer(scene, check(prompt)))
+    launch(gradio, page, port, scene.run.quiet)
+
+
+def launch(gradio: ModuleType, page: Any, port: int | None, quiet: bool) -> None:
+    """Serve a page to this machine alone. Raises BadInput when the port is taken."""
+    from starlette.middleware import Middleware
+
     try:
         page.launch(
             server_name=HOST,
@@ -46,9 +51,9 @@ def serve(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
             share=False,
             ssr_mode=False,
             footer_links=[],
-            quiet=scene.run.quiet,
+            quiet=quiet,
             theme=gradio.themes.Base(font=list(FONTS), font_mono=["monospace"]),
-            app_kwargs={"middleware": [own_only()]},
+            app_kwargs={"middleware": [Middleware(KeepToItself)]},
         )
     except OSError as error:
         raise BadInput(f"the playground cannot listen on {HOST} ({error}); give another --port") from None
@@ -97,14 +102,17 @@ def _figure(film: Film) -> str:
     return f'<figure style="margin:1rem 0">{image}<figcaption>{caption}</figcaption></figure>'
 
 
-def own_only() -> Any:
-    """Middleware by which the browser refuses to load anything from another host."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
+class KeepToItself:
+    """ASGI middleware by which the browser refuses to load anything from another host."""
 
-    async def add(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = OWN_ONLY
-        return response
+    def __init__(self, app: Any) -> None:
+        self.app = app
 
-    return Middleware(BaseHTTPMiddleware, dispatch=add)
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_more(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", OWN_ONLY.encode())
+                message = {**message, "headers": [*message["headers"], policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_more)
