@@ -94,6 +94,7 @@ def collect(
     task: Annotated[
         str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
     ] = None,
+    algo: Annotated[str, typer.Option(help="How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3",
     frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
     states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
@@ -119,8 +120,9 @@ def collect(
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
     stage.run(
-        preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
-        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict, agent=agent,
+        preset.collect, run, source=source, task=task, algo=algo, frames=frames, workers=workers,
+        states_only=states_only, render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+        agent=agent,
     )  # fmt: skip
 
 
@@ -255,15 +257,34 @@ def visualize(
     common: Common,
     method: Method = "bitagent",
     reward: Annotated[bool, typer.Option("--reward", help="Judge the learned reward on more episodes.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Every domain of a scale instead: Tables 1 and 2, Fig. 3 and 4.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open a page on this machine that shows what the model makes of any text.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --serve; default: the first free one from 7860.")
+    ] = None,
 ) -> None:
     """Show a run: pictures, curves, tables, and one self-contained page with all of them.
 
-    Writes report/. What is not there yet is left out, with the command that makes it.
+    Writes report/. What is not there yet is left out, with the command that makes it. With --paper, the runs are
+    those beside --out, which is runs/paper-<scale>.
     """
+    if paper:
+        from bitagent_cli.session import prepare_paper
+        from stages import visualize as stage
+
+        stage.run_paper(prepare_paper(common))
+        return
     check_name(method, "--method")
     preset, run = prepare(common, "visualize", method)
     from stages import visualize as stage
 
+    if serve:
+        stage.serve(preset.visualize, run, method=method, port=port, check=check_text)
+        return
     stage.run(preset.visualize, run, method=method, reward=reward)
 
 

@@ -20,6 +20,7 @@ from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
+from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
@@ -52,20 +53,23 @@ def scores(scene: Scene) -> Chapter:
         scene.save_table(stem, table)
     scene.save_table("ledger", ledger(found, run))  # too wide for the page
     chapter = Chapter("Scores", tables=list(tables.values()))
-    if bars := results.bars(found, run.domain):
+    if bars := results.bars([r for r in found if not r.source], run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
         chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
     return chapter
 
 
 def transfers(scene: Scene) -> Chapter | None:
-    """What models carried over from other bodies gained here (Fig. 3); None where no transfer was compared."""
+    """Scores of models carried over from other bodies (Fig. 3), and what they gained; None where there are none."""
     chapter = Chapter("Transfer")
-    for file in sorted(scene.run.root.glob("transfer/*/artifact.json")):
-        found = artifacts.load(file.parent, "transfer", domain=scene.run.domain)
-        source = file.parent.name
-        with (found.path / "gain.csv").open(newline="") as table:
-            header, *rows = csv.reader(table)
+    if table := results.transfer_table(results.gather(scene.run.root, scene.run.domain)):
+        scene.save_table("transfer", table)
+        chapter.tables.append(table)
+    for made in sorted(scene.run.root.glob("transfer/*/artifact.json")):
+        found = artifacts.load(made.parent, "transfer", domain=scene.run.domain)
+        source = made.parent.name
+        with (found.path / "gain.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
         columns = [Column(name, "random" if name == "random" else "ours") for name in header]
         chapter.tables.append(
             Table(f"From {source}", "Gain: transfer minus the same budget from scratch.", columns, rows)
@@ -329,6 +333,18 @@ def training(scene: Scene) -> Chapter:
     return Chapter("Training", pictures=pictures)
 
 
+def experts(scene: Scene) -> Chapter | None:
+    """How the experts learned whose replays are in the data; None where there is none."""
+    found = find_experts(scene.run.root)
+    table = experts_table(found)
+    if table is None:
+        return None
+    scene.save_table("experts", table)
+    figures.learning_curves(scene.folder / "experts.png", expert_curves(found))
+    about = f"Score of every training episode, exploration noise included, and its mean over {figures.SMOOTH}."
+    return Chapter("Experts", tables=[table], pictures=[Picture("experts.png", about, chart=True)])
+
+
 def data(scene: Scene) -> Chapter:
     """A contact sheet of every dataset, and how much each covers."""
     run = scene.run
@@ -352,4 +368,4 @@ def _first_task(scene: Scene) -> str:
     return tasks.task_names(scene.run.domain)[0]
 
 
-PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, data)
+PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, experts, data)

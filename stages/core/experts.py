@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
     """Train, or go on training, then play on, until the replay holds `job.total`; None when told to stop before.
 
     Returns:
-        facts for artifact.json: the learning curve, the final evaluation and the normalised score.
+        facts for artifact.json: the algorithm, the learning curve, the final evaluation and the normalised score.
     """
     torch.set_num_threads(1)
     config, env = job.config, tasks.make_env(job.domain, job.task)
@@ -282,7 +283,9 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
             _checkpoint(job, number + 1, agent)
     metrics.close()
-    return _summary(job, env, agent, returns)
+    scores = evaluate(job, env, partial(actor_policy, agent), config.evaluation_episodes)
+    precision = str(agent.actor.dtype).removeprefix("torch.")
+    return {"algo": "td3", **summary(job, returns, scores), "hidden_dtype": precision}
 
 
 def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
@@ -356,22 +359,21 @@ def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float
     return done, [r.episode_return if n >= job.episodes else _remember(replay, r) for n, r in enumerate(rollouts)]
 
 
-def _summary(job: ExpertJob, env: tasks.Env, agent: TD3, returns: list[float]) -> dict[str, Any]:
-    """Evaluate without noise on episodes of their own seeds; the facts for artifact.json."""
-    config, task = job.config, tasks.get_task(job.domain, job.task)
+def evaluate(job: ReplayJob, env: tasks.Env, policy: Callable[[np.ndarray], Policy], episodes: int) -> list[float]:
+    """Returns of episodes of their own seeds; `policy` makes one from noise (DECISIONS, A), which is none here."""
     quiet = np.zeros((DECISIONS, env.action_dim))
-    scores = [
-        play(env, job.seed_of("evaluation", i), actor_policy(agent, quiet)).episode_return
-        for i in range(config.evaluation_episodes)
-    ]
+    return [play(env, job.seed_of("evaluation", i), policy(quiet)).episode_return for i in range(episodes)]
+
+
+def summary(job: ReplayJob, returns: list[float], scores: list[float]) -> dict[str, Any]:
+    """Facts for artifact.json from the returns of the replay and of the evaluation."""
     mean = float(np.mean(scores))
     return {
         "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns[: job.episodes])],
         "settled_returns": [round(r, 2) for r in returns[job.episodes :]],
         "evaluation_returns": [round(r, 2) for r in scores],
         "evaluation_return": round(mean, 2),
-        "normalized_score": round(tasks.normalized_score(task, mean), 4),
-        "hidden_dtype": str(agent.actor.dtype).removeprefix("torch."),
+        "normalized_score": round(tasks.normalized_score(tasks.get_task(job.domain, job.task), mean), 4),
     }
 
 

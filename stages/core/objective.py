@@ -74,7 +74,13 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 def world_model_loss(
     model: WorldModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
+    image_error = model.decoder.squared_error(seen.state.z.flatten(0, 1), image.flatten(0, 1))
+    return kl_losses(seen, is_first, config) | {"image": image_error}
+
+
+def kl_losses(seen: Observed, is_first: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`.
 
     The first step of a window inside an episode has no past to be predicted from: its KL is left out.
     """
@@ -85,7 +91,6 @@ def world_model_loss(
     clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
     return {
         "kl": config.kl_dynamics * clipped[0] + config.kl_representation * clipped[1],
-        "image": model.decoder.squared_error(seen.state.z.flatten(0, 1), image.flatten(0, 1)),
         "kl_nats": (dynamics * mask).mean().detach(),
     }
 

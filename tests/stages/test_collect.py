@@ -19,7 +19,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.experts import ExpertJob, _upsets, train_expert
 from stages.core.render import render_states
-from tests.core.helpers import EXPLORE
+from tests.core.helpers import DREAMER, EXPLORE
 
 TD3 = {
     "units": 32, "batch": 32, "lr": 1e-3, "discount": 0.99, "tau": 0.01, "actor_every": 2,
@@ -34,8 +34,8 @@ EXPERT = {
 
 
 def config(**expert: Any) -> collect.Config:
-    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "expert": EXPERT | expert}
-    return collect.Config.model_validate(parts)
+    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "dreamer": DREAMER}
+    return collect.Config.model_validate(parts | {"expert": EXPERT | expert})
 
 
 class Killed(Exception):
