@@ -195,7 +195,7 @@ def fork(words: list[str], output: list[int], largest_file: int | None) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script started this in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script ignores it in the background
         os.close(tell)
         code = call(words)
         sys.stdout.flush()
