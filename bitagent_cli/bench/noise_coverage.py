@@ -19,13 +19,18 @@ SCALES = (1.55, 100.0)  # standard deviations: an untrained explorer's, and one 
 
 def covered(domain: str, scale: float, episodes: int) -> int:
     """Bins that episodes of Gaussian actions of standard deviation `scale`, clipped to [-1, 1], fall into."""
-    env, states = tasks.make_env(domain, tasks.task_names(domain)[0]), []
-    for number in range(episodes):
-        seed = derive_seed(0, domain, "random", number)
-        noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, CORRELATION)
-        actions = np.clip(scale * noise, -1.0, 1.0)
-        states.append(play(env, seed, lambda _, decision, actions=actions: actions[decision]).episode.state)
-    return occupied_bins(domain, np.concatenate(states))
+    env = tasks.make_env(domain, tasks.task_names(domain)[0])
+    return occupied_bins(domain, np.concatenate([_states(env, domain, scale, number) for number in range(episodes)]))
+
+
+def _states(env: tasks.Env, domain: str, scale: float, number: int) -> np.ndarray:
+    """The physics states (T, nq + nv) of one episode."""
+    seed = derive_seed(0, domain, "random", number)
+    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, CORRELATION)
+    actions = np.clip(scale * noise, -1.0, 1.0)  # (DECISIONS, A)
+    state = play(env, seed, lambda _, decision: actions[decision]).episode.state
+    assert state is not None
+    return state
 
 
 def print_table(domain: str, episodes: int) -> None:
