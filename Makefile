@@ -3,6 +3,7 @@
 #   make quickstart
 #   make reproduce SCALE=laptop DOMAINS=walker SEEDS="0 1" -j 2
 #   make -j 64 reproduce LAUNCH="srun --gpus 1"      every heavy step becomes a job of the cluster
+#   make plan SCALE=paper                            what of it exists, what is missing, how long that takes
 #   make table                                       every baseline and ablation on walker, two seeds
 #   make reproduce NPROC=8                           pretraining by torchrun on 8 devices
 

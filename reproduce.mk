@@ -1,81 +1,125 @@
-# The artifacts of the paper's tables as a graph of files. Included by the Makefile.
+# The artifacts of the paper's tables and figures as a graph of files. Included by the Makefile.
 #
-# Every target is the artifact.json of an artifact. A stage that finds its artifact made the same way
-# leaves it alone, so the recipes touch their target: what is up to date stays so for make too.
+#   make reproduce SCALE=laptop DOMAINS=walker SEEDS="0 1"     Table 1 and 2 of one domain, and its part of Fig. 4
+#   make reproduce METHODS="bitagent genrl"                    four domains and Fig. 3, two methods
+#   make -n reproduce                                          what would run
+#   make plan                                                  what exists, what is missing, how long it takes
+#
+# Every target is the artifact.json of an artifact. A stage that finds its artifact made the same way dates
+# it anew; one whose inputs were made again makes it again (--renew); any other difference is refused.
 
 SCALE ?= laptop
 DOMAINS ?= walker cheetah quadruped stickman
 SEEDS ?= 0
-METHODS ?= bitagent
-TABLE_SEEDS ?= 0 1
+METHODS ?= $(TABLE1) $(ABLATIONS) bitagent-no-tamf
 BACKBONE ?= $(if $(filter paper,$(SCALE)),internvideo2,offline)
 NPROC ?= 1
 LAUNCH ?=
 
 MODEL_FREE := iql td3-bc td3
-TABLE := $(MODEL_FREE) wm-clip genrl founder bitagent ablation-base ablation-mllm ablation-tamf
+TABLE1 := $(MODEL_FREE) wm-clip genrl founder bitagent
+ABLATIONS := ablation-base ablation-mllm ablation-tamf# Table 2, on the walker
+TRANSFER := bitagent bitagent-no-tamf genrl wm-clip# Fig. 3, between the bodies that stand, walk and run
 
 TASKS_walker := stand walk run
 TASKS_cheetah := run
 TASKS_quadruped := stand walk run
 TASKS_stickman := stand walk run
 
+ifeq ($(SCALE),smoke)
+export OMP_NUM_THREADS ?= 1# toy sizes: more threads only wait for each other
+endif
+
 HEAVY := $(strip $(LAUNCH) $(BITAGENT))
 TRAIN := $(if $(filter-out 1,$(NPROC)),$(strip $(LAUNCH) $(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m bitagent_cli),$(HEAVY))
 
+# ------------------------------------------------------------------ names; $(1) domain, $(2) method, $(3) seed, $(4) source
+
 root = $(RUNS)/$(1)-$(SCALE)
-options = --preset $(1) --scale $(SCALE) --out $(call root,$(1)) --quiet
+options = --preset $(1) --scale $(SCALE) --out $(root) --quiet --renew
+as = --method $(2) --seed $(3)
 datasets = random $(addprefix expert-,$(TASKS_$(1)))
-data = $(foreach n,$(call datasets,$(1)),$(call root,$(1))/data/$(n)/artifact.json)
-embeddings = $(foreach n,$(call datasets,$(1)),$(call root,$(1))/embeddings/$(subst /,--,$(BACKBONE))/$(n)/artifact.json)
-scores = $(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(foreach t,$(TASKS_$(1)),$(call root,$(1))/evaluation/$(m)-s$(s)/$(t)/artifact.json)))
+data = $(foreach n,$(datasets),$(root)/data/$(n)/artifact.json)
+embeddings = $(foreach n,$(datasets),$(root)/embeddings/$(subst /,--,$(BACKBONE))/$(n)/artifact.json)
+model = $(root)/model/$(2)-s$(3)/artifact.json
+policies = $(foreach t,$(TASKS_$(1)),$(root)/policy/$(2)-s$(3)/$(t)/artifact.json)
+scores = $(foreach t,$(TASKS_$(1)),$(root)/evaluation/$(2)-s$(3)/$(t)/artifact.json)
 
-.PHONY: reproduce
-reproduce: $(foreach d,$(DOMAINS),$(call root,$(d))/report/artifact.json) ## tables and figures (SCALE= DOMAINS= SEEDS= METHODS= LAUNCH= NPROC=)
+scored = $(filter $(METHODS),$(TABLE1) $(if $(filter walker,$(1)),$(ABLATIONS)))
+moved := $(filter $(METHODS),$(TRANSFER))
+bodies := $(filter walker quadruped stickman,$(DOMAINS))
+sources = $(if $(filter $(1),$(bodies)),$(filter-out $(1),$(bodies)))
+label = $(if $(filter-out bitagent,$(2)),$(2)-)transfer-$(4)
 
-.PHONY: table
+domain_scores = $(foreach s,$(SEEDS),$(foreach m,$(scored),$(call scores,$(1),$(m),$(s)))\
+  $(foreach m,$(moved),$(foreach o,$(sources),$(call scores,$(1),$(call label,$(1),$(m),$(s),$(o)),$(s)))))
+pretrained = $(filter-out $(MODEL_FREE),$(scored)) $(if $(sources),$(filter-out $(scored),$(moved)))
+report = $(root)/report/artifact.json
+PAPER := $(RUNS)/paper-$(SCALE)/report/artifact.json
+
+.PHONY: reproduce plan targets table
+reproduce: $(PAPER) ## every table and figure of the paper (SCALE= DOMAINS= SEEDS= METHODS= LAUNCH= NPROC=)
+
+plan: $(READY) ## what exists, what is missing, and the hours from measured speeds (variables as for reproduce)
+	@$(MAKE) -s targets | $(BIN)/python -m bitagent_cli.plan
+
+targets:
+	@$(foreach a,$(ARTIFACTS),$(info $(a))):
+
+TABLE_SEEDS ?= 0 1
 table: ## Tables 1 and 2 for walker: every baseline and ablation, two seeds (SCALE= TABLE_SEEDS=)
-	$(MAKE) reproduce DOMAINS=walker METHODS="$(TABLE)" SEEDS="$(TABLE_SEEDS)"
+	$(MAKE) reproduce DOMAINS=walker SEEDS="$(TABLE_SEEDS)"
 
-# $(1) domain, $(2) dataset, $(3) options
-define dataset
-$(call root,$(1))/data/$(2)/artifact.json: | $(READY)
-	$(HEAVY) collect $(call options,$(1)) $(3)
-	@touch $$@
-endef
+# ------------------------------------------------------------------ rules
 
 # $(1) domain
 define domain
-$(eval $(call dataset,$(1),random,--source random))
-$(foreach t,$(TASKS_$(1)),$(eval $(call dataset,$(1),expert-$(t),--source expert --task $(t))))
+$(data) &: | $(READY)
+	$(HEAVY) collect $(options)$(if $(filter smoke,$(SCALE)), --workers 1)
 
-$(call embeddings,$(1)) &: $(call data,$(1))
-	$(HEAVY) embed $(call options,$(1)) --backbone $(BACKBONE)
-	@touch $(call embeddings,$(1))
+$(embeddings) &: $(data)
+	$(HEAVY) embed $(options) --backbone $(BACKBONE)
 
-$(call root,$(1))/report/artifact.json: $(call scores,$(1))
-	$(BITAGENT) visualize $(call options,$(1))
-	@touch $$@
+$(report): $(domain_scores)
+	$(HEAVY) visualize $(options) --seed $(firstword $(SEEDS))
 endef
 
 # $(1) domain, $(2) method, $(3) seed
-define model
-$(call root,$(1))/model/$(2)-s$(3)/artifact.json: $(call embeddings,$(1))
-	$(TRAIN) pretrain $(call options,$(1)) --method $(2) --seed $(3) --set pretrain.backbone=$(BACKBONE)
-	@touch $$@
+define pretraining
+$(model): $(embeddings)
+	$(TRAIN) pretrain $(options) $(as) --set pretrain.backbone=$(BACKBONE)
 endef
 
 # $(1) domain, $(2) method, $(3) seed, $(4) task: a model-free method learns from data and embeddings, the others on their model
 define policy
-$(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json: $(if $(filter $(2),$(MODEL_FREE)),$(call embeddings,$(1)),$(call root,$(1))/model/$(2)-s$(3)/artifact.json)
-	$(HEAVY) behave $(call options,$(1)) --method $(2) --seed $(3) --task $(4)$(if $(filter $(2),$(MODEL_FREE)), --set pretrain.backbone=$(BACKBONE))
-	@touch $$@
+$(root)/policy/$(2)-s$(3)/$(4)/artifact.json: $(if $(filter $(2),$(MODEL_FREE)),$(embeddings),$(model))
+	$(HEAVY) behave $(options) $(as) --task $(4)$(if $(filter $(2),$(MODEL_FREE)), --set pretrain.backbone=$(BACKBONE))
 
-$(call root,$(1))/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(call root,$(1))/policy/$(2)-s$(3)/$(4)/artifact.json
-	$(HEAVY) evaluate $(call options,$(1)) --method $(2) --seed $(3) --task $(4)
-	@touch $$@
+$(root)/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(root)/policy/$(2)-s$(3)/$(4)/artifact.json
+	$(HEAVY) evaluate $(options) $(as) --task $(4)
+endef
+
+# $(1) target domain, $(2) method, $(3) seed, $(4) source domain, $(5) its label: adapted, learned and scored in one go
+define transferred
+$(call model,$(1),$(5),$(3)) $(call policies,$(1),$(5),$(3)) $(call scores,$(1),$(5),$(3)) &: \
+  $(call model,$(4),$(2),$(3)) $(embeddings)
+	$(HEAVY) transfer $(options) $(as) --src $(4) --set pretrain.backbone=$(BACKBONE)
 endef
 
 $(foreach d,$(DOMAINS),$(eval $(call domain,$(d))))
-$(foreach d,$(DOMAINS),$(foreach m,$(filter-out $(MODEL_FREE),$(METHODS)),$(foreach s,$(SEEDS),$(eval $(call model,$(d),$(m),$(s))))))
-$(foreach d,$(DOMAINS),$(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(foreach t,$(TASKS_$(d)),$(eval $(call policy,$(d),$(m),$(s),$(t)))))))
+$(foreach s,$(SEEDS),$(foreach d,$(DOMAINS),\
+  $(foreach m,$(call pretrained,$(d)),$(eval $(call pretraining,$(d),$(m),$(s))))\
+  $(foreach m,$(call scored,$(d)),$(foreach t,$(TASKS_$(d)),$(eval $(call policy,$(d),$(m),$(s),$(t)))))\
+  $(foreach m,$(moved),$(foreach o,$(call sources,$(d)),$(eval $(call transferred,$(d),$(m),$(s),$(o),$(call label,$(d),$(m),$(s),$(o))))))))
+
+$(PAPER): $(foreach d,$(DOMAINS),$(call report,$(d)))
+	$(BITAGENT) visualize --paper --scale $(SCALE) --out $(RUNS)/paper-$(SCALE) --quiet
+
+# Made first to last; what a killed recipe had finished is whole, so make must not delete it.
+ARTIFACTS := $(foreach d,$(DOMAINS),$(call data,$(d)) $(call embeddings,$(d))\
+  $(foreach s,$(SEEDS),$(foreach m,$(call pretrained,$(d)),$(call model,$(d),$(m),$(s)))\
+    $(foreach m,$(call scored,$(d)),$(call policies,$(d),$(m),$(s)) $(call scores,$(d),$(m),$(s)))\
+    $(foreach m,$(moved),$(foreach o,$(call sources,$(d)),$(foreach l,$(call label,$(d),$(m),$(s),$(o)),\
+      $(call model,$(d),$(l),$(s)) $(call policies,$(d),$(l),$(s)) $(call scores,$(d),$(l),$(s))))))\
+  $(call report,$(d))) $(PAPER)
+.PRECIOUS: $(ARTIFACTS)

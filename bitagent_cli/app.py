@@ -257,15 +257,34 @@ def visualize(
     common: Common,
     method: Method = "bitagent",
     reward: Annotated[bool, typer.Option("--reward", help="Judge the learned reward on more episodes.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Every domain of a scale instead: Tables 1 and 2, Fig. 3 and 4.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open a page on this machine that shows what the model makes of any text.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --serve; default: the first free one from 7860.")
+    ] = None,
 ) -> None:
     """Show a run: pictures, curves, tables, and one self-contained page with all of them.
 
-    Writes report/. What is not there yet is left out, with the command that makes it.
+    Writes report/. What is not there yet is left out, with the command that makes it. With --paper, the runs are
+    those beside --out, which is runs/paper-<scale>.
     """
+    if paper:
+        from bitagent_cli.session import prepare_paper
+        from stages import visualize as stage
+
+        stage.run_paper(prepare_paper(common))
+        return
     check_name(method, "--method")
     preset, run = prepare(common, "visualize", method)
     from stages import visualize as stage
 
+    if serve:
+        stage.serve(preset.visualize, run, method=method, port=port, check=check_text)
+        return
     stage.run(preset.visualize, run, method=method, reward=reward)
 
 

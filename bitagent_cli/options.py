@@ -53,6 +53,9 @@ class Common:
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Rebuild even if the artifact exists.", rich_help_panel=COMMON)
     ] = False
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Rebuild only what an input has changed of since.", rich_help_panel=COMMON)
+    ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress bars, no summary lines.", rich_help_panel=COMMON)
     ] = False

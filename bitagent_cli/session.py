@@ -41,12 +41,23 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         seed=common.seed,
         device=device,
         fresh=common.fresh,
+        renew=common.renew,
         quiet=quiet,
         resolved=preset.model_dump(mode="json"),
         preset=common.preset,
         options=repeated(common),
     )
     return preset, run
+
+
+def prepare_paper(common: Common) -> Run:
+    """What the page over all domains is told: the scale, and where it goes; no preset is involved."""
+    device = resolve_device(common.device)
+    scale, why = resolve_scale(common.scale, device)
+    root = common.out or Path("runs") / f"paper-{scale}"
+    if not common.quiet:
+        print(announcement("visualize", "paper", scale, why, device, common.seed, root), flush=True)
+    return Run("paper", scale, root, common.seed, device, common.fresh, quiet=common.quiet)
 
 
 def repeated(common: Common) -> tuple[str, ...]:

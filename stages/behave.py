@@ -111,7 +111,7 @@ def run(
         "prompts": list(goal.prompts),
         "tasks": list(goal.tasks),
     }
-    found = artifacts.reuse(path, "behave", record, run.seed, [source], run.fresh)
+    found = artifacts.reuse(path, "behave", record, run.seed, [source], run.fresh, run.renew)
     if found:
         if not run.quiet:
             print(f"reusing {path}")

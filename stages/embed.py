@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from stages.core import artifacts, checkpoints, storage
+from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
@@ -120,11 +120,11 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         inputs = [a for a in data if a.id in found.meta["inputs"].values()]
         if found.meta["inputs"] != artifacts.input_ids(inputs):
             inputs = usable  # a dataset it learned from was made again: let reuse() say so
-        reused = artifacts.reuse(path, "backbone", record, found.meta["seed"], inputs, fresh=False)
-        assert reused is not None
-        if not run.quiet:
-            print(f"reusing {path}")
-        return reused
+        reused = artifacts.reuse(path, "backbone", record, found.meta["seed"], inputs, False, run.renew)
+        if reused:
+            if not run.quiet:
+                print(f"reusing {path}")
+            return reused
     if not usable:
         raise BadInput(
             f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
@@ -141,10 +141,11 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         again = run.command("embed", "--backbone", "offline")
         last = fit(Training(student, optimizer, path, about, again), lessons, config, run)
         share = (lessons.membership > 0.5).mean(0)
+        prompts = [t.prompt for t in tasks.TASKS if t.domain == run.domain]  # kept, so that no later stage needs MiniLM
         made = artifacts.save(
             path,
             "backbone",
-            {"model": student.state_dict()},
+            {"model": student.state_dict(), "sentences": {"vectors": sentences.encode(prompts)}},
             domain=run.domain,
             config=record,
             seed=run.seed,
@@ -154,6 +155,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
             extra={
                 "text_tower": sentences.hash,
                 "dim": config.dim,
+                "sentences": prompts,
                 "captions": sum(len(s) for s in lessons.sentences),
                 "concept_share": {c.name: round(float(s), 4) for c, s in zip(lessons.concepts, share, strict=True)},
                 "losses": last,
@@ -238,11 +240,12 @@ def embed_dataset(
     if found:
         if not run.quiet:
             print(f"reusing {path}")
-        return found
+        return artifacts.current(found)
     with storage.locked(path):
         frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
         record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
-        artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh)  # refuses what differs
+        if not (run.renew and inputs):  # the offline backbone is an input: made again, it has another id
+            artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh, run.renew)  # refuses others
         return write_embeddings(
             path,
             frames,

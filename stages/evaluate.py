@@ -86,7 +86,7 @@ def run(
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name
     record = {"evaluate": config.model_dump(), "tasks": scored, "method": method}
-    found = artifacts.reuse(path, "evaluate", record, run.seed, [source], run.fresh)
+    found = artifacts.reuse(path, "evaluate", record, run.seed, [source], run.fresh, run.renew)
     if found:
         if not run.quiet:
             print(f"reusing {path}")

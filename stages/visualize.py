@@ -2,20 +2,24 @@
 
     bitagent visualize --preset walker
     bitagent visualize --preset walker --reward      more episodes behind the judgement of the learned reward
+    bitagent visualize --paper --scale laptop        every domain: Tables 1 and 2, Fig. 3 and 4
+    bitagent visualize --preset walker --serve       a page that asks for prompts and shows what the model makes of them
 
 Reads everything under runs/<run>/; writes runs/<run>/report/: report.html and every picture and table in it.
+The paper's page is runs/paper-<scale>/report/, from the runs of that scale beside it (stages/core/paper_page.py).
 The parts are in stages/core/chapters.py. One whose input is missing is left out, naming the command that makes it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, logs, storage
+from stages.core import artifacts, logs, paper_page, results, storage
 from stages.core.artifacts import Artifact
 from stages.core.chapters import PARTS
 from stages.core.config import Run
@@ -50,7 +54,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
     if found:
         if not run.quiet:
             print(f"reusing {path}: nothing changed since it was made")
-        return found
+        return artifacts.current(found)
     with storage.locked(path):
         write(Scene(config, run, method, reward, path), made, record)
     if not run.quiet:
@@ -59,6 +63,49 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
             print(scores.read_text())
         print(f"pictures and tables are in {path}; open {path / 'report.html'}")
     return artifacts.load(path, "visualize")
+
+
+def run_paper(run: Run) -> Artifact:
+    """Make the page of the whole paper from every run of this scale beside `run.root`.
+
+    Raises BadInput when no policy was scored in any of them.
+    """
+    path, beside, began = run.root / "report", run.root.parent, time.time()
+    runs = paper_page.find_runs(beside, run.scale)
+    scored = [result for domain, root in runs.items() for result in results.gather(root, domain)]
+    if not scored:
+        raise BadInput(f"no policy was scored at scale {run.scale} yet; first: make reproduce SCALE={run.scale}")
+    reports = paper_page.find_reports(runs)
+    made = list({a.id: a for a in (*(r.artifact for r in scored), *reports.values())}.values())
+    record = {"from": {os.path.relpath(a.path, beside): a.id for a in made}}
+    found = None if run.fresh else unchanged(path, record, run.seed)
+    if found:
+        if not run.quiet:
+            print(f"reusing {path}: nothing changed since it was made")
+        return artifacts.current(found)
+    about: dict[str, Any] = {"domain": run.domain, "config": record, "seed": run.seed, "inputs": made, "began": began}
+    with storage.locked(path), artifacts.writing(path, "visualize", **about) as draft:
+        chapters = paper_page.chapters(draft, scored, reports)
+        facts = {"scale": run.scale, "made": time.strftime("%Y-%m-%d %H:%M"), "domains": ", ".join(runs)}
+        last = [a for a in made if a.meta["stage"] == "evaluate"]
+        write_report(draft, "BiTAgent: the paper's tables and figures", facts, chapters, provenance(last, beside))
+    if not run.quiet:
+        print((path / "table1.md").read_text())
+        print(f"tables and figures are in {path}; open {path / 'report.html'}")
+    return artifacts.load(path, "visualize")
+
+
+def serve(config: Config, run: Run, *, method: str, port: int | None, check: Callable[[str], str]) -> None:
+    """Show what the method's model makes of any text, on a page of this machine, until Ctrl-C.
+
+    Args:
+        check: strips a prompt, or raises BadInput.
+
+    Raises BadInput when Gradio or the model is missing.
+    """
+    from stages.core.playground_page import serve as open_page
+
+    open_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
 
 
 def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -233,10 +233,18 @@ def finished(path: Path, fresh: bool) -> bool:
 
 
 def reuse(
-    path: Path, stage: str, config: Mapping[str, Any], seed: int, inputs: Sequence[Artifact], fresh: bool
+    path: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    seed: int,
+    inputs: Sequence[Artifact],
+    fresh: bool,
+    renew: bool = False,
 ) -> Artifact | None:
     """The finished artifact at `path` if it was made the same way; None when there is none or `fresh`.
 
+    Args:
+        renew: None, too, when only the content of the same inputs has changed since.
     Raises:
         BadInput: it exists but its config, seed or inputs differ: names the first difference.
     """
@@ -246,8 +254,17 @@ def reuse(
     wanted = storage.plain({"config": dict(config), "seed": seed, "inputs": input_ids(inputs)})
     for key, value in wanted.items():
         if found.meta[key] != value:
+            if renew and key == "inputs" and found.meta[key].keys() == value.keys():
+                return None
             where = first_difference(found.meta[key], value, key)
             raise BadInput(f"{path} exists with another {where}; rebuild it with --fresh, or choose another --out")
+    return current(found)
+
+
+def current(found: Artifact) -> Artifact:
+    """Date an artifact that need not be made again, so that for make it is newer than what it was made from."""
+    with suppress(OSError):  # someone else's, or read-only: it stays as old as it is
+        os.utime(found.path / "artifact.json")
     return found
 
 

@@ -53,15 +53,18 @@ def scores(scene: Scene) -> Chapter:
         scene.save_table(stem, table)
     scene.save_table("ledger", ledger(found, run))  # too wide for the page
     chapter = Chapter("Scores", tables=list(tables.values()))
-    if bars := results.bars(found, run.domain):
+    if bars := results.bars([r for r in found if not r.source], run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
         chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
     return chapter
 
 
 def transfers(scene: Scene) -> Chapter | None:
-    """What models carried over from other bodies gained here (Fig. 3); None where no transfer was compared."""
+    """Scores of models carried over from other bodies (Fig. 3), and what they gained; None where there are none."""
     chapter = Chapter("Transfer")
+    if table := results.transfer_table(results.gather(scene.run.root, scene.run.domain)):
+        scene.save_table("transfer", table)
+        chapter.tables.append(table)
     for file in sorted(scene.run.root.glob("transfer/*/artifact.json")):
         found = artifacts.load(file.parent, "transfer", domain=scene.run.domain)
         source = file.parent.name

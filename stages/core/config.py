@@ -41,6 +41,7 @@ class Run:
     seed: int = 0
     device: str = "cpu"  # "cpu" or "cuda", already resolved
     fresh: bool = False
+    renew: bool = False  # make again what was made from inputs that have changed since
     quiet: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
     preset: str = ""  # as typed, when it is the user's own file and not the domain's

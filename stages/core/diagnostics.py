@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import RandomState
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from stages.core import worlds
@@ -330,6 +329,8 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     """Rank correlation, None where one side does not vary."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
+    from scipy.stats import spearmanr  # takes a second to import, and every stage imports this module
+
     return round(float(spearmanr(a, b).statistic), 3)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
+
+if TYPE_CHECKING:  # every stage imports this module, few draw
+    from matplotlib.axes import Axes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
@@ -122,6 +123,8 @@ def read_gif(path: Path, milliseconds: int) -> Clip:
 @contextmanager
 def chart(path: Path, rows: int, columns: int, width: float = 3.2, height: float = 2.3) -> Iterator[list[Axes]]:
     """A grid of axes of `width` × `height` inches each, saved as PNG on the way out; unused ones are hidden."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
     for ax in axes:
@@ -232,6 +235,26 @@ def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray
             ax.set_xlabel("thousand decisions", fontsize=8)
         for row in axes[::columns]:
             row.set_ylabel("score", fontsize=8)
+
+
+def transfer_bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> None:
+    """Fig. 3: {source → target: {task: {method: (mean, half-width)}}}, a panel a pair; a method keeps its colour."""
+    methods = list(dict.fromkeys(m for tasks in panels.values() for row in tasks.values() for m in row))
+    width = 0.8 / len(methods)
+    columns = min(2, len(panels))
+    with chart(path, -(-len(panels) // columns), columns, 4.6, 2.4) as axes:
+        for ax, (title, tasks) in zip(axes, panels.items(), strict=False):
+            for i, (method, color) in enumerate(zip(methods, cycle(COLORS), strict=False)):
+                at = [(t, row[method]) for t, row in enumerate(tasks.values()) if method in row]
+                x = [t + (i - (len(methods) - 1) / 2) * width for t, _ in at]
+                ax.bar(x, [m for _, (m, _) in at], width * 0.92, yerr=[e for _, (_, e) in at],
+                       color=color, label=method, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
+            ax.axhline(0, color="#888888", linewidth=0.8)
+            ax.set_xticks(range(len(tasks)), list(tasks))
+            ax.set_ylim(min(0.0, ax.get_ylim()[0]), max(1.0, ax.get_ylim()[1]))
+            ax.set_ylabel("normalised score", fontsize=8)
+            ax.set_title(title, fontsize=9)
+        _legend_above(axes[0])
 
 
 def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:

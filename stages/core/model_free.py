@@ -120,7 +120,7 @@ def make_policy(job: PixelJob) -> Artifact:
     Raises BadInput when another configuration is there, Interrupted on a signal.
     """
     run, path = job.run, job.path
-    found = artifacts.reuse(path, "behave", job.record, run.seed, job.inputs, run.fresh)
+    found = artifacts.reuse(path, "behave", job.record, run.seed, job.inputs, run.fresh, run.renew)
     if found:
         if not run.quiet:
             print(f"reusing {path}")

@@ -127,7 +127,7 @@ def make_model(job: Job) -> Artifact:
 
 def _reuse_or_train(job: Job) -> Artifact:
     run, path = job.run, job.path
-    found = artifacts.reuse(path, "pretrain", job.record, run.seed, job.inputs, run.fresh)
+    found = artifacts.reuse(path, "pretrain", job.record, run.seed, job.inputs, run.fresh, run.renew)
     if found:
         if not run.quiet:
             print(f"reusing {path}")

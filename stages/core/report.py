@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from stages.core import artifacts
+from stages.core import artifacts, results
 from stages.core.artifacts import Artifact
 from stages.core.errors import BadInput
 from stages.core.results import Table
@@ -83,6 +83,8 @@ def write_report(
     Args:
         facts: short lines under the title, e.g. {"scale": "laptop"}.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -94,6 +96,18 @@ def write_report(
     page = environment.get_template("report.html.j2")
     html = page.render(title=title, facts=facts, chapters=chapters, tree=tree)
     (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def save_table(folder: Path, stem: str, table: Table) -> None:
+    """One table as Markdown, CSV and LaTeX, and the numbers behind it as JSON."""
+    formats = {"md": results.markdown, "csv": results.comma_separated, "tex": results.latex}
+    for suffix, form in formats.items():
+        (folder / f"{stem}.{suffix}").write_text(form(table))
+    save_json(folder, stem, table.numbers)
+
+
+def save_json(folder: Path, stem: str, value: Any) -> None:
+    (folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
 
 
 def inline(file: Path) -> str:

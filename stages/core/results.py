@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from scipy.stats import bootstrap, trim_mean
 
 from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
+from stages.core.methods import CONTROL, base_method, transfer_source
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -29,6 +29,7 @@ CONFIDENCE = 0.95
 class Result:
     """One policy scored on one task; `goal` is the folder it was trained under (a task, tasks, or a prompt)."""
 
+    domain: str
     task: str
     method: str
     seed: int
@@ -44,6 +45,11 @@ class Result:
     def single_task(self) -> bool:
         """Whether the policy was trained for this task alone."""
         return self.goal == self.task
+
+    @property
+    def source(self) -> str:
+        """The body its model was carried over from, `control` for the same budget from scratch, or nothing."""
+        return transfer_source(self.method)
 
     @property
     def multi_task(self) -> bool:
@@ -68,6 +74,7 @@ def gather(root: Path, domain: str) -> list[Result]:
 def _result(row: dict[str, Any], artifact: Artifact) -> Result:
     """One row of an evaluation's table. Raises KeyError, TypeError or ValueError for anything else."""
     return Result(
+        domain=artifact.domain,
         task=str(row["task"]),
         method=str(row["method"]),
         seed=int(row["seed"]),
@@ -110,6 +117,8 @@ class Cell:
 
 def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> Any:
     """Mean of the middle half of all samples together (Agarwal et al. 2021)."""
+    from scipy.stats import trim_mean  # takes a second to import, and every stage imports this module
+
     return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
 
@@ -121,6 +130,8 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
     Returns:
         (mean, low, high).
     """
+    from scipy.stats import bootstrap
+
     samples = [np.asarray(group, np.float64) for group in groups]
     interval = bootstrap(
         samples,
@@ -167,16 +178,77 @@ PUBLISHED = "Columns marked paper hold its published values (InternVideo2, 10 se
 BACKBONES = {"offline": "offline, a small in-domain stand-in for a pretrained video-language model"}
 
 
+Groups = Mapping[str, Mapping[str, Sequence[Result]]]  # row of a table → method → its results
+
+
+def by_task(results: Sequence[Result], names: Sequence[tuple[str, str]]) -> Groups:
+    """{'walker run': {method: results}} for tasks given as (domain, name), run or not."""
+    return {f"{d} {t}": _by_method(r for r in results if (r.domain, r.task) == (d, t)) for d, t in names}
+
+
+def _by_method(results: Iterable[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(base_method(result.method) if result.source else result.method, []).append(result)
+    return found
+
+
+def _domain_rows(results: Sequence[Result], domain: str) -> Groups:
+    """All tasks of the domain that the paper has or that were run."""
+    extra = {r.task for r in results} - set(tasks.task_names(domain))
+    return by_task(results, [(domain, t) for t in [*tasks.task_names(domain), *sorted(extra)]])
+
+
 def tasks_table(results: Sequence[Result], domain: str) -> Table:
     """Scores by task and method with the paper's beside (the domain's part of Table 1)."""
-    single = [r for r in results if r.single_task]
-    table = _table("Scores by task", single, domain, paper_results()["table1"])
+    single = [r for r in results if r.single_task and not r.source]
+    table = _table("Scores by task", _domain_rows(single, domain), paper_results()["table1"])
     minutes = {c.name: training_minutes([r for r in single if r.method == c.name]) for c in table.columns[2:]}
     if any(minutes.values()):
         shown = [f"{found:.1f}" if (found := minutes[c.name]) is not None else "" for c in table.columns[2:]]
         table.rows.append(["training, minutes", "", *shown])
         table.note += " Training: wall time of the model and of one task's policy, on the machine that ran it."
     return table
+
+
+def table_1(results: Sequence[Result]) -> Table:
+    """Table 1: the paper's ten tasks and seven methods, of all domains."""
+    published = paper_results()["table1"]
+    methods = list(next(iter(published.values())))
+    single = [r for r in results if r.single_task and r.method in methods]
+    rows = by_task(single, [(d, t) for d in tasks.DOMAINS for t in tasks.task_names(d)])
+    return _table("Table 1: scores by task", rows, published, methods)
+
+
+def transfer_table(results: Sequence[Result]) -> Table | None:
+    """Fig. 3 in numbers: one row an ordered pair of bodies and task; None when nothing was carried over.
+
+    A column `<method>, from scratch` holds the controls at equal budget, where they were run.
+    """
+    rows = {}
+    for name, found in transfer_rows(results).items():
+        scratch = {f"{m}, from scratch": mine for m, mine in _by_method(_controls(results, found)).items()}
+        rows[name] = {**_by_method(found), **scratch}
+    if not rows:
+        return None
+    return _table("Fig. 3: transfer between bodies", rows, {}, _ordered({m for row in rows.values() for m in row}))
+
+
+def transfer_rows(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """{'walker → stickman run': results} of the models carried over, sources and targets in the paper's order."""
+    pairs = [(s, d) for s in tasks.DOMAINS for d in tasks.DOMAINS if s != d]
+    rows = {
+        f"{s} → {d} {t}": [r for r in results if r.single_task and (r.source, r.domain, r.task) == (s, d, t)]
+        for s, d in pairs
+        for t in tasks.task_names(d)
+    }
+    return {name: found for name, found in rows.items() if found}
+
+
+def _controls(results: Sequence[Result], moved: Sequence[Result]) -> list[Result]:
+    """The controls of the same target and task."""
+    domain, task = moved[0].domain, moved[0].task
+    return [r for r in results if r.single_task and (r.source, r.domain, r.task) == (CONTROL, domain, task)]
 
 
 def training_minutes(results: Sequence[Result]) -> float | None:
@@ -196,17 +268,17 @@ def training_minutes(results: Sequence[Result]) -> float | None:
 def multi_task_table(results: Sequence[Result], domain: str) -> Table | None:
     """Scores of policies that serve several tasks; None when there are none."""
     several = [r for r in results if r.multi_task]
-    return _table("One policy for several tasks", several, domain, {}) if several else None
+    return _table("One policy for several tasks", _domain_rows(several, domain), {}) if several else None
 
 
 def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
     """Table 2: components added one by one; None when no ablation was run or the paper has none here."""
     published = {k: v for k, v in paper_results()["table2"].items() if k.startswith(f"{domain} ")}
     methods = list(next(iter(published.values()), {}))
-    mine = [r for r in results if r.single_task and r.method in methods]
+    mine = [r for r in results if r.single_task and r.domain == domain and r.method in methods]
     if not any(r.method.startswith("ablation-") for r in mine):
         return None
-    return _table("Effect of each component", mine, domain, published, methods)
+    return _table("Effect of each component", _domain_rows(mine, domain), published, methods)
 
 
 def prompts_table(results: Sequence[Result]) -> Table | None:
@@ -254,45 +326,55 @@ def _conditions(results: Sequence[Result]) -> str:
 
 def _table(
     title: str,
-    results: Sequence[Result],
-    domain: str,
-    published: dict[str, dict[str, tuple[float, float]]],
+    rows: Groups,
+    published: Mapping[str, Mapping[str, tuple[float, float]]],
     methods: Sequence[str] = (),
 ) -> Table:
-    """All tasks of the domain that the paper has or that were run, × the methods given or run."""
-    extra = {r.task for r in results} - set(tasks.task_names(domain))
-    names = [*tasks.task_names(domain), *sorted(extra)]
-    methods = list(methods) or sorted({r.method for r in results}, key=lambda m: (m != "bitagent", m))
-    cells = {(t, m): c for t in names for m in methods if (c := cell(results, t, m))}
-    theirs = [m for m in methods if any(m in published.get(f"{domain} {t}", {}) for t in names)]
+    """The rows, run or not, × the methods given, or those that were run."""
+    methods = list(methods) or _ordered({m for row in rows.values() for m in row})
+    cells = {(name, m): _cell(found) for name, row in rows.items() for m in methods if (found := row.get(m))}
+    theirs = [m for m in methods if any(m in published.get(name, {}) for name in rows)]
     columns = [Column("task", "text"), Column("random", "random"), *(Column(m, "ours") for m in methods)]
     columns += [Column(f"paper: {m}", "paper") for m in theirs]
-    rows, numbers = [], []
-    for t in names:
-        random = [r.random_score for r in results if r.task == t]
-        values = [published.get(f"{domain} {t}", {}).get(m) for m in theirs]
-        rows.append(
-            [f"{domain} {t}", f"{np.mean(random):.2f}" if random else ""]
-            + [cells[t, m].text() if (t, m) in cells else "" for m in methods]
+    lines, numbers = [], []
+    for name, row in rows.items():
+        random = [r.random_score for found in row.values() for r in found]
+        values = [published.get(name, {}).get(m) for m in theirs]
+        lines.append(
+            [name, f"{np.mean(random):.2f}" if random else ""]
+            + [cells[name, m].text() if (name, m) in cells else "" for m in methods]
             + [f"{v[0]:.2f} ± {v[1]:.2f}" if v else "" for v in values]
         )
-        numbers += [_number(domain, t, m, cells[t, m]) for m in methods if (t, m) in cells]
-    if len(names) > 1:
-        rows += _overall(names, methods, cells, len(theirs))
+        numbers += [_number(row[m][0], m, cells[name, m]) for m in methods if (name, m) in cells]
+    if len(rows) > 1:
+        lines += _overall(list(rows), methods, cells, len(theirs))
+    results = [r for row in rows.values() for found in row.values() for r in found]
     note = " ".join([SCORE, *([PUBLISHED] if theirs else []), *([_conditions(results)] if results else [])])
-    return Table(title, note, columns, rows, numbers)
+    return Table(title, note, columns, lines, numbers)
+
+
+def _ordered(methods: Iterable[str]) -> list[str]:
+    """BiTAgent first, the others by name."""
+    return sorted(methods, key=lambda m: (m != "bitagent", m))
 
 
 def cell(results: Sequence[Result], task: str, method: str) -> Cell | None:
     """The scores of one task and method over seeds; None where it was not run."""
     mine = [r for r in results if (r.task, r.method) == (task, method)]
-    return Cell(tuple(r.score for r in mine), mine[0].stderr) if mine else None
+    return _cell(mine) if mine else None
 
 
-def _number(domain: str, task: str, method: str, cell: Cell) -> dict[str, Any]:
+def _cell(results: Sequence[Result]) -> Cell:
+    return Cell(tuple(r.score for r in results), results[0].stderr)
+
+
+def _number(first: Result, method: str, cell: Cell) -> dict[str, Any]:
     """One cell for the JSON file; intervals need two seeds."""
-    about: dict[str, Any] = {"domain": domain, "task": task, "method": method, "scores": list(cell.scores)}
-    about |= {"mean": round(cell.mean, 4), "stderr": round(cell.stderr, 4), "seeds": len(cell.scores)}
+    about: dict[str, Any] = {"domain": first.domain, "task": first.task, "method": method}
+    if first.source:
+        about["source"] = first.source
+    about |= {"scores": list(cell.scores), "mean": round(cell.mean, 4), "stderr": round(cell.stderr, 4)}
+    about["seeds"] = len(cell.scores)
     if len(cell.scores) > 1:
         mean, low, high = interquartile([cell.scores])
         about |= {"iqm": round(mean, 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
@@ -305,7 +387,7 @@ def _overall(
     """Rows over all tasks, for methods that ran every task; the interquartile mean needs two seeds of each."""
     means, middles = ["mean of tasks", ""], ["interquartile mean, 95 % interval", ""]
     for method in methods:
-        mine = [cells[t, method] for t in names if (t, method) in cells]
+        mine = [cells[name, method] for name in names if (name, method) in cells]
         whole = len(mine) == len(names)
         means.append(f"{np.mean([c.mean for c in mine]):.2f}" if whole else "")
         if whole and all(len(c.scores) > 1 for c in mine):
@@ -366,7 +448,17 @@ def bars(results: Sequence[Result], domain: str) -> dict[str, dict[str, tuple[fl
     for task in sorted({r.task for r in single}, key=order.index):
         random = [r.random_score for r in single if r.task == task]
         found[task] = {"random": (float(np.mean(random)), 0.0)}
-        for method in sorted({r.method for r in single if r.task == task}, key=lambda m: (m != "bitagent", m)):
+        for method in _ordered({r.method for r in single if r.task == task}):
             if found_cell := cell(single, task, method):
                 found[task][method] = (found_cell.mean, found_cell.stderr)
     return found
+
+
+def transfer_bars(results: Sequence[Result]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """{'walker → stickman': {task: {method: (mean, standard error)}}} of the models carried over (Fig. 3)."""
+    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for found in transfer_rows(results).values():
+        cells = {m: _cell(mine) for m, mine in sorted(_by_method(found).items())}
+        panel = panels.setdefault(f"{found[0].source} → {found[0].domain}", {})
+        panel[found[0].task] = {m: (c.mean, c.stderr) for m, c in cells.items()}
+    return panels

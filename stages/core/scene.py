@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, results, tasks, worlds
+from stages.core import artifacts, report, results, tasks, worlds
 from stages.core.actor_critic import Actor
 from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
+from stages.core.backbones import Backbone, load_backbone
 from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -99,14 +98,19 @@ class Scene:
         return named | {p: p for p in self.policies if p not in named.values()}
 
     @cached_property
-    def text(self) -> Tensor:
-        """Embeddings of the prompts (K, dim_e), by the backbone the model was trained with."""
+    def backbone(self) -> Backbone:
+        """The one the model was trained with."""
         extra = self.model_artifact.meta["extra"]
         backbone = load_backbone(extra["backbone"], self.run.root, self.run.device)
         if backbone.id != extra["backbone_id"]:
             again = self.run.command("pretrain", "--fresh")
             raise BadInput(f"{self.model_artifact.path} was trained with another backbone; make it again with: {again}")
-        return backbone.encode_text(list(self.prompts.values())).to(self.run.device)
+        return backbone
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Embeddings of the prompts (K, dim_e)."""
+        return self.backbone.encode_text(list(self.prompts.values())).to(self.run.device)
 
     @cached_property
     def contexts(self) -> TaskContext:
@@ -121,14 +125,10 @@ class Scene:
         return max(20, round(seconds * 100) * 10)
 
     def save_table(self, stem: str, table: results.Table) -> None:
-        """One table as Markdown, CSV and LaTeX, and the numbers behind it as JSON."""
-        formats = {"md": results.markdown, "csv": results.comma_separated, "tex": results.latex}
-        for suffix, form in formats.items():
-            (self.folder / f"{stem}.{suffix}").write_text(form(table))
-        self.save_json(stem, table.numbers)
+        report.save_table(self.folder, stem, table)
 
     def save_json(self, stem: str, value: Any) -> None:
-        (self.folder / f"{stem}.json").write_text(json.dumps(value, indent=1) + "\n")
+        report.save_json(self.folder, stem, value)
 
 
 def load_actor(artifact: Artifact, model: WorldModel) -> Actor:

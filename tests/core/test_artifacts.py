@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +153,20 @@ def test_embedded_rows_that_changed_are_made_again(tmp_path: Path) -> None:
     assert partial().episodes == 0
     (tmp_path / "embeddings.partial" / "progress.json").write_text("[" * 10_000)
     assert partial().episodes == 0
+
+
+def test_renewing_allows_for_inputs_made_again_and_nothing_else(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"domain": "walker", "seed": 0}
+    data = artifacts.save(tmp_path / "data", "collect", {"a": {"x": torch.zeros(1)}}, config={}, **about)
+    path = tmp_path / "model"
+    artifacts.save(path, "pretrain", {"a": {"x": torch.zeros(1)}}, config={"lr": 1}, inputs=[data], **about)
+    os.utime(path / "artifact.json", (1, 1))
+    assert artifacts.reuse(path, "pretrain", {"lr": 1}, 0, [data], fresh=False, renew=True)
+    assert (path / "artifact.json").stat().st_mtime > (data.path / "artifact.json").stat().st_mtime  # for make
+    again = artifacts.save(tmp_path / "data", "collect", {"a": {"x": torch.ones(1)}}, config={}, **about)
+    assert artifacts.reuse(path, "pretrain", {"lr": 1}, 0, [again], fresh=False, renew=True) is None
+    for config, inputs in (({"lr": 2}, [again]), ({"lr": 1}, [])):
+        with pytest.raises(BadInput, match="--fresh"):
+            artifacts.reuse(path, "pretrain", config, 0, inputs, fresh=False, renew=True)
+    with pytest.raises(BadInput, match="--fresh"):
+        artifacts.reuse(path, "pretrain", {"lr": 1}, 0, [again], fresh=False)

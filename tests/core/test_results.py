@@ -17,14 +17,22 @@ from stages.core.results import Result, Table
 
 
 def evaluate(
-    root: Path, task: str, seed: int, score: float, method: str = "bitagent", goal: str = "", **row: Any
+    root: Path,
+    task: str,
+    seed: int,
+    score: float,
+    method: str = "bitagent",
+    goal: str = "",
+    *,
+    domain: str = "walker",
+    **row: Any,
 ) -> None:
     """An evaluation artifact as the stage writes it."""
     about = {"task": task, "method": method, "seed": seed, "scale": "smoke", "episodes": 2, "return": 100 * score,
              "score": score, "stderr": 0.05, "random_score": 0.01} | row  # fmt: skip
     path = root / "evaluation" / f"{method}-s{seed}" / (goal or task)
     with artifacts.writing(
-        path, "evaluate", domain="walker", config={"score": score}, seed=seed, extra={"rows": [about]}
+        path, "evaluate", domain=domain, config={"score": score}, seed=seed, extra={"rows": [about]}
     ):
         pass
 
@@ -189,3 +197,50 @@ def test_training_time_is_that_of_the_model_and_of_one_policy(tmp_path: Path) ->
     shown = {name: column(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
     assert shown == {"genrl": "15.0", "iql": "5.0", "other": "", "random": ""}
     assert "wall time of the model and of one task's policy" in table.note
+
+
+# ---------------------------------------------------------------------------- all domains
+
+
+def everything(folder: Path) -> list[Result]:
+    return [r for domain in tasks.DOMAINS for r in results.gather(folder / domain, domain)]
+
+
+def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> None:
+    evaluate(tmp_path / "walker", "run", 0, 0.3)
+    evaluate(tmp_path / "cheetah", "run", 0, 0.6, "genrl", domain="cheetah")
+    evaluate(tmp_path / "walker", "run", 0, 0.9, "transfer-stickman")
+    evaluate(tmp_path / "walker", "run", 0, 0.1, "ablation-base")
+    table = results.table_1(everything(tmp_path))
+    assert [row[0] for row in table.rows] == [f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)]
+    assert [c.name for c in table.columns if c.kind == "ours"] == [
+        "iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent",
+    ]  # fmt: skip
+    ours = {name: column(table, name) for name in ("bitagent", "genrl", "iql")}
+    assert ours["bitagent"].pop("walker run") == "0.30 [0.05]"
+    assert ours["genrl"].pop("cheetah run") == "0.60 [0.05]"
+    assert not any(value for cells in ours.values() for value in cells.values())
+    assert column(table, "paper: bitagent")["stickman run"] == "0.49 ± 0.02"
+
+
+def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        evaluate(tmp_path / "stickman", "run", seed, 0.4 + seed / 5, "transfer-walker", domain="stickman")
+    evaluate(tmp_path / "stickman", "run", 0, 0.2, "genrl-transfer-walker", domain="stickman")
+    evaluate(tmp_path / "stickman", "run", 0, 0.1, "transfer-control", domain="stickman")
+    evaluate(tmp_path / "walker", "walk", 0, 0.6, "transfer-quadruped")
+    evaluate(tmp_path / "walker", "walk", 0, 0.8)
+    found = everything(tmp_path)
+    table = results.transfer_table(found)
+    assert table and [row[0] for row in table.rows][:2] == ["walker → stickman run", "quadruped → walker walk"]
+    assert column(table, "bitagent")["walker → stickman run"] == "0.50 ± 0.10 (2)"
+    assert column(table, "genrl")["quadruped → walker walk"] == ""
+    assert column(table, "bitagent, from scratch") == {
+        "walker → stickman run": "0.10 [0.05]", "quadruped → walker walk": "", "mean of tasks": "",
+    }  # fmt: skip
+    assert table.numbers[0]["source"] == "walker" and table.numbers[0]["domain"] == "stickman"
+    bars = results.transfer_bars(found)
+    assert bars["walker → stickman"]["run"].keys() == {"bitagent", "genrl"}
+    walker = results.tasks_table([r for r in found if r.domain == "walker"], "walker")
+    assert [c.name for c in walker.columns if c.kind == "ours"] == ["bitagent"]
+    assert results.transfer_table([r for r in found if not r.source]) is None

@@ -77,24 +77,26 @@ def find(root: Path, pattern: str) -> list[Artifact]:
 def measure(root: Path, scratch: Path, collected: float) -> Iterator[Row]:
     data, sides = find(root, "data/*"), find(root, "embeddings/*/*")
     yield from collecting(data, scratch, collected)
+    frames, embeddings = cost(lambda: artifacts.verify(*data)), cost(lambda: artifacts.verify(*sides))
     for backbone in find(root, "backbone"):
         whole = backbone.meta["wall_seconds"] + sum(a.meta["wall_seconds"] for a in sides)
-        yield comparing("embed", data, whole)
+        yield Row("embed", comparing(data), frames, 1, whole)
         yield from training(backbone, scratch, "embed", backbone.meta["config"], whole)
     for stage, pattern in (("pretrain", "model/*"), ("behave", "policy/*/*")):
         for made in find(root, pattern)[:1]:
             whole = made.meta["wall_seconds"]
-            yield comparing(stage, [*data, *sides], whole)
+            yield Row(stage, comparing(data), frames, 1, whole)
+            yield Row(stage, comparing(sides), embeddings, 1, whole)
             yield from training(made, scratch, stage, made.meta["config"][stage], whole)
     for scored in find(root, "evaluation/*/*")[:1]:
         policy = artifacts.load(artifacts.input_path(scored, next(iter(scored.meta["inputs"].values()))))
-        yield comparing("evaluate", [policy, *find(root, "backbone")], scored.meta["wall_seconds"])
+        one = cost(lambda policy=policy: artifacts.verify(policy))
+        yield Row("evaluate", comparing([policy]), one, 1, scored.meta["wall_seconds"])
     yield Row("any", "taking and giving back the lock", cost(lambda: lock(scratch / "locked")), 1, 0.0)
 
 
-def comparing(stage: str, found: Sequence[Artifact], whole: float) -> Row:
-    what = f"comparing {gigabytes(found):.2f} GB with their checksums"
-    return Row(stage, what, cost(lambda: artifacts.verify(*found)), 1, whole)
+def comparing(found: Sequence[Artifact]) -> str:
+    return f"comparing {gigabytes(found):.2f} GB with their checksums"
 
 
 def collecting(data: Sequence[Artifact], scratch: Path, whole: float) -> Iterator[Row]:

@@ -29,17 +29,13 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One command: its words, the folder of its domain, and the artifacts it reads and makes below the root.
-
-    `keeps`: whether it goes on from where it was killed, or begins again.
-    """
+    """One command: its words, the folder of its domain, and the artifacts it reads and makes below the root."""
 
     name: str
     words: tuple[str, ...]
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     domain: str = "walker"
-    keeps: bool = True
 
 
 DATA = ("walker-smoke/data/random", "walker-smoke/data/expert-walk")
@@ -59,7 +55,7 @@ STEPS = (
     Step("embed", ("embed",), DATA, (BACKBONE, *SIDES)),
     Step("pretrain", ("pretrain",), (*DATA, *SIDES, BACKBONE), (MODEL,)),
     Step("behave", ("behave", "--task", "walk"), (*DATA, *SIDES, BACKBONE, MODEL), (POLICY,)),
-    Step("evaluate", ("evaluate", "--task", "walk"), (BACKBONE, POLICY), (SCORES,), keeps=False),
+    Step("evaluate", ("evaluate", "--task", "walk"), (BACKBONE, POLICY), (SCORES,)),
     Step("target data", ("collect", "--source", "random", "--workers", "1"), (), TARGET[:1], "cheetah"),
     Step("target embed", ("embed",), TARGET[:1], TARGET[1:], "cheetah"),
     Step("transfer", ("transfer", "--src", "walker", "--task", "run"), (*TARGET, MODEL), ADAPTED, "cheetah"),

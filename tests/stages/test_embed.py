@@ -17,13 +17,15 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bitagent_cli.presets import load as load_preset
 from stages import embed
-from stages.core import artifacts
+from stages.core import artifacts, tasks
 from stages.core.artifacts import Artifact
-from stages.core.backbones import load_backbone
+from stages.core.backbones import load_backbone, offline
 from stages.core.backbones.contrast import held_out_episodes
+from stages.core.backbones.offline import OfflineBackbone, TextTower
 from stages.core.config import Run
 from stages.core.episodes import Dataset, DatasetWriter
 from stages.core.errors import BadInput
@@ -144,6 +146,28 @@ def test_a_dataset_made_again_is_noticed(run: Run) -> None:
     write_data(run.root, first=50)
     with pytest.raises(BadInput, match="--fresh"):
         embed.run(config(), run)
+
+
+def test_renewing_makes_again_what_other_data_was_embedded_into(run: Run) -> None:
+    first = embed.run(config(), run)[0]
+    renewing = dataclasses.replace(run, renew=True)
+    assert embed.run(config(), renewing)[0].id == first.id
+    write_data(run.root, first=50)
+    again = embed.run(config(), renewing)[0]
+    assert again.id != first.id
+    assert again.meta["extra"]["backbone_id"] == load_backbone("offline", run.root, "cpu").id
+    with pytest.raises(BadInput, match=r"config\.lr.*--fresh"):
+        embed.run(config(lr=0.1), renewing)
+
+
+def test_the_vectors_of_the_domains_prompts_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed.run(config(), run)
+    prompts = [task.prompt for task in tasks.TASKS if task.domain == run.domain]
+    backbone = load_backbone("offline", run.root, "cpu")
+    assert isinstance(backbone, OfflineBackbone)
+    wanted = F.normalize(TextTower().encode(prompts) @ backbone.project.weight.T, dim=-1)
+    monkeypatch.setattr(offline, "TextTower", None)  # not needed for these
+    assert torch.allclose(backbone.encode_text(prompts), wanted, atol=1e-5)
 
 
 def test_training_sees_neither_rewards_nor_held_out_episodes(run: Run, tmp_path: Path) -> None:

