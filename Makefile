@@ -84,6 +84,17 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 
 include reproduce.mk
 
+SHOWN := walker-laptop
+RESULT_SEEDS ?= 0 1 2
+results: $(READY) ## docs/results.md anew: walker at laptop scale, every task, several tasks at once, a free prompt (RESULT_SEEDS=)
+	$(MAKE) reproduce SCALE=laptop DOMAINS=walker SEEDS="$(RESULT_SEEDS)"
+	for goal in '--tasks stand,walk,run' '--task sit_knees' '--task lying_down'; do \
+	  $(BITAGENT) behave $(QUICK) $$goal && $(BITAGENT) evaluate $(QUICK) $$goal || exit; \
+	done
+	$(BITAGENT) behave $(QUICK) --task stand --oracle-reward
+	$(BITAGENT) visualize $(QUICK) --reward
+	cat $(addprefix $(RUNS)/$(SHOWN)/report/,scores.md multi-task.md reward-rank.md ledger.md) > docs/results.md
+
 bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render
 	$(BITAGENT) bench data

@@ -94,6 +94,7 @@ def collect(
     task: Annotated[
         str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
     ] = None,
+    algo: Annotated[str, typer.Option(help="How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3",
     frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
     states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
@@ -119,8 +120,9 @@ def collect(
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
     stage.run(
-        preset.collect, run, source=source, task=task, frames=frames, workers=workers, states_only=states_only,
-        render=render, size=size, camera=camera, import_dir=import_dir, strict=strict, agent=agent,
+        preset.collect, run, source=source, task=task, algo=algo, frames=frames, workers=workers,
+        states_only=states_only, render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
+        agent=agent,
     )  # fmt: skip
 
 

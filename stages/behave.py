@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, model_free, tasks
-from stages.core.actor_critic import ActorCritic, ActorCriticConfig
+from stages.core import artifacts, checkpoints, model_free, storage, tasks
+from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
@@ -29,7 +29,7 @@ from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.grounding import Align, Space
 from stages.core.groundings import open_model
-from stages.core.latents import Latents, encode, future_returns, label_rewards
+from stages.core.latents import Latents, Outcomes, encode, label_rewards, outcomes, standardized
 from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
@@ -116,7 +116,7 @@ def run(
         if not run.quiet:
             print(f"reusing {path}")
         return found
-    with world(run.device) as place, artifacts.locked(path):
+    with world(run.device) as place, storage.locked(path):
         began = time.time()
         model = open_model(source, place.device)
         again = run.command("pretrain", *method_option(method), "--fresh")
@@ -140,7 +140,7 @@ def run(
             extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
             | {"mllm": mllm_of(source).model_dump(), "summary": summary},
         )
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
         return made
 
 
@@ -179,19 +179,25 @@ class Behavior(nn.Module):
         return self.model.reward(task, state, action, self.config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        """batch: prompt (N,) and, unless data-free, h, z, e (N, ·), action (N, A) and return (N,) of the data."""
+        """batch: prompt (N,) and, unless data-free, what `draw_batch` reads of the data."""
         weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
         if "h" not in batch:
             return self.imagined_loss(self.dreamed_starts(task), task)
-        state = State(batch["h"], batch["z"], batch["e"])
-        anchor, critic, terms = self.learner.data_losses(self.inputs(state, task), batch["action"], batch["return"])
-        loss = weights.anchor * anchor + weights.data_value * critic
+        loss, terms = self.data_loss(batch, task)
         if weights.imagination:
             count = self.config.imagined
-            start = State(*(getattr(state, k)[:count] for k in ("h", "z", "e")))
+            start = State(*(batch[k][:count] for k in ("h", "z", "e")))
             imagined, more = self.imagined_loss(start, self.prompts.rows(batch["prompt"][:count]))
             loss, terms = loss + imagined, terms | more
-        return loss, terms | {"critic_data": critic.detach()}
+        return loss, terms
+
+    def data_loss(self, batch: Batch, task: TaskContext) -> tuple[Tensor, Terms]:
+        """Weighted actor and critic losses on transitions of the data."""
+        state = State(*(batch[k] for k in ("h", "z", "e")))
+        following = State(*(batch[f"next_{k}"] for k in ("h", "z", "e")))
+        parts = (batch["action"], batch["reward"], batch["discount"], self.inputs(following, task), batch["normal"])
+        actor, critic, terms = self.learner.data_losses(Transitions(self.inputs(state, task), *parts))
+        return self.config.actor_critic.anchor * actor + critic, terms
 
     def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
         """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
@@ -211,18 +217,22 @@ class Behavior(nn.Module):
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        states, actions, _ = self.rollout(start, task, self.config.horizon)
+        states, actions, std = self.rollout(start, task, self.config.horizon)
         reward = self.reward(task, states, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward)
+        return self.learner.imagination_losses(self.inputs(states, task), reward, std)
 
     def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
-        """The model under the policy's sampled actions: see `WorldModel.imagine`."""
+        """The model under the policy's sampled actions: states (N, H+1, ...), actions and deviations (N, H, A)."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
+        stds = []
 
         def act(features: Tensor, step: int) -> Tensor:
-            return self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
+            action, std = self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
+            stds.append(std)
+            return action
 
-        return self.model.imagine(start, act, steps, task, self.noise)
+        states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
+        return states, actions, torch.stack(stds, 1)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
         """What actor and critic read: (N, ..., dim_policy)."""
@@ -254,15 +264,15 @@ def train(
         head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
-    actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
+    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
     if run.fresh:
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
     start = restore(path, about, learner, actor, critic)
     lower = f"behave.lr={config.lr / 3:.2g}"
     noise = Noise(place.device, place.rank, place.size)
     behavior = Behavior(model, learner, prompts, config, noise, head)
-    returns = data_returns(behavior, latents) if latents else None
+    found = data_outcomes(behavior, latents) if latents else None
     compiled = should_compile(config.compile, place.device)
     update = make_update(
         behavior,
@@ -278,67 +288,80 @@ def train(
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
     with stop_signals() as stop, bar:
         for step in range(start + 1, config.updates + 1):
-            terms = update(draw_batch(latents, returns, config, noise, len(prompts.tau)))
+            terms = update(draw_batch(latents, found, config, noise, len(prompts.tau)))
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
-                require_finite(step, values, artifacts.checkpoint_path(path), lower)
+                require_finite(step, values, checkpoints.folder(path), lower)
                 metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
-                    anchor=f"{values.get('anchor', 0.0):.2f}",
+                    imitation=f"{values.get('imitation', 0.0):.3f}",
+                    value=f"{values.get('data_value', 0.0):.1f}",
                     refresh=False,
                 )
             bar.update()
             if not last and (stop or step % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, artifacts.checkpoint_path(path), lower)
+                require_finite(step, finite, checkpoints.folder(path), lower)
                 groups = {
                     "learner": learner.state_dict(),
                     "actor": optimizer_tensors(actor),
                     "critic": optimizer_tensors(critic),
-                    "rng": artifacts.rng_state(),
+                    "rng": checkpoints.rng_state(),
                 }
-                artifacts.save_checkpoint(path, step, groups, about)
+                checkpoints.save(path, step, groups, about)
                 if stop:
                     raise stop.leave(command_again(run, goal, record["method"]))
     metrics.close()
     return learner, values
 
 
-def data_returns(behavior: Behavior, latents: Latents) -> Tensor:
-    """Returns (K, N) that followed every row of the data under each prompt, by the reward of imagination."""
+def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:
+    """What followed every row of the data under each prompt, by the standardised reward of imagination."""
 
     def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
         return behavior.reward(behavior.prompts.rows(prompt), state, action)
 
     config = behavior.config
-    found = label_rewards(latents, reward, config.horizon)
-    return future_returns(latents, found, config.actor_critic.discount, config.horizon)
+    found = standardized(latents, label_rewards(latents, reward, config.horizon))
+    return outcomes(latents, found, config.actor_critic.discount, config.actor_critic.n_step)
 
 
-def draw_batch(latents: Latents | None, returns: Tensor | None, config: Config, noise: Noise, prompts: int) -> Batch:
-    """Decisions of the dataset with the returns (K, N) that followed, or no data; each row asks for one prompt."""
+def draw_batch(latents: Latents | None, found: Outcomes | None, config: Config, noise: Noise, prompts: int) -> Batch:
+    """Transitions of the dataset, or no data; each row asks for one prompt.
+
+    Returns:
+        prompt (N,); with data h, z, e (N, ·), action (N, A), reward and discount (N,), next_h, next_z, next_e (N, ·)
+        of the state reached, and normal (N, A).
+    """
     count = config.imagined if latents is None else config.decisions
     prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
-    if latents is None or returns is None:
+    if latents is None or found is None:
         return {"prompt": prompt}
     rows = latents.draw(count, config.start_fraction, noise)
-    state = latents.state(rows, prompt)
-    found = {"h": state.h, "z": state.z, "e": state.e, "action": latents.action[rows + 1]}
-    return {**found, "return": returns[prompt, rows], "prompt": prompt}
+    action = latents.action[rows + 1]
+    return {
+        **vars(latents.state(rows, prompt)),
+        **{f"next_{k}": v for k, v in vars(latents.state(found.row[rows], prompt)).items()},
+        "prompt": prompt,
+        "action": action,
+        "reward": found.reward[prompt, rows],
+        "discount": found.discount[rows],
+        "normal": noise.normal(*action.shape),
+    }
 
 
 def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:
     """Load the checkpoint of this very run, if any; returns the update to go on from."""
-    found = artifacts.load_checkpoint(path, about)
+    found = checkpoints.load(path, about)
     if found is None:
         return 0
     step, groups = found
     learner.load_state_dict(groups["learner"])
     for optimizer, name in zip(optimizers, ("actor", "critic"), strict=True):
         load_optimizer_tensors(optimizer, groups[name])
-    artifacts.set_rng_state(groups["rng"])
+    checkpoints.set_rng_state(groups["rng"])
     return step
 
 

@@ -3,13 +3,15 @@
     bitagent collect --preset walker
     bitagent collect --preset walker --source explore
     bitagent collect --preset walker --source expert --task run --workers 2
+    bitagent collect --preset walker --source expert --task stand --algo dreamer
     bitagent collect --preset walker --states-only
     bitagent collect --preset walker --render runs/walker-laptop/states/random --size 224
     bitagent collect --preset walker --import genrl/walker --task walk
 
 Writes runs/<run>/data/random, data/explore and data/expert-<task>; states/ with --states-only; frames of
-another size or camera under frames/. An expert learns from physics observations, the explorer from pixels;
-the frames of the episodes kept are rendered afterwards from the recorded states, whatever the agent saw.
+another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels (Dreamer), the
+explorer from pixels; the frames of the episodes kept are rendered afterwards from the recorded states, whatever the
+agent saw.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import PartShare, Run, Section
 from stages.core.derive import render_dataset
+from stages.core.dreamer import DreamerConfig, DreamerJob, train_dreamer
 from stages.core.episodes import DatasetWriter
 from stages.core.errors import BadInput, nearest
 from stages.core.experts import (
@@ -41,14 +44,16 @@ from stages.core.experts import (
     task_decisions,
     train_expert,
 )
-from stages.core.explore import AgentConfig, ExploreConfig, ExploreJob, train_explorer
+from stages.core.explore import ExploreConfig, ExploreJob, train_explorer
 from stages.core.genrl_import import import_genrl
+from stages.core.online_agent import AgentConfig
 from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.running import progress, stop_signals
 from stages.core.shards import Episode
 from stages.core.workers import Channel, Figure, Pool
 
 SOURCES = ("random", "explore", "expert", "all")
+ALGOS = ("td3", "dreamer")
 ROWS = DECISIONS + 1
 CHUNK = 8  # episodes a rendering job
 FRAME_SIZE = 64
@@ -61,6 +66,7 @@ class Config(Section):
     random_correlation: PartShare
     explore: ExploreConfig
     expert: ExpertConfig
+    dreamer: DreamerConfig
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ def run(
     *,
     source: str = "all",
     task: str | None = None,
+    algo: str = "td3",
     frames: int | None = None,
     workers: int | None = None,
     states_only: bool = False,
@@ -121,36 +128,41 @@ def run(
 
     Args:
         task: a task of the domain; None for all of the paper's.
+        algo: how experts learn: td3 from physics observations, dreamer from pixels.
         frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
         workers: processes; None for one a core. Datasets are made side by side, the longest first.
-        agent: what the explorer is made of; needed where it is asked for.
+        agent: what the agents from pixels are made of; needed where one is asked for.
 
     Raises:
-        BadInput: unknown source or task, an unusable size or count, a dataset made another way.
+        BadInput: unknown source, algorithm or task, an unusable size or count, a dataset made another way.
         Interrupted: stopped by a signal, after saving.
     """
-    check(run, source, task, frames, workers, size)
+    check(run, source, task, algo, frames, workers, size)
     workers, look = workers or os.cpu_count() or 1, make_look(run.domain, size, camera, states_only)
     if import_dir is not None:
         return [import_dataset(run, import_dir, task or "", workers, strict)]
     if render is not None:
         return [render_again(run, render, look, workers)]
-    targets = plan(config, run, source, task, frames, look, agent)
+    targets = plan(config, run, source, task, algo, frames, look, agent)
     with ExitStack() as locks:
         for target in targets:
-            locks.enter_context(artifacts.locked(target.path))
+            locks.enter_context(storage.locked(target.path))
         open_targets = [t for t in targets if not _reuse(t, run)]
         again = {"--source": source, "--task": task, "--frames": frames, "--size": size, "--camera": camera}
         words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
-        _make(config, run, open_targets, workers, [*words, *["--states-only"] * states_only])
+        words += ["--algo", algo] * (algo != ALGOS[0]) + ["--states-only"] * states_only
+        _make(config, run, open_targets, workers, words)
     return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
 
 
-def check(run: Run, source: str, task: str | None, frames: int | None, workers: int | None, size: int | None) -> None:
+def check(
+    run: Run, source: str, task: str | None, algo: str, frames: int | None, workers: int | None, size: int | None
+) -> None:
     """Raise BadInput for options no dataset can be made from."""
     tasks.check_domain(run.domain)
-    if source not in SOURCES:
-        raise BadInput(f"unknown source {source!r}: {nearest(source, SOURCES)}")
+    for what, word, known in (("source", source, SOURCES), ("algorithm", algo, ALGOS)):
+        if word not in known:
+            raise BadInput(f"unknown {what} {word!r}: {nearest(word, known)}")
     if task:
         tasks.get_task(run.domain, task)
     for name, value, least in (("--frames", frames, 1), ("--workers", workers, 1), ("--size", size, 8)):
@@ -197,13 +209,23 @@ def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
 
 
 def plan(
-    config: Config, run: Run, source: str, task: str | None, frames: int | None, look: Look, agent: AgentConfig | None
+    config: Config,
+    run: Run,
+    source: str,
+    task: str | None,
+    algo: str,
+    frames: int | None,
+    look: Look,
+    agent: AgentConfig | None,
 ) -> list[Target]:
     """The datasets that `source` and `task` name: explorer, experts with the largest budget first, then random."""
     found = []
     if source in ("expert", "all"):
         names = [task] if task else tasks.task_names(run.domain)
-        found = [_expert_target(config.expert, run, name, frames, look) for name in names]
+        if algo == "dreamer":
+            found = [_dreamer_target(config, run, name, frames, look, agent) for name in names]
+        else:
+            found = [_expert_target(config.expert, run, name, frames, look) for name in names]
         found.sort(key=lambda t: -t.job.episodes if t.job else 0)
     if source == "explore" or (source == "all" and config.explore.in_all):
         found.insert(0, _explore_target(config, run, task, frames if source == "explore" else None, look, agent))
@@ -223,10 +245,28 @@ def _record(look: Look, **about: Any) -> dict[str, Any]:
 def _expert_target(config: ExpertConfig, run: Run, task: str, frames: int | None, look: Look) -> Target:
     path = _folder(run, look) / f"expert-{task}"
     episodes = -(-(frames or task_decisions(config, task)) // DECISIONS)
-    settings = config.model_dump(exclude={"decisions"})
-    record = _record(look, source="expert", task=task, episodes=episodes, expert=settings)
-    job = ExpertJob(run.domain, task, run.seed, episodes, path, config)
-    return Target(run, "expert", task, path, record, look, kept_episodes(episodes, config.keep_episodes), job)
+    settled = 0 if frames else config.settled_episodes  # --frames counts them all
+    settings = config.model_dump(exclude={"decisions", "settled_episodes"})
+    record = _record(look, source="expert", task=task, episodes=episodes, settled=settled, expert=settings)
+    job = ExpertJob(run.domain, task, run.seed, episodes, path, config, settled)
+    kept = [*kept_episodes(episodes, config.keep_episodes), *range(episodes, job.total)]
+    return Target(run, "expert", task, path, record, look, kept, job)
+
+
+def _dreamer_target(
+    config: Config, run: Run, task: str, frames: int | None, look: Look, agent: AgentConfig | None
+) -> Target:
+    assert agent is not None, "an expert from pixels needs the sections its networks are made from"
+    path = _folder(run, look) / f"expert-{task}"
+    episodes = -(-(frames or task_decisions(config.expert, task)) // DECISIONS)
+    about = {"task": task, "episodes": episodes, "correlation": config.random_correlation, "algo": "dreamer"}
+    about |= {"dreamer": config.dreamer.model_dump(), "agent": agent.record}
+    job = DreamerJob(
+        run.domain, task, run.seed, episodes, path, config.dreamer, agent, config.random_correlation, run.device,
+        evaluation_episodes=config.expert.evaluation_episodes,
+    )  # fmt: skip
+    record = _record(look, source="expert", **about)
+    return Target(run, "expert", task, path, record, look, list(range(episodes)), job)
 
 
 def _random_target(config: Config, run: Run, task: str | None, frames: int | None, look: Look) -> Target:
@@ -265,7 +305,7 @@ def _reuse(target: Target, run: Run) -> Artifact | None:
 
 
 def _drop_work(target: Target) -> None:
-    artifacts.drop_checkpoint(target.path)
+    checkpoints.drop(target.path)
     if target.job:
         shutil.rmtree(target.job.replay, ignore_errors=True)
 
@@ -278,12 +318,15 @@ def _make(config: Config, run: Run, targets: list[Target], workers: int, options
     with stop_signals() as stop, _bar(run, targets) as report, Pool(workers, lambda: bool(stop), report) as pool:
         for target in targets:
             target.writer(fresh=run.fresh)
-            if isinstance(target.job, ExploreJob):
-                pool.submit(target.label, train_explorer, target.job)
-            elif target.job:
-                pool.submit(target.label, train_expert, target.job)
-            else:
-                _submit_chunks(pool, target, play_random, config.random_correlation)
+            match target.job:
+                case None:
+                    _submit_chunks(pool, target, play_random, config.random_correlation)
+                case ExploreJob():
+                    pool.submit(target.label, train_explorer, target.job)
+                case DreamerJob():
+                    pool.submit(target.label, train_dreamer, target.job)
+                case _:
+                    pool.submit(target.label, train_expert, target.job)
         by_label = {t.label: t for t in targets}
         for label, result in pool.results():
             target = by_label[label]
@@ -356,9 +399,9 @@ def _finish(target: Target, run: Run) -> None:
 
 @contextmanager
 def _bar(run: Run, targets: list[Target]) -> Iterator[Any]:
-    """The one bar over all datasets: decisions trained on and frames rendered, with the last returns or figures."""
-    trained = sum(t.job.episodes * DECISIONS for t in targets if t.job)
-    total = trained + sum(ROWS * len(t.episodes) for t in targets)
+    """The one bar over all datasets: decisions played and frames rendered, with the last returns or figures."""
+    played = sum(t.job.total * DECISIONS for t in targets if t.job)
+    total = played + sum(ROWS * len(t.episodes) for t in targets)
     shown: dict[str, str] = {}
     with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
 

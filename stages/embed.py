@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
-from stages.core.backbones.offline import Student, TextTower, TowerConfig, fast_bf16
+from stages.core.backbones.offline import Student, TextTower, TowerConfig
 from stages.core.backbones.probe import draw_probe
 from stages.core.backbones.sidecar import FrameSource, write_embeddings
 from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
-from stages.core.training import load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.core.training import fast_bf16, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
 
 
 class OfflineConfig(TowerConfig):
@@ -99,8 +99,7 @@ def find_data(run: Run) -> list[Artifact]:
     if not paths:
         raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
     found = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
-    for artifact in found:
-        artifacts.verify(artifact)
+    artifacts.verify(*found)
     return found
 
 
@@ -131,7 +130,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
             f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
             f"them; collect some with: {run.command('collect', '--source', 'random')}"
         )
-    with artifacts.locked(path):
+    with storage.locked(path):
         began = time.time()
         seed_everything(run.seed)
         sentences = TextTower(run.device)
@@ -162,7 +161,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
                 "losses": last,
             },
         )
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
         return made
 
 
@@ -170,7 +169,7 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
     """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit."""
     device = torch.device(run.device)
     if run.fresh:
-        artifacts.drop_checkpoint(training.path)
+        checkpoints.drop(training.path)
     start = restore(training)
     bf16 = fast_bf16(run.device)
     update = make_update(
@@ -193,12 +192,12 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
             bar.update()
             if step % config.log_every == 0 or step + 1 == config.updates:
                 last = {k: float(v) for k, v in terms.items()}
-                require_finite(step, last, artifacts.checkpoint_path(training.path), lower)
+                require_finite(step, last, checkpoints.folder(training.path), lower)
                 metrics.log(step, last)
                 bar.set_postfix(loss=f"{last['loss']:.3f}")
             if stop or (step + 1) % config.checkpoint_every == 0:
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, artifacts.checkpoint_path(training.path), lower)
+                require_finite(step, finite, checkpoints.folder(training.path), lower)
                 save(training, step + 1)
             if stop:
                 raise stop.leave(training.again)
@@ -214,12 +213,12 @@ def schedule(step: int, updates: int) -> float:
 
 def save(training: Training, step: int) -> None:
     tensors = {"model": training.student.state_dict(), "optimizer": optimizer_tensors(training.optimizer)}
-    artifacts.save_checkpoint(training.path, step, tensors, training.about)
+    checkpoints.save(training.path, step, tensors, training.about)
 
 
 def restore(training: Training) -> int:
     """Continue from this tower's checkpoint when there is one; returns the step to go on with."""
-    found = artifacts.load_checkpoint(training.path, training.about)
+    found = checkpoints.load(training.path, training.about)
     if found is None:
         return 0
     step, tensors = found
@@ -242,7 +241,7 @@ def embed_dataset(
         if not run.quiet:
             print(f"reusing {path}")
         return artifacts.current(found)
-    with artifacts.locked(path):
+    with storage.locked(path):
         frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
         record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
         if not (run.renew and inputs):  # the offline backbone is an input: made again, it has another id

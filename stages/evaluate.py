@@ -20,7 +20,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section
 from stages.core.errors import BadInput
@@ -101,7 +101,7 @@ def run(
         rollouts[task_name] = rollout(policy, run, task_name, config)
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
     with (
-        artifacts.locked(path),
+        storage.locked(path),
         artifacts.writing(
             path,
             "evaluate",
@@ -115,7 +115,7 @@ def run(
         ) as draft,
     ):
         rewards = {f"{t}.reward": torch.from_numpy(r.reward.astype(np.float32)) for t, r in rollouts.items()}
-        artifacts.write_tensors(draft / "episodes.safetensors", rewards)
+        storage.write_tensors(draft / "episodes.safetensors", rewards)
         write_tables(draft, rows)
         for task_name, result in rollouts.items():
             write_videos(draft, task_name, result)

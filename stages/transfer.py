@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, figures, groundings, results, tasks
+from stages.core import artifacts, figures, groundings, results, storage, tasks
 from stages.core.agent import ModelConfig, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
@@ -176,7 +176,7 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
     record = {"from": {str(r.artifact.path.relative_to(run.root)): r.artifact.id for r in mine}}
     began = time.time()
     with (
-        artifacts.locked(path),
+        storage.locked(path),
         artifacts.writing(
             path,
             "transfer",

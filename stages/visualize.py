@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, logs, paper_page, results
+from stages.core import artifacts, logs, paper_page, results, storage
 from stages.core.artifacts import Artifact
 from stages.core.chapters import PARTS
 from stages.core.config import Run
@@ -55,7 +55,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
         if not run.quiet:
             print(f"reusing {path}: nothing changed since it was made")
         return artifacts.current(found)
-    with artifacts.locked(path):
+    with storage.locked(path):
         write(Scene(config, run, method, reward, path), made, record)
     if not run.quiet:
         scores = path / "scores.md"
@@ -84,7 +84,7 @@ def run_paper(run: Run) -> Artifact:
             print(f"reusing {path}: nothing changed since it was made")
         return artifacts.current(found)
     about: dict[str, Any] = {"domain": run.domain, "config": record, "seed": run.seed, "inputs": made, "began": began}
-    with artifacts.locked(path), artifacts.writing(path, "visualize", **about) as draft:
+    with storage.locked(path), artifacts.writing(path, "visualize", **about) as draft:
         chapters = paper_page.chapters(draft, scored, reports)
         facts = {"scale": run.scale, "made": time.strftime("%Y-%m-%d %H:%M"), "domains": ", ".join(runs)}
         last = [a for a in made if a.meta["stage"] == "evaluate"]

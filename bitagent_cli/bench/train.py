@@ -20,7 +20,7 @@ from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.distributed import World
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
-from stages.core.training import make_optimizer, make_update, should_compile
+from stages.core.training import autocast, fast_bf16, make_optimizer, make_update, should_compile
 
 DIM_EMBEDDING = {"internvideo2": 512}
 DIM_ACTION = 6
@@ -87,15 +87,8 @@ def bench_behave(
     with torch.no_grad():
         prompts = model.task(F.normalize(torch.randn(1, model.dim_embedding, device=place.device), dim=-1))
     learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
-    actor, critic = (make_optimizer(list(m.parameters()), config.lr, 0.0) for m in (learner.actor, learner.critic))
-    batch = {
-        "h": torch.rand(n, c.deter, device=place.device) * 2 - 1,
-        "z": torch.randn(n, c.dim_z, device=place.device),
-        "e": F.normalize(torch.randn(n, model.dim_embedding, device=place.device), dim=-1),
-        "action": torch.rand(n, DIM_ACTION, device=place.device) * 2 - 1,
-        "return": torch.randn(n, device=place.device),
-        "prompt": torch.zeros(n, dtype=torch.long, device=place.device),
-    }
+    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+    batch = synthetic_transitions(n, model, place.device)
     loss = behave.Behavior(model, learner, prompts, config, Noise(place.device), None)
     compiled = should_compile(config.compile, place.device)
     update = make_update(
@@ -143,14 +136,14 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
         "encoder": lambda: model.rssm.posterior(batch["image"]).mean(),
         "recurrence": lambda: model.rssm.scan(z, batch["action"], batch["is_first"], model.rssm.first(b)).mean(),
         "fusion": lambda: model.fusion(e, s, task().gates.unsqueeze(1)).mean(),
-        "decoder": lambda: model.decoder(z.flatten(0, 1)).mean(),
+        "decoder": lambda: model.decoder.squared_error(z.flatten(0, 1), batch["image"].flatten(0, 1)),
         "text_imagination": lambda: model.text_forced(s, batch["action"], batch["is_first"], task())[0].mean(),
         "joint_behavior_rollouts": rollouts,
     }
 
     def timed(part: Callable[[], Tensor]) -> float:
         def call() -> None:
-            with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+            with autocast(dev, config.bf16):
                 value = part()
             value.backward()
 
@@ -175,6 +168,28 @@ def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.de
         "is_first": torch.zeros(b, t, dtype=torch.bool, device=device),
         "embedding": F.normalize(torch.randn(b, t, model.dim_embedding, device=device), dim=-1).half(),
         "task": torch.zeros(b, dtype=torch.long, device=device),
+    }
+
+
+def synthetic_transitions(count: int, model: JointModel, device: torch.device) -> dict[str, Tensor]:
+    """What `behave.draw_batch` returns, for one prompt."""
+    c = model.config
+
+    def state(prefix: str) -> dict[str, Tensor]:
+        return {
+            f"{prefix}h": torch.rand(count, c.deter, device=device) * 2 - 1,
+            f"{prefix}z": torch.randn(count, c.dim_z, device=device),
+            f"{prefix}e": F.normalize(torch.randn(count, model.dim_embedding, device=device), dim=-1),
+        }
+
+    return {
+        **state(""),
+        **state("next_"),
+        "prompt": torch.zeros(count, dtype=torch.long, device=device),
+        "action": torch.rand(count, model.dim_action, device=device) * 2 - 1,
+        "reward": torch.randn(count, device=device),
+        "discount": torch.full((count,), 0.9, device=device),
+        "normal": torch.randn(count, model.dim_action, device=device),
     }
 
 
@@ -224,9 +239,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_tflops(device: torch.device, size: int | None = None) -> float:
-    """bf16 matrix product rate of this device, in TFLOP/s: the ceiling the loops are held against."""
+    """Matrix product rate of this device, in TFLOP/s and the precision of the loops: the ceiling they are held to."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if fast_bf16(device) else torch.float32)
     seconds = time_calls(lambda: a @ a, device, 10)
     return round(2 * size**3 / seconds / 1e12, 3)
 

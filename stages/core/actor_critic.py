@@ -1,13 +1,14 @@
-"""Actor and critic learned in imagination, anchored to the dataset (Section 3.2; DreamerV3, AWAC).
+"""Actor and critics learned in imagination and on the dataset's own transitions (Section 3.2; DreamerV3, TD3+BC).
 
-The actor climbs the λ-return of imagined rollouts through the differentiable dynamics. Where the
-data is thin the model can be exploited, so an anchor pulls the actor toward those dataset actions
-whose real, text-rewarded outcome beat the critic's expectation; no true reward is involved.
+The actor climbs the λ-return of imagined rollouts through the differentiable dynamics. Where the data is thin the
+model can be exploited, so the actor also climbs action values learned on the dataset's transitions, under the
+same text reward, while it stays near the dataset's actions; no true reward is involved.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,31 @@ class ActorCriticConfig(Section):
     entropy: float
     imagination: float
     anchor: float
-    anchor_temperature: float
-    data_value: float
-    expectile: float
+    climb: float
+    n_step: int
+    target_noise: float
+    target_noise_clip: float
     slow_rate: float
     return_floor: float
     return_rate: float
     min_std: float
     max_std: float
+
+
+@dataclass
+class Transitions:
+    """N transitions of the data over n steps.
+
+    features (N, I) of the state, action (N, A) taken there, reward (N,) the discounted sum over the n steps, discount
+    (N,) γ^n, following (N, I) features of the state after them, normal (N, A) noise of the smoothed target action.
+    """
+
+    features: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    following: Tensor
+    normal: Tensor
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: float, trace: float) -> Tensor:
@@ -66,16 +84,11 @@ class Actor(nn.Module):
         mean, raw = self.net(features).float().chunk(2, -1)
         return torch.tanh(mean), self.min_std + (self.max_std - self.min_std) * torch.sigmoid(raw)
 
-    def sample(self, features: Tensor, normal: Tensor) -> Tensor:
-        """Reparameterised action; clipping passes the gradient straight through."""
+    def sample(self, features: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised action, whose clipping passes the gradient straight through, and its deviation: (..., A)."""
         mean, std = self(features)
         action = mean + std * normal
-        return action + (action.clamp(-1, 1) - action).detach()
-
-
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log-density summed over the last axis."""
-    return (-0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return action + (action.clamp(-1, 1) - action).detach(), std
 
 
 def gaussian_entropy(std: Tensor) -> Tensor:
@@ -83,10 +96,25 @@ def gaussian_entropy(std: Tensor) -> Tensor:
     return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+class ActionValues(nn.Module):
+    """Twin action values: features (N, I), action (N, A) → (2, N). They start at zero."""
+
+    def __init__(self, inp: int, dim_action: int, config: ActorCriticConfig) -> None:
+        super().__init__()
+        sizes = (inp + dim_action, 1, config.units, config.layers)
+        self.nets = nn.ModuleList(MLP(*sizes, zero_out=True) for _ in range(2))
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([features, action], -1)
+        return torch.stack([net(x).squeeze(-1).float() for net in self.nets])
+
+
 class ActorCritic(nn.Module):
-    """Actor, two-hot critic, its slow copy, and the running range of returns."""
+    """Actor; two-hot critic of imagination and twin action values of the data, each with a slow copy and the running
+    range of what it estimates."""
 
     return_range: Tensor
+    value_range: Tensor
 
     def __init__(self, inp: int, dim_action: int, config: ActorCriticConfig) -> None:
         super().__init__()
@@ -95,7 +123,16 @@ class ActorCritic(nn.Module):
         self.critic = TwoHotHead(inp, config.units, config.layers)
         self.slow = TwoHotHead(inp, config.units, config.layers).requires_grad_(False)
         self.slow.load_state_dict(self.critic.state_dict())
-        self.register_buffer("return_range", torch.zeros(()))
+        self.action_values = ActionValues(inp, dim_action, config)
+        self.slow_action_values = ActionValues(inp, dim_action, config).requires_grad_(False)
+        self.slow_action_values.load_state_dict(self.action_values.state_dict())
+        for name in ("return_range", "value_range"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def critics(self) -> list[nn.Parameter]:
+        """What the optimizer of the critics trains."""
+        return [*self.critic.parameters(), *self.action_values.parameters()]
 
     def value(self, features: Tensor, *, slow: bool = False) -> Tensor:
         head = self.slow if slow else self.critic
@@ -103,30 +140,32 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def update_slow(self) -> None:
-        """Move the slow critic toward the critic."""
-        for slow, fast in zip(self.slow.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast, self.config.slow_rate)
+        """Move the slow critics toward the critics."""
+        slow = [*self.slow.parameters(), *self.slow_action_values.parameters()]
+        torch._foreach_lerp_(slow, self.critics, self.config.slow_rate)
 
     @torch.no_grad()
-    def _return_scale(self, returns: Tensor) -> Tensor:
+    def _scale(self, running: Tensor, values: Tensor) -> Tensor:
         """Running 5-95 percentile range, floored: rewards in [-1, 1] would vanish under DreamerV3's floor of 1."""
-        low, high = torch.quantile(returns.detach().flatten(), torch.tensor([0.05, 0.95], device=returns.device))
-        self.return_range.lerp_(high - low, self.config.return_rate)
-        return self.return_range.clamp(min=self.config.return_floor)
+        low, high = torch.quantile(values.detach().flatten(), torch.tensor([0.05, 0.95], device=values.device))
+        running.lerp_(high - low, self.config.return_rate)
+        return running.clamp(min=self.config.return_floor)
 
-    def imagination_losses(self, features: Tensor, reward: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def imagination_losses(
+        self, features: Tensor, reward: Tensor, std: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor and critic losses on an imagined rollout.
 
         Args:
             features: (N, H+1, I), differentiable with respect to the actor through the dynamics.
             reward: (N, H), differentiable likewise.
+            std: (N, H, A), the policy's deviation at states 0..H-1.
         """
         c = self.config
         value = self.value(features, slow=True)  # (N, H+1)
         returns = lambda_return(reward, value, c.discount, c.trace)  # (N, H)
-        _, std = self.actor(features[:, :-1].detach())
         weight = c.discount ** torch.arange(reward.shape[1], device=reward.device)
-        objective = returns / self._return_scale(returns) + c.entropy * gaussian_entropy(std)
+        objective = returns / self._scale(self.return_range, returns) + c.entropy * gaussian_entropy(std)
         logits = self.critic(features[:, :-1].detach())
         critic = (self.critic.loss(logits, returns.detach()) * weight).mean()
         metrics = {
@@ -137,27 +176,29 @@ class ActorCritic(nn.Module):
         }
         return -(objective * weight).mean(), critic, {k: v.detach() for k, v in metrics.items()}
 
-    def data_losses(
-        self, features: Tensor, action: Tensor, returns: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Anchor and critic losses on decisions of the data with the text-rewarded returns that followed.
+    def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Actor and critic losses on transitions of the data under the learned reward (TD3+BC, Eq. 3 and 5).
 
-        Args:
-            features: (N, I) posterior states, constant. action: (N, A). returns: (N,).
+        The actor climbs the smaller action value, in units of its range, and stays near the data's action; its
+        standard deviation learns how far that is on average.
         """
         c = self.config
-        logits = self.critic(features)
-        advantage = (returns - self.critic.mean(logits)).detach()  # (N,)
-        spread = advantage.std().clamp(min=1e-4)
-        weight = ((advantage - advantage.mean()) / spread / c.anchor_temperature).clamp(max=4.0).exp()
-        weight = weight / weight.mean()
-        # Above 1/2 the critic expects what the better actions of the data earn, not the average one (IQL, Eq. 5).
-        asymmetry = torch.where(advantage > 0, c.expectile, 1 - c.expectile)
-        mean, std = self.actor(features)
-        log_prob = gaussian_log_prob(action, mean, std)
-        metrics = {"data_return": returns.mean(), "anchor": -log_prob.mean(), "data_std": std.mean()}
-        return (
-            -(weight * log_prob).mean(),
-            (2 * asymmetry * self.critic.loss(logits, returns)).mean(),
-            {k: v.detach() for k, v in metrics.items()},
-        )
+        with torch.no_grad():
+            smooth = (batch.normal * c.target_noise).clamp(-c.target_noise_clip, c.target_noise_clip)
+            action = (self.actor(batch.following)[0] + smooth).clamp(-1, 1)  # (N, A)
+            target = batch.reward + batch.discount * self.slow_action_values(batch.following, action).amin(0)  # (N,)
+        critic = (self.action_values(batch.features, batch.action) - target).square().mean(1).sum()
+        mean, std = self.actor(batch.features)
+        value = self.slow_action_values(batch.features, mean).amin(0)  # (N,)
+        distance = batch.action - mean  # (N, A)
+        imitation = distance.square().mean()
+        width = (std - distance.detach().abs()).square().mean()
+        climb = c.climb * value.mean() / self._scale(self.value_range, value)
+        metrics = {
+            "data_reward": batch.reward.mean(),
+            "data_value": value.mean(),
+            "value_range": self.value_range,
+            "imitation": imitation,
+            "critic_data": critic,
+        }
+        return imitation + width - climb, critic, {k: v.detach() for k, v in metrics.items()}

@@ -177,25 +177,25 @@ class JointModel(WorldModel):
         h, log_probs = self.text_start(task)
         latents: list[Tensor] = []
         all_probs = []
-        actions = self.text_action(actions)
+        actions, semantic = self.text_action(actions), self.fusion.fuse_semantic(task.semantics)
         for step in range(actions.shape[1] + 1):
             if step:
                 h = self.text_dynamics.step(h, latents[-1], actions[:, step - 1])
                 log_probs = self.text_dynamics.prior(h)
             s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
-            latents.append(self.fusion(task.semantics, s, task.gates))
+            latents.append(self.fusion.blend(semantic, s, task.gates))
             all_probs.append(log_probs)
         return torch.stack([z.float() for z in latents], 1), torch.stack(all_probs, 1)
 
 
 def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor) -> Tensor:
     """Recurrence in which a reset step *is* `h_first` instead of a step from it: (B, T, deter)."""
-    projected = dynamics.gru.inp(x)  # (B, T, 3D)
-    keep = (~reset).unsqueeze(-1).to(h_first.dtype)
+    projected = dynamics.gru.inp(x).unbind(1)  # T × (B, 3D)
+    keep = (~reset).unsqueeze(-1).to(h_first.dtype)  # (B, T, 1)
+    restart = (h_first.unsqueeze(1) * (1 - keep)).unbind(1)  # T × (B, deter)
     h, states = h_first, []
-    for t in range(x.shape[1]):
-        h = dynamics.gru.cell(projected[:, t], h) * keep[:, t] + h_first * (1 - keep[:, t])
-        h = h.to(h_first.dtype)
+    for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
+        h = torch.addcmul(new, dynamics.gru.cell(given, h).to(h_first.dtype), kept)
         states.append(h)
     return torch.stack(states, 1)
 

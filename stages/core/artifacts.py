@@ -4,40 +4,35 @@
         artifact.json      schema, stage, config, seed, versions, inputs, sha256 of each file
         model.safetensors
 
-Writing happens in a hidden sibling that is fsynced and renamed into place; a `.lock` beside the
-artifact keeps a second writer out. Checkpoints are the same thing under `<artifact>.checkpoint`.
+`storage` writes them whole and keeps a second writer out; `checkpoints` is what a stopped training leaves beside them.
 What is read back is compared with its checksums first: `load` checks artifact.json, `Artifact.tensors`
 the file it loads, `verify` every file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from stages.core import storage
 from stages.core.errors import BadInput
 
-SCHEMA = 1
 PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "transformers", "safetensors")
-MAX_JSON_BYTES = 16 * 2**20
 CONTENT = ("stage", "domain", "config", "seed", "inputs", "extra", "files")  # of artifact.json: what the id covers
 META: dict[str, type] = {
     "id": str, "name": str, "stage": str, "domain": str, "config": dict, "seed": int, "inputs": dict, "extra": dict,
@@ -68,14 +63,7 @@ class Artifact:
         try:
             return load_file(str(file), device=device)
         except (SafetensorError, OSError, ValueError) as error:
-            raise corrupted(file, error) from None
-
-
-def corrupted(file: Path, error: Exception) -> BadInput:
-    return BadInput(
-        f"{file} is missing or corrupted ({str(error).splitlines()[0]}); "
-        "delete its folder and run the command that made it again (--fresh)"
-    )
+            raise storage.corrupted(file, error) from None
 
 
 def input_ids(inputs: Sequence[Artifact]) -> dict[str, str]:
@@ -87,38 +75,10 @@ def input_path(artifact: Artifact, wanted: str) -> Path:
     """Where the input of this id lay when `artifact` was made. Raises BadInput when artifact.json does not say."""
     places: dict[str, str] = artifact.meta["input_paths"]
     if wanted not in places:
-        raise corrupted(artifact.path / "artifact.json", ValueError(f"it does not say where its input {wanted} is"))
+        raise storage.corrupted(
+            artifact.path / "artifact.json", ValueError(f"it does not say where its input {wanted} is")
+        )
     return artifact.path / places[wanted]
-
-
-def digest(value: Any) -> str:
-    """Short stable hash of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_held: set[Path] = set()  # artifacts whose lock this process has
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the writer's lock of one artifact. Raises BadInput when another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(path.parent / f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(f"another process is writing {path}; wait for it, or choose another --out") from None
-    _held.add(path.resolve())
-    try:
-        yield
-    finally:
-        _held.discard(path.resolve())
-        lock.release()
 
 
 @contextmanager
@@ -143,10 +103,10 @@ def writing(
         extra: stage-specific facts; the caller may fill it inside the `with`.
     """
     began = time.time() if began is None else began
-    with _draft(path) as draft:
+    with storage.draft(path) as draft:
         yield draft
-        files = {f.name: file_sha256(f) for f in sorted(draft.iterdir()) if f.is_file()}
-        content = plain(
+        files = {f.name: storage.file_sha256(f) for f in sorted(draft.iterdir()) if f.is_file()}
+        content = storage.plain(
             {
                 "stage": stage,
                 "domain": domain,
@@ -158,8 +118,8 @@ def writing(
             }
         )
         meta = {
-            "schema": SCHEMA,
-            "id": digest(content),
+            "schema": storage.SCHEMA,
+            "id": storage.digest(content),
             "name": path.name,
             **content,
             "input_paths": {a.id: os.path.relpath(a.path, path) for a in inputs},
@@ -169,107 +129,17 @@ def writing(
             "wall_seconds": round(time.time() - began, 1),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        (draft / "artifact.json").write_text(json.dumps(seal(meta), indent=1) + "\n")
-        replace_folder(draft, path)
+        (draft / "artifact.json").write_text(json.dumps(storage.seal(meta), indent=1) + "\n")
+        storage.replace_folder(draft, path)
         _rebuilding(path).unlink(missing_ok=True)
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """An empty hidden sibling of `path`; dropped on any failure, so that a full disk is not left fuller."""
-    draft = path.parent / f".{path.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`meta` with the digest of all of it, which an edit by hand does not survive."""
-    sealed: dict[str, Any] = plain({k: v for k, v in meta.items() if k != "seal"})
-    return sealed | {"seal": digest(sealed)}
-
-
-def plain(value: Any) -> Any:
-    """`value` as it comes back from JSON: lists for tuples, words for keys and paths."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def save(path: Path, stage: str, tensors: Mapping[str, Mapping[str, Tensor]], **about: Any) -> Artifact:
     """Write an artifact of small tensor files {file stem: {name: tensor}}; see `writing`."""
     with writing(path, stage, **about) as draft:
         for name, group in tensors.items():
-            write_tensors(draft / f"{name}.safetensors", group)
+            storage.write_tensors(draft / f"{name}.safetensors", group)
     return load(path, stage)
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file), metadata=metadata)
-
-
-def replace_folder(draft: Path, path: Path) -> None:
-    """fsync everything in `draft`, then rename it to `path`, replacing what is there."""
-    for file in draft.rglob("*"):
-        if file.is_file():
-            fsync(file)
-    fsync(draft)
-    old = path.parent / f".{path.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    draft.rename(path)
-    fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: `write` fills a hidden sibling, which is fsynced and renamed into place."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        write(draft)
-        fsync(draft)
-        draft.rename(file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    fsync(file.parent)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, in one step: a kill leaves it whole or leaves a hidden remainder."""
-    gone = path.parent / f".{path.name}.gone"
-    shutil.rmtree(gone, ignore_errors=True)
-    if path.exists():
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def _recover(path: Path) -> None:
-    """A kill between the two renames of `replace_folder` leaves only `.old`: put it back.
-
-    Not while another process writes there: it is about to put something newer in place.
-    """
-    old = path.parent / f".{path.name}.old"
-    if path.exists() or not old.exists():
-        return
-    try:
-        with nullcontext() if path.resolve() in _held else locked(path):
-            if old.exists() and not path.exists():
-                old.rename(path)
-    except BadInput:
-        return
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load(path: Path, stage: str | None = None, *, domain: str | None = None, made_by: str = "") -> Artifact:
@@ -279,7 +149,7 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
         BadInput: missing (names `made_by`, the command that makes it), corrupted, of a newer
             schema, of another stage or of another domain.
     """
-    _recover(path)
+    storage.recover(path)
     file = path / "artifact.json"
     if not file.exists():
         raise BadInput(f"{path} does not exist; make it with: {made_by}" if made_by else f"{path} is not an artifact")
@@ -292,7 +162,7 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
             f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path"
         )
     for name in meta["files"]:
-        _check_name(path, name)
+        storage.check_name(path, name)
         if name.endswith(".safetensors"):
             _check_header(path / name)
     return Artifact(path, meta)
@@ -300,45 +170,17 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
 
 def _read_meta(file: Path) -> dict[str, Any]:
     """artifact.json, when it is of a known schema and unchanged since it was written."""
-    meta = _read_json(file)
-    if "seal" in meta and seal(meta) != meta:
-        raise corrupted(file, ValueError("its content does not match its seal: it was edited or damaged"))
+    meta = storage.read_json(file)
+    if "seal" in meta and storage.seal(meta) != meta:
+        raise storage.corrupted(file, ValueError("its content does not match its seal: it was edited or damaged"))
     for key, kind in META.items():
         if type(meta.get(key)) is not kind:
-            raise corrupted(file, ValueError(f"it has no sound {key!r}"))
+            raise storage.corrupted(file, ValueError(f"it has no sound {key!r}"))
     if not all(type(place) is str for place in meta["input_paths"].values()):
-        raise corrupted(file, ValueError("it has no sound 'input_paths'"))
-    if digest({key: meta[key] for key in CONTENT}) != meta["id"]:
-        raise corrupted(file, ValueError("its content does not match its id: it was edited or damaged"))
+        raise storage.corrupted(file, ValueError("it has no sound 'input_paths'"))
+    if storage.digest({key: meta[key] for key in CONTENT}) != meta["id"]:
+        raise storage.corrupted(file, ValueError("its content does not match its id: it was edited or damaged"))
     return meta
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of bounded size and known schema. Raises BadInput for anything else."""
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError("it is larger than 16 MiB")
-        meta = json.loads(file.read_text())
-        if not isinstance(meta, dict) or type(meta.get("schema")) is not int or meta["schema"] < 1:
-            raise ValueError("it names no schema")
-    except (ValueError, OSError, RecursionError) as error:
-        raise corrupted(file, error) from None
-    if meta["schema"] > SCHEMA:
-        raise BadInput(
-            f"{file.parent} was written by a newer BiTAgent (schema {meta['schema']}, this one reads {SCHEMA}); "
-            "update BiTAgent"
-        )
-    return meta
-
-
-def _check_name(folder: Path, name: str) -> None:
-    """Refuse a listed file that is absent or lies elsewhere."""
-    try:
-        inside = "/" not in name and not name.startswith(".") and (folder / name).is_file()
-    except (OSError, ValueError):  # a name no file system takes
-        inside = False
-    if not inside:
-        raise corrupted(folder / name[:100], ValueError("listed in its folder's JSON, not on disk"))
 
 
 def _check_header(file: Path) -> None:
@@ -346,29 +188,35 @@ def _check_header(file: Path) -> None:
         with safe_open(str(file), framework="pt") as handle:
             handle.keys()
     except (SafetensorError, OSError, ValueError) as error:
-        raise corrupted(file, error) from None
+        raise storage.corrupted(file, error) from None
 
 
 def check_file(artifact: Artifact, name: str) -> None:
     """Compare one file with its checksum. Raises BadInput when it differs or is not listed."""
     wanted = artifact.meta["files"].get(name)
     if wanted is None:
-        raise corrupted(artifact.path / name, ValueError("not listed in artifact.json"))
+        raise storage.corrupted(artifact.path / name, ValueError("not listed in artifact.json"))
     try:
-        found = file_sha256(artifact.path / name)
+        found = storage.file_sha256(artifact.path / name)
     except OSError as error:
-        raise corrupted(artifact.path / name, error) from None
+        raise storage.corrupted(artifact.path / name, error) from None
     if found != wanted:
-        raise corrupted(artifact.path / name, ValueError("checksum differs from artifact.json"))
+        raise storage.corrupted(artifact.path / name, ValueError("checksum differs from artifact.json"))
 
 
-def verify(artifact: Artifact) -> None:
-    """Recompute every checksum and the id. Raises BadInput naming the first file that differs."""
+def verify(*found: Artifact) -> None:
+    """Recompute every checksum and every id. Raises BadInput naming a file that differs.
+
+    hashlib works outside the interpreter's lock: the threads share the files of all artifacts, so that all cores work
+    to the end.
+    """
+    files = [(artifact, name) for artifact in found for name in artifact.meta["files"]]
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda name: check_file(artifact, name), artifact.meta["files"]):
+        for _ in pool.map(lambda file: check_file(*file), files):
             pass
-    if digest({k: artifact.meta[k] for k in CONTENT}) != artifact.id:
-        raise corrupted(artifact.path / "artifact.json", ValueError("its content does not match its id"))
+    for artifact in found:
+        if storage.digest({k: artifact.meta[k] for k in CONTENT}) != artifact.id:
+            raise storage.corrupted(artifact.path / "artifact.json", ValueError("its content does not match its id"))
 
 
 def _rebuilding(path: Path) -> Path:
@@ -378,7 +226,7 @@ def _rebuilding(path: Path) -> Path:
 
 def finished(path: Path, fresh: bool) -> bool:
     """Whether a finished artifact is at `path` and neither `fresh` nor a stopped rebuild asks for a new one."""
-    _recover(path)
+    storage.recover(path)
     if fresh and path.exists():
         _rebuilding(path).touch()
     return path.exists() and not _rebuilding(path).exists()
@@ -403,7 +251,7 @@ def reuse(
     if not finished(path, fresh):
         return None
     found = load(path, stage)
-    wanted = plain({"config": dict(config), "seed": seed, "inputs": input_ids(inputs)})
+    wanted = storage.plain({"config": dict(config), "seed": seed, "inputs": input_ids(inputs)})
     for key, value in wanted.items():
         if found.meta[key] != value:
             if renew and key == "inputs" and found.meta[key].keys() == value.keys():
@@ -429,55 +277,6 @@ def first_difference(old: Any, new: Any, where: str) -> str:
     return f"{where} ({old} there, {new} now)"
 
 
-# ---------------------------------------------------------------------------- checkpoints
-
-
-def checkpoint_path(path: Path) -> Path:
-    return path.parent / f"{path.name}.checkpoint"
-
-
-def save_checkpoint(
-    path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
-) -> None:
-    """Replace the checkpoint of artifact `path` atomically. `about` must name config and inputs."""
-    target = checkpoint_path(path)
-    with _draft(target) as draft:
-        for name, group in tensors.items():
-            write_tensors(draft / f"{name}.safetensors", group)
-        files = {f.name: file_sha256(f) for f in sorted(draft.iterdir())}
-        state = {"schema": SCHEMA, "step": step, "about": about, "files": files}
-        (draft / "checkpoint.json").write_text(json.dumps(seal(state)))
-        replace_folder(draft, target)
-
-
-def load_checkpoint(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
-    """The checkpoint of artifact `path` when it was made with the same `about`, else None.
-
-    A checkpoint that does not verify is refused (BadInput) rather than silently dropped.
-    """
-    target = checkpoint_path(path)
-    _recover(target)
-    file = target / "checkpoint.json"
-    if not file.exists():
-        return None
-    state = _read_json(file)
-    if seal(state) != state:
-        raise corrupted(file, ValueError("its content does not match its seal: it was edited or damaged"))
-    if state["about"] != plain(about):
-        return None
-    tensors = {}
-    for name, wanted in state["files"].items():
-        _check_name(target, name)
-        if file_sha256(target / name) != wanted:
-            raise corrupted(target / name, ValueError("checksum differs"))
-        tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
-    return int(state["step"]), tensors
-
-
-def drop_checkpoint(path: Path) -> None:
-    remove_folder(checkpoint_path(path))
-
-
 # ---------------------------------------------------------------------------- rebuilding
 
 
@@ -487,7 +286,7 @@ def rebuilding(artifact: Artifact) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise corrupted(artifact.path / "artifact.json", error) from None
+        raise storage.corrupted(artifact.path / "artifact.json", error) from None
 
 
 def require_fit(tensors: Mapping[str, Tensor], sizes: Iterable[Any], layers: int = 0) -> None:
@@ -512,7 +311,17 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"hardware": hardware()}
+
+
+def hardware() -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def git_commit() -> str:
@@ -529,17 +338,3 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""
-
-
-def rng_state() -> dict[str, Tensor]:
-    """PyTorch's random state (CPU, and CUDA where present), for bit-exact resumption."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.artifacts import Artifact
 from stages.core.errors import BadInput
 from stages.core.shards import Shard, allow_open_files, check_episodes
@@ -79,9 +79,9 @@ def _check_facts(artifact: Artifact) -> None:
     extra = artifact.meta["extra"]
     for key, kind in FACTS.items():
         if type(extra.get(key)) is not kind:
-            raise artifacts.corrupted(artifact.path / "artifact.json", ValueError(f"it has no sound {key!r}"))
+            raise storage.corrupted(artifact.path / "artifact.json", ValueError(f"it has no sound {key!r}"))
     if not all(isinstance(r, int | float) and math.isfinite(r) for r in extra["returns"]):
-        raise artifacts.corrupted(artifact.path / "artifact.json", ValueError("a return is not a finite number"))
+        raise storage.corrupted(artifact.path / "artifact.json", ValueError("a return is not a finite number"))
 
 
 def open_shards(artifact: Artifact) -> list[Shard]:
@@ -94,11 +94,11 @@ def open_shards(artifact: Artifact) -> list[Shard]:
         check_episodes(shard.file, shard.arrays)
         for key, value in dimensions(shard.arrays).items():
             if extra[key] != value:
-                raise artifacts.corrupted(shard.file, ValueError(f"{key} is {value}, artifact.json says {extra[key]}"))
+                raise storage.corrupted(shard.file, ValueError(f"{key} is {value}, artifact.json says {extra[key]}"))
     episodes = sum(len(s.arrays["episode_seed"]) for s in shards)
     frames = sum(len(s.arrays["reward"]) for s in shards)
     if not shards or (extra["episodes"], extra["frames"], len(extra["returns"])) != (episodes, frames, episodes):
-        raise artifacts.corrupted(artifact.path / "artifact.json", ValueError("its counts differ from the shards"))
+        raise storage.corrupted(artifact.path / "artifact.json", ValueError("its counts differ from the shards"))
     return shards
 
 
@@ -160,8 +160,8 @@ def _open_twin(folder: Path, shard: Shard) -> Shard:
     twin = Shard(folder / shard.file.name)
     embedding = twin.arrays.get("embedding")
     if embedding is None or embedding.dtype != np.float16 or embedding.ndim != 2:
-        raise artifacts.corrupted(twin.file, ValueError("it holds no (N, D) float16 'embedding'"))
+        raise storage.corrupted(twin.file, ValueError("it holds no (N, D) float16 'embedding'"))
     rows = len(shard.arrays["reward"])
     if len(embedding) != rows:
-        raise artifacts.corrupted(twin.file, ValueError(f"it has {len(embedding)} rows for {rows} frames"))
+        raise storage.corrupted(twin.file, ValueError(f"it has {len(embedding)} rows for {rows} frames"))
     return twin

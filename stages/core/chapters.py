@@ -20,6 +20,8 @@ from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
+from stages.core.learning import expert_curves, experts_table, find_experts
+from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.results import Column, Table
 from stages.core.scene import Scene, load_actor
@@ -49,6 +51,7 @@ def scores(scene: Scene) -> Chapter:
     tables = {stem: table for stem, table in made.items() if table}
     for stem, table in tables.items():
         scene.save_table(stem, table)
+    scene.save_table("ledger", ledger(found, run))  # too wide for the page
     chapter = Chapter("Scores", tables=list(tables.values()))
     if bars := results.bars([r for r in found if not r.source], run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
@@ -330,6 +333,18 @@ def training(scene: Scene) -> Chapter:
     return Chapter("Training", pictures=pictures)
 
 
+def experts(scene: Scene) -> Chapter | None:
+    """How the experts learned whose replays are in the data; None where there is none."""
+    found = find_experts(scene.run.root)
+    table = experts_table(found)
+    if table is None:
+        return None
+    scene.save_table("experts", table)
+    figures.learning_curves(scene.folder / "experts.png", expert_curves(found))
+    about = f"Score of every training episode, exploration noise included, and its mean over {figures.SMOOTH}."
+    return Chapter("Experts", tables=[table], pictures=[Picture("experts.png", about, chart=True)])
+
+
 def data(scene: Scene) -> Chapter:
     """A contact sheet of every dataset, and how much each covers."""
     run = scene.run
@@ -353,4 +368,4 @@ def _first_task(scene: Scene) -> str:
     return tasks.task_names(scene.run.domain)[0]
 
 
-PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, data)
+PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, experts, data)

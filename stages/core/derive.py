@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, catalog
+from stages.core import artifacts, catalog, storage
 from stages.core.artifacts import Artifact
 from stages.core.episodes import Dataset, DatasetWriter, write_dataset
 from stages.core.errors import BadInput
@@ -52,7 +52,7 @@ def export_states(source: Artifact, path: Path) -> Artifact:
             yield {name: np.array(array) for name, array in arrays.items()}  # a copy: mapped pages are not held
 
     facts = _facts(source) | {"renderer": "", "image_size": 0, "camera": None}
-    with artifacts.locked(path):
+    with storage.locked(path):
         return write_dataset(
             path, without_frames(), facts,
             domain=source.domain, config=config, seed=source.meta["seed"], inputs=[source],
@@ -112,7 +112,7 @@ def render_dataset(
         return found
     dataset = open_states(source)
     again = f"bitagent collect --preset {source.domain} --render {source.path} --size {size}"
-    with artifacts.locked(path):
+    with storage.locked(path):
         writer = _writer(job, source, resolved, fresh)
         missing = [number for number in range(dataset.n_episodes) if not writer.has(number)]
         rows = dataset.episode_length

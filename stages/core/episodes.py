@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, catalog
+from stages.core import artifacts, catalog, storage
 from stages.core.artifacts import Artifact
 from stages.core.catalog import EpisodeInfo, Part
 from stages.core.errors import BadInput
@@ -101,11 +101,11 @@ class DatasetWriter:
         wanted = json.loads(json.dumps(wanted, default=str))
         file = self.folder / "partial.json"
         if not file.exists():
-            artifacts.replace_file(file, lambda draft: draft.write_text(json.dumps(wanted)))
+            storage.replace_file(file, lambda draft: draft.write_text(json.dumps(wanted)))
         try:
             found = json.loads(file.read_text())
         except (ValueError, OSError) as error:
-            raise artifacts.corrupted(file, error) from None
+            raise storage.corrupted(file, error) from None
         if found != wanted:
             where = artifacts.first_difference(found, wanted, "it")
             raise BadInput(f"{self.folder} was left by another run: {where}; use --fresh, or choose another --out")
@@ -131,7 +131,7 @@ class DatasetWriter:
         size = self.facts["image_size"]
         if ("image" in arrays) != bool(size) or (size and arrays["image"].shape[2:] != (size, size)):
             raise ValueError(f"episode {number} does not have the frames of this dataset (image_size {size})")
-        artifacts.replace_file(self._file(number), lambda draft: write_shard(draft, join([arrays]), sealed=True))
+        storage.replace_file(self._file(number), lambda draft: write_shard(draft, join([arrays]), sealed=True))
 
     def read(self, number: int) -> Episode:
         """An episode appended earlier, in memory. Raises BadInput when its file is missing or corrupted."""
@@ -158,7 +158,7 @@ class DatasetWriter:
             raise ValueError(f"episode {missing[0]} of {self.path} was never appended")
         facts = self.facts | dict(about or {})
         artifact = write_dataset(self.path, map(self._read, numbers), facts, resolved=self.resolved, **self.provenance)
-        artifacts.remove_folder(self.folder)
+        storage.remove_folder(self.folder)
         return artifact
 
 

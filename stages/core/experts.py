@@ -3,7 +3,8 @@
     train_expert(job, channel)      # runs or continues; returns when the budget of decisions is spent
     load_episode(job.replay, 12)    # any episode of the replay, random to expert
 
-Training goes episode by episode: play one with a fixed policy and noise, store it, then update. Everything
+Training goes episode by episode: play one with a fixed policy and noise, store it, then update. When it is over, the
+finished agent plays on, and is upset now and then: a replay of gaits alone does not show how to get up. Everything
 random is drawn from generators seeded by (seed, task, episode), so a checkpoint is the networks, the
 optimizers and the number of episodes: a stopped run continues to the same bits as an undisturbed one.
 """
@@ -14,14 +15,16 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
-from stages.core import artifacts, tasks
+from stages.core import checkpoints, storage, tasks
 from stages.core.config import PartShare, Section, Share
 from stages.core.errors import BadInput
 from stages.core.nets import symlog
@@ -39,6 +42,10 @@ class ExpertConfig(Section):
 
     decisions: dict[str, int]
     keep_episodes: int
+    settled_episodes: int
+    settled_noise: Share
+    upset_every: int
+    upset_decisions: tuple[int, int]
     random_episodes: int
     updates_per_decision: float
     n_step: int
@@ -49,6 +56,13 @@ class ExpertConfig(Section):
     evaluation_episodes: int
     checkpoint_episodes: int
     td3: TD3Config
+
+    @field_validator("upset_decisions")
+    @classmethod
+    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("give the shortest length, 0 or more, and then the longest")
+        return value
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,11 @@ class ReplayJob:
     path: Path
 
     @property
+    def total(self) -> int:
+        """Episodes in the replay at the end."""
+        return self.episodes
+
+    @property
     def replay(self) -> Path:
         """Folder of the replay's episodes, one file each."""
         return self.path.parent / f"{self.path.name}.replay"
@@ -73,15 +92,21 @@ class ReplayJob:
 
 @dataclass(frozen=True)
 class ExpertJob(ReplayJob):
-    """One expert to train."""
+    """One expert to train for `episodes`, which then plays `settled` more."""
 
     config: ExpertConfig
+    settled: int
+
+    @property
+    def total(self) -> int:
+        """Episodes in the replay at the end."""
+        return self.episodes + self.settled
 
     @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        config = self.config.model_dump(exclude={"decisions", "keep_episodes"})
-        budget = {"seed": self.seed, "episodes": self.episodes}
+        config = self.config.model_dump(exclude={"decisions", "keep_episodes", "settled_episodes"})
+        budget = {"seed": self.seed, "episodes": self.episodes, "settled": self.settled}
         return {"domain": self.domain, "task": self.task, **budget, "config": config}
 
 
@@ -216,7 +241,7 @@ def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
     """Write one episode of the replay; durable when this returns."""
     arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
     blocks = {name: [array] for name, array in arrays.items()}
-    artifacts.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
+    storage.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
 
 
 def load_episode(folder: Path, number: int) -> Rollout:
@@ -231,10 +256,10 @@ def load_episode(folder: Path, number: int) -> Rollout:
 
 
 def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
-    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
+    """Train, or go on training, then play on, until the replay holds `job.total`; None when told to stop before.
 
     Returns:
-        facts for artifact.json: the learning curve, the final evaluation and the normalised score.
+        facts for artifact.json: the algorithm, the learning curve, the final evaluation and the normalised score.
     """
     torch.set_num_threads(1)
     config, env = job.config, tasks.make_env(job.domain, job.task)
@@ -244,20 +269,23 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
     done, returns = _resume(job, agent, replay)
     channel.report(done * DECISIONS, returns[-1] if returns else None)
     metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=done)
-    for number in range(done, job.episodes):
+    for number in range(done, job.total):
         if channel.stopped():
             _checkpoint(job, number, agent)
             return None
-        rollout = _explore(job, env, agent, number)
+        settled = number >= job.episodes
+        rollout = _settled(job, env, agent, number) if settled else _explore(job, env, agent, number)
         store_episode(job.replay, number, rollout)
-        returns.append(_remember(replay, rollout))
-        terms = _improve(job, agent, replay, number)
+        returns.append(rollout.episode_return if settled else _remember(replay, rollout))
+        terms = {} if settled else _improve(job, agent, replay, number)
         metrics.log(number, {"decisions": (number + 1) * DECISIONS, "return": returns[-1], **terms})
         channel.report(DECISIONS, returns[-1])
-        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
+        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
             _checkpoint(job, number + 1, agent)
     metrics.close()
-    return _summary(job, env, agent, returns)
+    scores = evaluate(job, env, partial(actor_policy, agent), config.evaluation_episodes)
+    precision = str(agent.actor.dtype).removeprefix("torch.")
+    return {"algo": "td3", **summary(job, returns, scores), "hidden_dtype": precision}
 
 
 def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
@@ -271,6 +299,29 @@ def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout
     scale = config.noise_start + (end - config.noise_start) * progress
     noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
     return play(env, seed, actor_policy(agent, scale * noise))
+
+
+def _settled(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
+    """The finished agent with little noise, upset now and then by a stretch of random actions."""
+    config, seed = job.config, job.seed_of(number)
+    rng = np.random.default_rng(seed)
+    correlation, scale = rng.uniform(0.0, config.noise_correlation), rng.uniform(0.0, config.settled_noise)
+    noise = scale * correlated_noise(rng, DECISIONS, env.action_dim, correlation)
+    calm, wild = actor_policy(agent, noise), random_policy(env, seed, config.noise_correlation)
+    upset = _upsets(rng, config)
+
+    def act(observation: np.ndarray, decision: int) -> np.ndarray:
+        return (wild if upset[decision] else calm)(observation, decision)
+
+    return play(env, seed, act)
+
+
+def _upsets(rng: np.random.Generator, config: ExpertConfig) -> np.ndarray:
+    """Which decisions of an episode (DECISIONS,) are random: stretches of `upset_decisions`, one in `upset_every`."""
+    upset = np.zeros(DECISIONS, bool)
+    for start in np.flatnonzero(rng.random(DECISIONS) < 1 / config.upset_every):
+        upset[start : start + rng.integers(*config.upset_decisions, endpoint=True)] = True
+    return upset
 
 
 def _remember(replay: Replay, rollout: Rollout) -> float:
@@ -289,39 +340,40 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
         terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
     figures = {name: float(value) for name, value in terms.items()}
     lower = f"collect.expert.td3.lr={config.td3.lr / 3:.2g}"
-    require_finite(number, figures, artifacts.checkpoint_path(job.path), lower)
+    require_finite(number, figures, checkpoints.folder(job.path), lower)
     return figures
 
 
 def _checkpoint(job: ExpertJob, episodes: int, agent: TD3) -> None:
-    artifacts.save_checkpoint(job.path, episodes, agent.tensors(), job.about)
+    checkpoints.save(job.path, episodes, agent.tensors(), job.about)
 
 
 def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
     """Restore networks and replay from the last checkpoint; (episodes done, their returns)."""
-    found = artifacts.load_checkpoint(job.path, job.about)
+    found = checkpoints.load(job.path, job.about)
     if found is None:
         return 0, []
     done, groups = found
     agent.load(groups)
-    return done, [_remember(replay, load_episode(job.replay, number)) for number in range(done)]
+    rollouts = (load_episode(job.replay, number) for number in range(done))
+    return done, [r.episode_return if n >= job.episodes else _remember(replay, r) for n, r in enumerate(rollouts)]
 
 
-def _summary(job: ExpertJob, env: tasks.Env, agent: TD3, returns: list[float]) -> dict[str, Any]:
-    """Evaluate without noise on episodes of their own seeds; the facts for artifact.json."""
-    config, task = job.config, tasks.get_task(job.domain, job.task)
+def evaluate(job: ReplayJob, env: tasks.Env, policy: Callable[[np.ndarray], Policy], episodes: int) -> list[float]:
+    """Returns of episodes of their own seeds; `policy` makes one from noise (DECISIONS, A), which is none here."""
     quiet = np.zeros((DECISIONS, env.action_dim))
-    scores = [
-        play(env, job.seed_of("evaluation", i), actor_policy(agent, quiet)).episode_return
-        for i in range(config.evaluation_episodes)
-    ]
+    return [play(env, job.seed_of("evaluation", i), policy(quiet)).episode_return for i in range(episodes)]
+
+
+def summary(job: ReplayJob, returns: list[float], scores: list[float]) -> dict[str, Any]:
+    """Facts for artifact.json from the returns of the replay and of the evaluation."""
     mean = float(np.mean(scores))
     return {
-        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns)],
+        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns[: job.episodes])],
+        "settled_returns": [round(r, 2) for r in returns[job.episodes :]],
         "evaluation_returns": [round(r, 2) for r in scores],
         "evaluation_return": round(mean, 2),
-        "normalized_score": round(tasks.normalized_score(task, mean), 4),
-        "hidden_dtype": str(agent.actor.dtype).removeprefix("torch."),
+        "normalized_score": round(tasks.normalized_score(tasks.get_task(job.domain, job.task), mean), 4),
     }
 
 

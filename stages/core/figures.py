@@ -23,6 +23,7 @@ INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (21
 GAP = 3
 HEADER = 16
 DPI = 110
+SMOOTH = 10  # episodes behind a point of a learning curve
 
 Clip = np.ndarray  # frames (T, 3, H, W) uint8
 
@@ -213,6 +214,27 @@ def score_bars(
         low, high = ax.get_ylim()
         ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
         _legend_above(ax)
+
+
+def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 4) -> None:
+    """Normalised score of every training episode as a dot and their running mean over `SMOOTH`, one panel a name.
+
+    Args:
+        found: {name: (decisions (E,), score (E,))}.
+    """
+    columns = min(columns, len(found))
+    with chart(path, -(-len(found) // columns), columns, 2.7, 2.1) as axes:
+        for ax, (name, (decisions, score)) in zip(axes, found.items(), strict=False):
+            thousands, width = decisions / 1000, min(SMOOTH, len(score))
+            ax.plot(thousands, score, ".", color=COLORS[5], markersize=2.5, markeredgewidth=0)
+            mean = np.convolve(score, np.ones(width) / width, "valid")
+            ax.plot(thousands[width - 1 :], mean, color=COLORS[0], linewidth=1.3)
+            ax.axhline(0, color="#888888", linewidth=0.8)
+            ax.set_ylim(min(-0.1, score.min()), max(1.05, score.max()))
+            ax.set_title(name, fontsize=9)
+            ax.set_xlabel("thousand decisions", fontsize=8)
+        for row in axes[::columns]:
+            row.set_ylabel("score", fontsize=8)
 
 
 def transfer_bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> None:

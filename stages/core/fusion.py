@@ -93,7 +93,11 @@ class TAMF(nn.Module):
         Eq. 2's projection of the concatenation [e; s] is the sum of one projection of each, which is
         also what the base row needs.
         """
-        z = self.fuse_semantic(e) + self.fuse_state(s)  # (..., dim)
+        return self.blend(self.fuse_semantic(e), s, gates)
+
+    def blend(self, semantic: Tensor, s: Tensor, gates: Tensor) -> Tensor:
+        """`forward` with e projected already: semantic (..., dim) is constant along a text rollout."""
+        z = semantic + self.fuse_state(s)  # (..., dim)
         for layer in range(self.layers):
             p = gates[..., layer, :]
             z = z + (1 - p) * self.semantic[layer](z) + p * self.dynamic[layer](z)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.artifacts import Artifact
 from stages.core.derive import write_embeddings
 from stages.core.episodes import Dataset, DatasetWriter
@@ -81,8 +81,8 @@ def import_genrl(
     """
     files = find_episodes(folder)
     listing = [[name, file.stat().st_size] for name, file in files.items()]
-    config = {"import": "genrl", "files": artifacts.digest(listing), "source": source, "task": task}
-    with artifacts.locked(data_path):
+    config = {"import": "genrl", "files": storage.digest(listing), "source": source, "task": task}
+    with storage.locked(data_path):
         artifact = artifacts.reuse(data_path, "collect", config, seed, [], fresh)
         if artifact is not None:
             skipped = [Skipped(*pair) for pair in artifact.meta["extra"]["skipped"]]
@@ -160,7 +160,7 @@ def _import_embeddings(
     config, seed = {"import": "genrl", "backbone": BACKBONE}, artifact.meta["seed"]
     if not all(_has_clip(file) for file in files):
         return None
-    with artifacts.locked(path):
+    with storage.locked(path):
         found = artifacts.reuse(path, "embed", config, seed, [artifact], fresh)
         if found is not None:
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -33,14 +34,24 @@ def text_reward(
     Returns:
         (N, H): reward for arriving at states 1..H.
     """
-    reference, _ = model.text_rollout(action, task, None)  # (N, H+1, dim_z)
-    if space == "semantic":
-        z, reference = model.semantic_decoder(z), model.semantic_decoder(reference)  # (N, H+1, dim_e)
-    z, reference = F.normalize(z.float(), dim=-1), F.normalize(reference.float(), dim=-1)
+
+    def pose(latent: Tensor) -> Tensor:
+        return F.normalize((model.semantic_decoder(latent) if space == "semantic" else latent).float(), dim=-1)
+
+    z = pose(z[:, 1:])  # (N, H, dim_z or dim_e)
+    reference = _reference(model, task, action, pose)  # (N, H+1, ·)
     if align == "none":
-        return (z * reference)[:, 1:].sum(-1)
-    similarity = z[:, 1:] @ reference.transpose(1, 2)  # (N, H, H+1)
+        return (z * reference[:, 1:]).sum(-1)
+    similarity = z @ reference.transpose(1, 2)  # (N, H, H+1)
     return _best_offset(similarity)
+
+
+def _reference(model: JointModel, task: TaskContext, action: Tensor, pose: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the text imagination goes through (N, H+1, ·); where no action moves it, computed once for each prompt."""
+    if model.config.text_actions == "none" and task.distinct is not None:
+        still = action.new_zeros(len(task.distinct.tau), *action.shape[1:])
+        return pose(model.text_rollout(still, task.distinct, None)[0])[task.index]
+    return pose(model.text_rollout(action, task, None)[0])
 
 
 def _best_offset(similarity: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.nets import sample_one_hot
 from stages.core.running import progress
+from stages.core.training import autocast
 from stages.core.world_model import WorldModel
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -77,20 +78,36 @@ def _stretches(start: int, length: int, horizon: int) -> Tensor:
     return torch.tensor([*range(start, last, horizon), last])
 
 
-def future_returns(latents: Latents, reward: Tensor, discount: float, horizon: int) -> Tensor:
-    """Discounted return of what followed every row, Σ γ^k r_{t+1+k}: reward (K, N) → (K, N).
+@dataclass
+class Outcomes:
+    """What followed every row within n steps of its episode, under K prompts.
 
-    Episodes end by a time limit, so their end is no end of reward: the mean over the last `horizon` rows goes on.
+    reward (K, N) the discounted sum of rewards, row (N,) the row reached, discount (N,) γ to the steps taken.
     """
-    returns = torch.zeros_like(reward)
-    for length in latents.episodes[:, 1].unique().tolist():
-        start = latents.episodes[latents.episodes[:, 1] == length, 0]  # (E',)
-        rows = start[:, None] + torch.arange(length, device=start.device)  # (E', T)
-        following = reward[:, rows[:, -horizon:]].mean(-1) / (1 - discount)  # (K, E')
-        for t in reversed(range(length)):
-            returns[:, rows[:, t]] = following
-            following = reward[:, rows[:, t]] + discount * following
-    return returns
+
+    reward: Tensor
+    row: Tensor
+    discount: Tensor
+
+
+def outcomes(latents: Latents, reward: Tensor, discount: float, n_step: int) -> Outcomes:
+    """n-step outcomes of rewards (K, N). Episodes end by a time limit, which is no end of reward: shorter, no zeros."""
+    row = torch.arange(reward.shape[1], device=reward.device)
+    last = row.clone()
+    for start, length in latents.episodes.tolist():
+        last[start : start + length] = start + length - 1
+    total = torch.zeros_like(reward)
+    for k in range(1, n_step + 1):
+        total += discount ** (k - 1) * reward[:, (row + k).clamp(max=len(row) - 1)] * (row + k <= last)
+    reached = torch.minimum(row + n_step, last)
+    return Outcomes(total, reached, discount ** (reached - row).float())
+
+
+def standardized(latents: Latents, reward: Tensor) -> Tensor:
+    """Rewards (K, N) with zero mean and unit variance over the data, under each prompt: values then start near 0."""
+    reached = latents.decisions + 1  # an episode's first row is never arrived at
+    mean, std = reward[:, reached].mean(1, keepdim=True), reward[:, reached].std(1, keepdim=True)
+    return (reward - mean) / std.clamp(min=1e-6)
 
 
 @torch.no_grad()
@@ -122,7 +139,7 @@ def encode(
         action = torch.from_numpy(dataset.rows("action", index)).to(device)
         e = torch.from_numpy(dataset.rows("embedding", index)).to(device).float()
         is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, bf16):
             s = sample_one_hot(model.rssm.posterior(image), None)  # (B, T, S)
             e = model.adapter(F.normalize(e, dim=-1))
             is_first[:, 0] = True

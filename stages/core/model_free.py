@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section, Share
 from stages.core.distributed import World, world
@@ -32,7 +32,7 @@ from stages.core.pixels import PixelEncoder, random_shift, transitions
 from stages.core.pretraining import backbone_id, data_device, find_inputs
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
-from stages.core.training import load_optimizer_tensors, optimizer_tensors
+from stages.core.training import autocast, load_optimizer_tensors, optimizer_tensors
 
 REWARD_ROWS = 65536  # behind mean and spread of the reward
 
@@ -125,7 +125,7 @@ def make_policy(job: PixelJob) -> Artifact:
         if not run.quiet:
             print(f"reusing {path}")
         return found
-    with world(run.device) as place, artifacts.locked(path):
+    with world(run.device) as place, storage.locked(path):
         began = time.time()
         learner, summary = train(job, place)
         made = artifacts.save(
@@ -150,7 +150,7 @@ def make_policy(job: PixelJob) -> Artifact:
                 "summary": summary,
             },
         )
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
         return made
 
 
@@ -186,7 +186,7 @@ class Learner:
         """Features (B, D) of randomly shifted stacks (B, 3k, H, W)."""
         size = 2 * self.config.shift + 1
         shift = torch.randint(size, (len(image), 2), generator=self.generator) - self.config.shift
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.config.bf16):
             return self.encoder(random_shift(image, shift.to(image.device)))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -210,7 +210,7 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
     learner = Learner(config, base_method(job.label), dataset.action_dim, run.seed, place.device, reward)
     about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
     if run.fresh:
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
     start = restore(path, about, learner)
     lower = f"offline_rl.td3.lr={config.td3.lr / 3:.2g}"
     sampler = Sampler(
@@ -234,13 +234,13 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
             saving = not last and (bool(stop) or step % config.checkpoint_every == 0)
             if saving or last or step % config.log_every == 0:
                 values = {k: float(v) for k, v in terms.items()}
-                require_finite(step, values, artifacts.checkpoint_path(path), lower)
+                require_finite(step, values, checkpoints.folder(path), lower)
             if last or step % config.log_every == 0:
                 metrics.log(step, values)
                 bar.set_postfix(value=f"{values['value']:.2f}", critic=f"{values['critic_loss']:.3f}", refresh=False)
             bar.update()
             if saving:
-                artifacts.save_checkpoint(path, step, learner.tensors(), about)
+                checkpoints.save(path, step, learner.tensors(), about)
                 if stop:
                     raise stop.leave(command_again(run, job.goal, job.label))
     metrics.close()
@@ -249,7 +249,7 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
 
 def restore(path: Path, about: Mapping[str, Any], learner: Learner) -> int:
     """Load the checkpoint of this very run, if any; returns the update to go on from."""
-    found = artifacts.load_checkpoint(path, about)
+    found = checkpoints.load(path, about)
     if found is None:
         return 0
     step, groups = found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.core.agent import JointModel, Noise, Observed, State, TaskContext
 from stages.core.config import Section
-from stages.core.nets import categorical_kl, normalize_image
+from stages.core.nets import categorical_kl
 from stages.core.world_model import WorldModel
 
 
@@ -74,7 +74,13 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 def world_model_loss(
     model: WorldModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
+    image_error = model.decoder.squared_error(seen.state.z.flatten(0, 1), image.flatten(0, 1))
+    return kl_losses(seen, is_first, config) | {"image": image_error}
+
+
+def kl_losses(seen: Observed, is_first: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`.
 
     The first step of a window inside an episode has no past to be predicted from: its KL is left out.
     """
@@ -83,11 +89,8 @@ def world_model_loss(
     dynamics = categorical_kl(seen.posterior.detach(), seen.prior)  # (B, T)
     representation = categorical_kl(seen.posterior, seen.prior.detach())
     clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
-    decoded = model.decoder(seen.state.z.flatten(0, 1))  # (B·T, 3, 64, 64)
-    error = F.mse_loss(decoded.float(), normalize_image(image.flatten(0, 1)), reduction="sum") / len(decoded)
     return {
         "kl": config.kl_dynamics * clipped[0] + config.kl_representation * clipped[1],
-        "image": error,
         "kl_nats": (dynamics * mask).mean().detach(),
     }
 
@@ -171,7 +174,7 @@ def joint_loss(
         batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,);
             and `semantics` (B, T, dim_e), where a backbone in the loop gives e_v instead of the stored embedding.
     """
-    image, action, is_first = normalize_image(batch["image"]), batch["action"], batch["is_first"]
+    image, action, is_first = batch["image"], batch["action"], batch["is_first"]
     raw = batch["embedding"].float()
     prompts = choose_prompts(raw, batch["task"], labels, config, noise)
     task = model.task(prompts.embedding)

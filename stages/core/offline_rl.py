@@ -10,7 +10,6 @@ their time between the products, so a whole network is one autograd node with it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.config import Section
-from stages.core.training import load_optimizer_tensors, optimizer_tensors
+from stages.core.training import fast_bf16, load_optimizer_tensors, optimizer_tensors
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LN_EPS = 1e-5
@@ -324,15 +323,5 @@ def _minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def resolve_precision(precision: Precision) -> torch.dtype:
     """The dtype of the hidden products; `auto` takes bfloat16 on a CPU that multiplies it natively."""
     if precision == "auto":
-        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+        return torch.bfloat16 if fast_bf16("cpu") else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether /proc/cpuinfo lists native bfloat16 products (AVX512-BF16, AMX); false where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = set(text.split("flags", 1)[-1].split("\n", 1)[0].split())
-    return bool(flags & {"avx512_bf16", "amx_bf16"})

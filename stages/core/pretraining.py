@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts, groundings, tasks
+from stages.core import artifacts, checkpoints, groundings, storage, tasks
 from stages.core.agent import ModelConfig, Noise
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
@@ -137,7 +137,7 @@ def _reuse_or_train(job: Job) -> Artifact:
             train(job, place)
             place.barrier()
             return artifacts.load(path, "pretrain")
-        with artifacts.locked(path):
+        with storage.locked(path):
             began, backbone = time.time(), backbone_id(job.embeddings[0], job.config.backbone, run)
             model, tuned, summary = train(job, place)
             made = artifacts.save(
@@ -152,7 +152,7 @@ def _reuse_or_train(job: Job) -> Artifact:
                 began=began,
                 extra=describe(job, model, backbone, summary),
             )
-            artifacts.drop_checkpoint(path)
+            checkpoints.drop(path)
             place.barrier()
             return made
 
@@ -187,8 +187,7 @@ def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]
     data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
     embed = run.command("embed", "--backbone", backbone)
     made = [artifacts.load(sidecars / p.name, "embed", domain=run.domain, made_by=embed) for p in paths]
-    for artifact in (*data, *made):
-        artifacts.verify(artifact)
+    artifacts.verify(*data, *made)
     return data, made
 
 
@@ -204,12 +203,12 @@ def open_training_data(model: Artifact, run: Run) -> Dataset:
         if kind not in ("collect", "embed"):
             continue  # the model it was carried over from
         found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
-        artifacts.verify(found)
         if found.id != wanted:
             raise BadInput(
                 f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
             )
         (data if kind == "collect" else embeddings).append(found)
+    artifacts.verify(*data, *embeddings)
     if mllm_of(model).in_loop:
         again = run.command("pretrain", "--seed", str(model.meta["seed"]))
         embeddings = tuned_embeddings(model, data, run, again)
@@ -292,7 +291,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
     about = {**job.record, "seed": run.seed, "inputs": artifacts.input_ids(job.inputs)}
     labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
     if run.fresh and place.is_main:
-        artifacts.drop_checkpoint(path)
+        checkpoints.drop(path)
     start = restore(path, about, model, optimizer, tower) if not run.fresh else 0
     lower = f"pretrain.lr={config.lr / 3:.2g}"
     update = build_update(model, labels, optimizer, config, place, tower)
@@ -315,7 +314,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
             terms = update(batch)
             if step % config.log_every == 0 or step == config.updates:
                 values = {k: float(v) for k, v in terms.items()}
-                require_finite(step, values, artifacts.checkpoint_path(path), lower)
+                require_finite(step, values, checkpoints.folder(path), lower)
                 if metrics:
                     metrics.log(step, values)
                 bar.set_postfix(image=f"{values['image']:.1f}", kl=f"{values['kl_nats']:.1f}", refresh=False)
@@ -323,7 +322,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
             stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
             if place.is_main and step < config.updates and (stopping or step % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, artifacts.checkpoint_path(path), lower)
+                require_finite(step, finite, checkpoints.folder(path), lower)
                 checkpoint(path, step, about, model, optimizer, tower)
             if stopping and step < config.updates:
                 raise stop.leave(job.command)
@@ -369,10 +368,10 @@ def checkpoint(
     tower: Backbone | None,
 ) -> None:
     """Everything the loop needs to go on bit for bit; the sampler's position is the step itself."""
-    groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), "rng": artifacts.rng_state()}
+    groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), "rng": checkpoints.rng_state()}
     if tower:
         groups["backbone"] = tuned_tensors(tower)
-    artifacts.save_checkpoint(path, step, groups, about)
+    checkpoints.save(path, step, groups, about)
 
 
 def restore(
@@ -383,7 +382,7 @@ def restore(
     tower: Backbone | None,
 ) -> int:
     """Load the checkpoint if there is one of this very run; returns the step to go on from."""
-    found = artifacts.load_checkpoint(path, about)
+    found = checkpoints.load(path, about)
     if found is None:
         return 0
     step, groups = found
@@ -391,5 +390,5 @@ def restore(
     if tower:
         load_tuned(tower, groups["backbone"])
     load_optimizer_tensors(optimizer, groups["optimizer"])
-    artifacts.set_rng_state(groups["rng"])
+    checkpoints.set_rng_state(groups["rng"])
     return step

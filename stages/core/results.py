@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.methods import CONTROL, base_method, transfer_source
 
@@ -67,7 +67,7 @@ def gather(root: Path, domain: str) -> list[Result]:
         try:
             found += [_result(row, artifact) for row in artifact.meta["extra"]["rows"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise artifacts.corrupted(file, error) from None
+            raise storage.corrupted(file, error) from None
     return found
 
 

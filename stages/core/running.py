@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from stages.core import logs
-from stages.core.artifacts import replace_file
 from stages.core.errors import BadInput, Interrupted
+from stages.core.storage import replace_file
 
 
 def seed_everything(seed: int) -> None:

@@ -50,12 +50,15 @@ class Observed:
 class TaskContext:
     """Everything that depends on the prompt alone: τ (B, dim_tau), gates (B, L, ·), f_ψ(τ) (B, dim_e).
 
-    Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt.
+    Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt. `distinct` are the prompts
+    that the rows were taken from and `index` (B,) which each is of, where that is known.
     """
 
     tau: Tensor
     gates: Tensor
     semantics: Tensor
+    distinct: TaskContext | None = None
+    index: Tensor | None = None
 
     def expand(self, batch: int) -> TaskContext:
         """Repeat a single prompt's context over a batch."""
@@ -63,7 +66,7 @@ class TaskContext:
 
     def rows(self, index: Tensor) -> TaskContext:
         """The context of prompt index[i] for each row i."""
-        return TaskContext(self.tau[index], self.gates[index], self.semantics[index])
+        return TaskContext(self.tau[index], self.gates[index], self.semantics[index], self, index)
 
     def repeat_interleave(self, times: int) -> TaskContext:
         """Each row `times` times, for several rollouts from one sequence."""

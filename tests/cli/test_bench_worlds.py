@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bitagent_cli.bench import random_returns, render
+from bitagent_cli.bench import data, noise_coverage, random_returns, render
 from stages.core import opengl
 from stages.core.tasks import get_task
 
@@ -26,3 +28,20 @@ def test_random_returns_are_reproducible_and_summarised() -> None:
     assert row["task"] == "cheetah run" and row["min"] == task.min_return
     assert row["mean"] == pytest.approx(returns.mean(), abs=0.1)
     assert row["lowest"] <= row["mean"] <= row["highest"]
+
+
+def test_the_samplers_bench_measures_every_loader_on_the_same_data(tmp_path: Path) -> None:
+    found = data.run(gigabytes=0.01, batches=2, folder=tmp_path)
+    assert found["episodes"] == 2 and found["dataset_gb"] == pytest.approx(0.01, abs=0.005)
+    loaders = ("sampler", "episodes_on_disk", "episodes_in_memory", "memory_copy")
+    assert all(found[name]["ms"] > 0 for name in loaders)
+    assert found["times_episodes_on_disk"] == pytest.approx(
+        found["episodes_on_disk"]["ms"] / found["sampler"]["ms"], abs=0.01
+    )
+    assert 0 < found["peak_rss_before_opening_gb"] <= found["peak_rss_gb"]
+    assert not list(tmp_path.iterdir())  # what it wrote is gone
+
+
+def test_wider_noise_covers_more() -> None:
+    narrow, wide = (noise_coverage.covered("cheetah", scale, 1) for scale in (0.01, 100.0))
+    assert 1 < narrow < wide

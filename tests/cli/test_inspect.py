@@ -10,6 +10,7 @@ from typer.testing import Result
 
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
+from tests.core.real_data import make_data
 from tests.core.synthetic import write_meta
 
 Bitagent = Callable[..., Result]
@@ -39,6 +40,17 @@ def test_says_what_it_is_and_holds(bitagent: Bitagent, policy: Artifact) -> None
         assert words in result.stdout
     weight = next(line for line in result.stdout.splitlines() if "weight" in line)
     assert weight.split() == ["weight", "F32", "[3,", "5]", "60", "B"]
+
+
+def test_a_dataset_shows_the_returns_of_each_source_and_task(bitagent: Bitagent, tmp_path: Path) -> None:
+    data = make_data(tmp_path, task="walk", episodes=3, rows=6)
+    lines = bitagent("inspect", data.path).stdout.splitlines()
+    at = next(
+        i for i, line in enumerate(lines) if line.strip().startswith("expert walk: 3 episodes, 18 frames, return")
+    )
+    bars = [line for line in lines[at + 1 :] if " to " in line]
+    counts = [int(line.split("to")[1].split()[1]) for line in bars]
+    assert sum(counts) == 3 and all(("█" in line) == (count > 0) for line, count in zip(bars, counts, strict=True))
 
 
 def test_follows_provenance_to_the_dataset(bitagent: Bitagent, policy: Artifact) -> None:

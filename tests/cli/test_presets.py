@@ -158,6 +158,7 @@ def test_malformed_settings(setting: str) -> None:
         ("pretrain.lr=-1.0e-4", "give 0 or more"),
         ("pretrain.label_quantile=1.5", "less than or equal to 1"),
         ("collect.random_correlation=1.0", "less than 1"),
+        ("collect.expert.upset_decisions=[40, 10]", "give the shortest length"),
     ],
 )
 def test_values_out_of_range(setting: str, words: str) -> None:

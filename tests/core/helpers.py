@@ -50,11 +50,18 @@ OBJECTIVE: dict[str, Any] = {
     "pseudo_text_noise": 0.5,
 }
 
-EXPLORE: dict[str, Any] = {
-    "in_all": False, "episodes": 4, "random_episodes": 2, "updates": 3, "batch": 3, "length": 6, "start_fraction": 0.34,
-    "lr": 1e-3, "policy_lr": 1e-3, "saturation": 0.01,
-    "clip": 100.0, "members": 3, "layers": 1, "imagined": 5, "horizon": 4, "bf16": False,
+ONLINE: dict[str, Any] = {
+    "random_episodes": 2, "updates": 3, "batch": 3, "length": 6, "start_fraction": 0.34, "recent_fraction": 0.34,
+    "recent_episodes": 1, "decoded": 4, "lr": 1e-3, "policy_lr": 1e-3, "discount": 0.9, "max_std": 1.0,
+    "entropy": 0.0, "saturation": 0.01, "clip": 100.0, "units": 13, "imagined": 5, "horizon": 4, "bf16": False,
     "checkpoint_episodes": 1,
+}  # fmt: skip
+EXPLORE: dict[str, Any] = {**ONLINE, "in_all": False, "episodes": 4, "members": 3, "layers": 1}
+DREAMER: dict[str, Any] = {**ONLINE, "layers": 1}
+ACTOR_CRITIC: dict[str, Any] = {
+    "units": 14, "layers": 1, "discount": 0.9, "trace": 0.95, "entropy": 0.0, "imagination": 1.0, "anchor": 1.0,
+    "climb": 5.0, "n_step": 3, "target_noise": 0.2, "target_noise_clip": 0.5, "slow_rate": 0.02, "return_floor": 0.1,
+    "return_rate": 0.01, "min_std": 0.1, "max_std": 1.0,
 }  # fmt: skip
 
 

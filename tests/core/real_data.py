@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.core import artifacts, tasks
+from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.episodes import Dataset, DatasetWriter, Episode
 from stages.core.render import render_states
@@ -57,7 +57,7 @@ def make_embeddings(data: Artifact, dim: int) -> Artifact:
     ) as draft:
         for shard in dataset.shards:
             e = torch.randn(len(shard.arrays["reward"]), dim, generator=generator)
-            artifacts.write_tensors(draft / shard.file.name, {"embedding": F.normalize(e, dim=-1).half()})
+            storage.write_tensors(draft / shard.file.name, {"embedding": F.normalize(e, dim=-1).half()})
     return artifacts.load(path, "embed")
 
 

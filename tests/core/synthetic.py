@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.artifacts import Artifact
 from stages.core.episodes import DatasetWriter, Episode
 
@@ -58,8 +58,8 @@ def make_dataset(path: Path, lengths: Sequence[int] = (20, 12, 31), first: int =
 
 def write_meta(path: Path, meta: dict[str, Any]) -> None:
     """Replace an artifact.json by one whose id and seal fit its content, as a careful forger would."""
-    signed = meta | {"id": artifacts.digest({key: meta[key] for key in artifacts.CONTENT})}
-    (path / "artifact.json").write_text(json.dumps(artifacts.seal(signed)))
+    signed = meta | {"id": storage.digest({key: meta[key] for key in artifacts.CONTENT})}
+    (path / "artifact.json").write_text(json.dumps(storage.seal(signed)))
 
 
 def assert_same(found: Episode, wanted: Episode) -> None:

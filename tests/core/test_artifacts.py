@@ -1,4 +1,4 @@
-"""Artifacts and checkpoints on disk: what a kill, another process or `--fresh` leaves, and what is made of it."""
+"""Artifacts on disk: what a kill, another process or `--fresh` leaves, and what is made of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import artifacts, logs
+from stages.core import artifacts, logs, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones.sidecar import PartialEmbeddings
 from stages.core.episodes import Dataset
@@ -81,8 +81,8 @@ def test_a_reader_does_not_put_back_what_a_writer_is_replacing(tmp_path: Path) -
     code = """
         import sys
         from pathlib import Path
-        from stages.core import artifacts
-        with artifacts.locked(Path(sys.argv[1])):
+        from stages.core import storage
+        with storage.locked(Path(sys.argv[1])):
             print("held", flush=True)
             sys.stdin.read()
     """
@@ -99,45 +99,8 @@ def test_a_reader_does_not_put_back_what_a_writer_is_replacing(tmp_path: Path) -
 def test_the_writer_itself_puts_back_the_old_one(tmp_path: Path) -> None:
     make(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / ".a.old")
-    with artifacts.locked(tmp_path / "a"):
+    with storage.locked(tmp_path / "a"):
         assert artifacts.reuse(tmp_path / "a", "pretrain", {"lr": 0.1}, 0, [], fresh=False) is not None
-
-
-def test_a_folder_goes_in_one_step(tmp_path: Path) -> None:
-    (tmp_path / "work" / "deep").mkdir(parents=True)
-    (tmp_path / ".work.gone").mkdir()  # left by a kill
-    artifacts.remove_folder(tmp_path / "work")
-    artifacts.remove_folder(tmp_path / "work")
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_failed_checkpoint_leaves_the_one_before_and_no_draft(tmp_path: Path) -> None:
-    artifacts.save_checkpoint(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
-    with pytest.raises(RuntimeError):
-        tensors: Any = {"model": {"a": torch.ones(4), "b": Unwritable()}}
-        artifacts.save_checkpoint(tmp_path / "a", 2, tensors, {"lr": 1})
-    assert not (tmp_path / ".a.checkpoint.tmp").exists()
-    found = artifacts.load_checkpoint(tmp_path / "a", {"lr": 1})
-    assert found is not None and found[0] == 1
-
-
-class Unwritable:
-    def detach(self) -> None:
-        raise RuntimeError("the disk is gone")
-
-
-# ---------------------------------------------------------------------------- checkpoints
-
-
-@pytest.mark.parametrize(
-    "edit", [{"step": 2}, {"about": {"lr": 2}}, {"files": {}}, {"schema": 0}, {"extra": 1}], ids=str
-)
-def test_an_edited_checkpoint_is_refused(tmp_path: Path, edit: dict[str, object]) -> None:
-    artifacts.save_checkpoint(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
-    file = tmp_path / "a.checkpoint" / "checkpoint.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | edit))
-    with pytest.raises(BadInput, match=r"checkpoint.json is missing or corrupted"):
-        artifacts.load_checkpoint(tmp_path / "a", {"lr": 1})
 
 
 # ---------------------------------------------------------------------------- --fresh

@@ -14,17 +14,22 @@ from tests.core.helpers import DIM_ACTION, make_model, unit
 @pytest.mark.parametrize("actions_seen", ["policy", "none"])
 @pytest.mark.parametrize("align", ["none", "best"])
 @pytest.mark.parametrize("space", ["z", "semantic"])
-def test_equation_10(actions_seen: str, align: Align, space: Space) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_equation_10(actions_seen: str, align: Align, space: Space, shared: bool) -> None:
     """Cosine of z_t and z̃^τ_t, or of what f_dec reads in them, for t = 1..H.
 
-    `best` takes the common shift of largest mean similarity.
+    `best` takes the common shift of largest mean similarity. `shared`: the rows are of two prompts.
     """
     model = make_model(text_actions=actions_seen)
     y = unit(4, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     z = torch.randn(4, 6, 12, generator=generator)
     action = torch.rand(4, 5, DIM_ACTION, generator=generator) * 2 - 1
-    found = text_reward(model, model.task(y), z, action, align, space)
+    task = model.task(y)
+    if shared:
+        index = torch.tensor([1, 0, 0, 1])
+        task, y = model.task(y[:2]).rows(index), y[index]
+    found = text_reward(model, task, z, action, align, space)
     assert found.shape == (4, 5)
     world = literal.World(model)
 

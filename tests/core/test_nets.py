@@ -81,6 +81,18 @@ def test_image_decoder() -> None:
     close(decoder(z), [literal.image_decoder(w, row) for row in z.double().numpy()], 1e-4)
 
 
+def test_squared_error_of_decoded_frames() -> None:
+    decoder = nets.ImageDecoder(5, 2)
+    scramble(decoder)
+    z = random(2, 5)
+    image = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    w = literal.weights(decoder)
+    decoded = np.array([literal.image_decoder(w, row) for row in z.double().numpy()])
+    wanted = ((decoded - (image.numpy() / 255.0 - 0.5)) ** 2).sum() / 2
+    for target in (image, nets.normalize_image(image)):
+        close(decoder.squared_error(z, target), wanted)
+
+
 def test_pixels_survive_the_round_trip() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).expand(3, 256)
     normal = nets.normalize_image(pixels)

@@ -94,7 +94,7 @@ def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_bf16_is_autocast_and_after_runs_once_per_update() -> None:
+def test_bf16_is_autocast_where_it_is_fast_and_after_runs_once_per_update(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(4, 3)
     seen, calls = [], []
 
@@ -103,17 +103,20 @@ def test_bf16_is_autocast_and_after_runs_once_per_update() -> None:
         seen.append(out.dtype)
         return out.float().square().mean(), {}
 
-    for bf16 in (False, True):
+    for bf16, fast in ((False, True), (True, False), (True, True)):
+        monkeypatch.setattr(training, "fast_bf16", lambda _, fast=fast: fast)
         optimizer = training.make_optimizer(list(layer.parameters()), 0.01, 0.0)
         update = training.make_update(
             loss, [(optimizer, 1.0)], CPU, bf16=bf16, compiled=False, after=lambda: calls.append(1)
         )
         update({"x": torch.ones(2, 4)})
-    assert seen == [torch.float32, torch.bfloat16] and len(calls) == 2
+    assert seen == [torch.float32, torch.float32, torch.bfloat16] and len(calls) == 3
     assert all(p.dtype == torch.float32 for p in layer.parameters())
 
 
-def test_joint_update_in_bf16_stays_near_float32() -> None:
+def test_joint_update_in_bf16_stays_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fast_bf16", lambda _: True)
+
     def terms(bf16: bool) -> dict[str, float]:
         model = make_model()
         optimizer = training.make_optimizer(list(model.parameters()), 1e-4, 0.01)

@@ -9,7 +9,9 @@ importing PyTorch takes. `python -m tests.faults.forks` is the server.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +32,14 @@ TOO_LONG = 1200.0  # seconds: a command of this size that takes longer hangs, ev
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: `code` as a shell reports it (137 for SIGKILL); `after` runs from the last signal."""
+    """How a command ended: `code` as a shell reports it (137 for SIGKILL); `after` runs from the last signal.
+
+    `seconds` are on the clock, `processor` the command's own.
+    """
 
     code: int
     seconds: float
+    processor: float
     after: float
     signals: int
     hung: bool
@@ -82,8 +89,9 @@ class Door:
         """Run `bitagent <words>` to its end.
 
         Args:
-            signals: (seconds since the one before, signal), to send in turn.
-            once: the clock of the signals starts when something matches this absolute glob.
+            signals: (seconds of the command's own processor time since the one before, signal), to send in turn. On a
+                busy machine this is the same moment of the command's work as on an idle one.
+            once: the time of the first begins when something matches this absolute glob.
             largest_file: bytes; writing more into one file fails (EFBIG).
         """
         return self.together([words], signals=signals, once=once, largest_file=largest_file)[0]
@@ -120,48 +128,78 @@ class Door:
 def serve() -> None:
     """Answer orders from stdin, one a line, until it is closed."""
     answers = os.fdopen(os.dup(1), "w")  # stdout itself is the commands'
-    import torch
-
-    from bitagent_cli import session  # noqa: F401
-    from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
-
-    torch.set_num_threads(1)
+    warm_up()
     for line in sys.stdin:
         answers.write(json.dumps(obey(json.loads(line))) + "\n")
         answers.flush()
 
 
+def warm_up() -> None:
+    """Import what any command would, and encode the captions of the walker: they are the same in every `embed`."""
+    import torch
+
+    from bitagent_cli import session  # noqa: F401
+    from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
+    from stages.core import tasks
+    from stages.core.backbones import captions
+    from stages.core.backbones.offline import TextTower
+
+    with suppress(ImportError):
+        import torch.utils.tensorboard
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports much of PyTorch
+    encode, tower = TextTower.encode, TextTower()
+    prompts = frozenset(task.prompt.lower() for task in tasks.TASKS)
+    known = {c.captions: encode(tower, c.captions) for c in captions.grammar("walker", prompts)}
+
+    def remember(tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+        found = known.get(tuple(texts))
+        return encode(tower, texts) if found is None else found.clone()
+
+    TextTower.encode = remember  # type: ignore[method-assign]
+
+
 def obey(order: dict[str, Any]) -> list[dict[str, Any]]:
     """Fork the commands of an order, send the signals, wait for all."""
-    with tempfile.TemporaryDirectory() as scratch:
-        outputs = [(Path(scratch) / f"{i}.out", Path(scratch) / f"{i}.err") for i in range(len(order["commands"]))]
-        began = time.monotonic()
+    with ExitStack() as stack:
+        outputs = [[stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)] for _ in order["commands"]]
         processes = [
-            fork(words, output, order["largest_file"]) for words, output in zip(order["commands"], outputs, strict=True)
+            fork(words, [file.fileno() for file in output], order["largest_file"])
+            for words, output in zip(order["commands"], outputs, strict=True)
         ]
-        ends = follow(processes, order["signals"], order["once"], began)
-        return [
-            end | {"stdout": out.read_text(errors="replace"), "stderr": err.read_text(errors="replace")}
-            for end, (out, err) in zip(ends, outputs, strict=True)
-        ]
+        ends = follow(processes, order["signals"], order["once"])
+        for end, output in zip(ends, outputs, strict=True):
+            for name, file in zip(("stdout", "stderr"), output, strict=True):
+                file.seek(0)
+                end[name] = file.read().decode(errors="replace")
+        return ends
 
 
-def fork(words: list[str], output: tuple[Path, Path], largest_file: int | None) -> int:
-    """Start one command; returns its process id."""
+def fork(words: list[str], output: list[int], largest_file: int | None) -> int:
+    """Start one command; returns its process id once the command itself is about to run.
+
+    Args:
+        output: open files for stdout and stderr. They exist before the process does, which may be killed at any moment.
+    """
+    told, tell = os.pipe()
     process = os.fork()
     if process:
+        os.close(tell)
+        os.read(told, 1)
+        os.close(told)
         return process
     code = 1
     try:
         for number, file in zip((1, 2), output, strict=True):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(file, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        os.close(tell)
         code = call(words)
-    finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
 
 
@@ -181,37 +219,52 @@ def call(words: list[str]) -> int:
     return 0
 
 
-def follow(processes: list[int], signals: list[tuple[float, int]], once: str, began: float) -> list[dict[str, Any]]:
+def follow(processes: list[int], signals: list[tuple[float, int]], once: str) -> list[dict[str, Any]]:
     """Wait for the processes, sending each signal in its turn to all that still run."""
+    parent, began = os.getppid(), time.monotonic()
     waiting, left = {process: index for index, process in enumerate(processes)}, list(signals)
     ends: list[dict[str, Any]] = [{} for _ in processes]
-    clock, sent, hung = (began if not once else None), 0, False
+    due = left[0][0] if left and not once else math.inf
+    last, sent, hung = began, 0, False
     while waiting:
-        now = time.monotonic()
-        if clock is None and there(once):
-            clock = now
-        if left and clock is not None and now - clock >= left[0][0]:
+        now, used = time.monotonic(), processor_seconds(next(iter(waiting)))
+        if due == math.inf and left and there(once):
+            due = used + left[0][0]
+        if used >= due:
             _, signum = left.pop(0)
             for process in waiting:
                 os.kill(process, signum)
-            clock, sent = now, sent + 1
+            due, last, sent = used + left[0][0] if left else math.inf, now, sent + 1
+        if os.getppid() != parent:  # whoever gave the order is gone: leave nothing running behind it
+            for process in waiting:
+                os.kill(process, signal.SIGKILL)
+            os._exit(1)
         if now - began > TOO_LONG and not hung:
             hung = True
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
         for process in list(waiting):
-            found, status = os.waitpid(process, os.WNOHANG)
+            found, status, usage = os.wait4(process, os.WNOHANG)
             if found:
                 code = os.waitstatus_to_exitcode(status)
                 ends[waiting.pop(process)] = {
                     "code": code if code >= 0 else 128 - code,
                     "seconds": time.monotonic() - began,
-                    "after": time.monotonic() - clock if clock is not None else 0.0,
+                    "processor": usage.ru_utime + usage.ru_stime,
+                    "after": time.monotonic() - last,
                     "signals": sent,
                     "hung": hung,
                 }
-        time.sleep(0.001)
+        time.sleep(0.004)
     return ends
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has used, over all its threads."""
+    clock = ctypes.c_int()
+    if ctypes.CDLL(None).clock_getcpuclockid(process, ctypes.byref(clock)):
+        raise ProcessLookupError(f"no process {process}")
+    return time.clock_gettime(clock.value)
 
 
 def there(pattern: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 
 Random = random.Random
 ODD: tuple[Any, ...] = (
@@ -156,7 +156,7 @@ def forged(file: Path, chance: Random) -> bytes:
     """An artifact.json edited by someone who also corrected its id and its seal."""
     meta = edit_json(json.loads(file.read_bytes()), chance)
     if isinstance(meta, dict) and all(key in meta for key in artifacts.CONTENT):
-        meta = artifacts.seal(meta | {"id": artifacts.digest({key: meta[key] for key in artifacts.CONTENT})})
+        meta = storage.seal(meta | {"id": storage.digest({key: meta[key] for key in artifacts.CONTENT})})
     return json.dumps(meta).encode()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts
+from stages.core import storage
 from tests.faults.forks import Ended
 from tests.faults.pipeline import Pipeline, Step, find
 
@@ -98,7 +98,7 @@ def test_a_read_only_folder(pipeline: Pipeline, tmp_path: Path, request: pytest.
 def test_a_second_writer_is_refused(pipeline: Pipeline, tmp_path: Path, name: str) -> None:
     step = find(name)
     root = pipeline.branch(step, tmp_path / "shared")
-    with artifacts.locked(root / step.makes[0]):
+    with storage.locked(root / step.makes[0]):
         assert_refused(pipeline.run(step, root), "another process is writing", str(root / step.makes[0]))
     assert not (root / step.makes[0]).exists()
 

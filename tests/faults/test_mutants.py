@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones import slug
 from stages.core.errors import BadInput
@@ -78,14 +78,14 @@ def dataset(tmp_path: Path) -> Artifact:
 
 
 def test_a_newer_schema_asks_for_an_update(dataset: Artifact, tmp_path: Path) -> None:
-    write_meta(dataset.path, dataset.meta | {"schema": artifacts.SCHEMA + 1})
+    write_meta(dataset.path, dataset.meta | {"schema": storage.SCHEMA + 1})
     with pytest.raises(BadInput, match=r"newer BiTAgent \(schema 2, this one reads 1\); update"):
         artifacts.load(dataset.path)
-    artifacts.save_checkpoint(tmp_path / "model", 3, {}, {})
+    checkpoints.save(tmp_path / "model", 3, {}, {})
     file = tmp_path / "model.checkpoint" / "checkpoint.json"
     file.write_text(file.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(BadInput, match="newer BiTAgent"):
-        artifacts.load_checkpoint(tmp_path / "model", {})
+        checkpoints.load(tmp_path / "model", {})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "..", ".hidden", "x" * 300, "a\x00b", "/etc/passwd", ""])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.shards import read_sealed
 from tests.faults.pipeline import Pipeline, find
 
@@ -48,7 +48,7 @@ def test_the_printed_line_goes_on_from_the_checkpoint(
 def test_a_stage_without_checkpoints_ends_in_order_too(pipeline: Pipeline, tmp_path: Path, signum: int) -> None:
     step = find("evaluate")
     root = pipeline.branch(step, tmp_path / "stopped")
-    ended = pipeline.run(step, root, signals=[(min(0.5, pipeline.seconds["evaluate"] / 4), signum)])
+    ended = pipeline.run(step, root, signals=[(pipeline.seconds["evaluate"] / 4, signum)])
     assert ended.code == 128 + signum, ended
     assert "; continue with: bitagent evaluate --task walk" in ended.last_line
     assert not list(root.rglob("evaluation/*/*/artifact.json")) and not list(root.rglob(".*.tmp"))
@@ -67,7 +67,7 @@ def test_a_second_ctrl_c_leaves_at_once_with_nothing_half_written(pipeline: Pipe
     assert read_sealed(tmp_path / "walker-smoke/data/expert-walk.replay/episode-000000.safetensors")
     path = tmp_path / "walker-smoke/data/expert-walk"
     assert not path.exists()
-    with artifacts.locked(path):
+    with storage.locked(path):
         pass
 
 

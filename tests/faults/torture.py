@@ -5,8 +5,8 @@
 Counts are kept in <folder>/torture.json after every trial, so a stopped torture goes on. It exits with 1 when
 anything was silently corrupt, ended in a traceback or hung, and lists what.
 
-- A kill: SIGKILL at a random moment of a command, which is then given again until it is done. What it made
-  must have the ids (and so the bytes) of an undisturbed run.
+- A kill: SIGKILL at a random moment of a command, which is then given again, killed again, and at last let end.
+  What it made must have the ids (and so the bytes) of an undisturbed run.
 - A damaged or edited file must be refused with BadInput, or be read to the very same content.
 - A forged file (its checksums were corrected too) may be read, but never ends in a traceback.
 - A mutated preset is taken or refused with BadInput.
@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 
 from bitagent_cli import presets
 from bitagent_cli.app import app
-from stages.core import artifacts, results
+from stages.core import artifacts, checkpoints, results
 from stages.core.agent import load_model
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -86,23 +86,36 @@ class Tally:
 
 
 def kill(pipeline: Pipeline, step: Step, root: Path, chance: random.Random, tally: Tally, kills: int) -> None:
-    """Kill a step `kills` times, each time at a random moment, then let it end and compare. Works in `root`."""
+    """Kill a step up to `kills` times, each time at a random moment, then let it end and compare. Works in `root`.
+
+    A moment is drawn evenly from the processor time of the whole step, also for a command that goes on from where
+    the one before was killed: it may be done before, and ends the run.
+    """
     pipeline.branch(step, root)
-    for _ in range(kills):
-        delay = chance.uniform(0.0, pipeline.seconds[step.name])
-        ended = pipeline.run(step, root, signals=[(delay, signal.SIGKILL)])
+    for number in range(kills):
+        moment = chance.uniform(0.0, pipeline.seconds[step.name])
+        ended = pipeline.run(step, root, signals=[(moment, signal.SIGKILL)])
         if not acceptable(ended, (0, 137), step, tally):
             return
-        if ended.code == 137:
-            tally.counts[f"kill {step.name}"] += 1
-            continue
-        pipeline.seconds[step.name] = ended.seconds  # the machine is less busy than it was: aim earlier
-        compare(pipeline, step, root, tally)
-        pipeline.branch(step, root)
-    ended = pipeline.run(step, root)
-    if acceptable(ended, (0,), step, tally):
-        pipeline.seconds[step.name] = max(pipeline.seconds[step.name], ended.seconds)
-        compare(pipeline, step, root, tally)
+        if ended.code == 0:
+            if not number:
+                pipeline.seconds[step.name] = ended.processor  # a whole command takes less by now: aim earlier
+            break
+        tally.counts[f"kill {step.name}"] += 1
+        tally.counts[f"moment {int(10 * moment / pipeline.seconds[step.name])}/10"] += 1
+        tally.counts[f"left {left_behind(root)}"] += 1
+    else:
+        if not acceptable(pipeline.run(step, root), (0,), step, tally):
+            return
+    compare(pipeline, step, root, tally)
+
+
+def left_behind(root: Path) -> str:
+    """What a kill left of the work done: 'a draft' says that it struck inside a write."""
+    if any(root.rglob(".*.tmp")) or any(root.rglob(".*.old")) or any(root.rglob(".*.gone")):
+        return "a draft"
+    kept = any(any(root.rglob(pattern)) for pattern in ("*.checkpoint", "*.partial/*", "*.replay/*"))
+    return "progress" if kept else "nothing or whole artifacts"
 
 
 def acceptable(ended: Ended, codes: tuple[int, ...], step: Step, tally: Tally) -> bool:
@@ -124,7 +137,9 @@ def compare(pipeline: Pipeline, step: Step, root: Path, tally: Tally) -> None:
 
 def torture_kills(pipeline: Pipeline, tally: Tally, wanted: int, seed: int) -> None:
     while (done := tally.total("kill ")) < wanted:
-        step = min(KILLED, key=lambda s: (tally.counts[f"kill {s.name}"], s.name))
+        step = min(
+            KILLED, key=lambda s: pipeline.seconds[s.name] * (1 + tally.counts[f"kill {s.name}"])
+        )  # a fair share
         kills = min(KILLS_A_RUN, wanted - done)
         kill(pipeline, step, tally.file.parent / "killed", random.Random(f"{seed} {tally.counts}"), tally, kills)
         tally.save()
@@ -153,8 +168,8 @@ def cases(root: Path) -> list[Case]:
     ]
     return [
         *found,
-        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: artifacts.load_checkpoint(checkpoint, {"a": 1}))
-          for f in sorted(artifacts.checkpoint_path(checkpoint).iterdir())),
+        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: checkpoints.load(checkpoint, {"a": 1}))
+          for f in sorted(checkpoints.folder(checkpoint).iterdir())),
         Case("waiting episode", replay, lambda: read_sealed(replay)),
     ]  # fmt: skip
 
@@ -177,7 +192,7 @@ def make_work(root: Path) -> tuple[Path, Path]:
     """A checkpoint and an episode that waits for its dataset, as a stop leaves them."""
     tensors = artifacts.load(root / MODEL).tensors("model")
     path = root / "work" / "model"
-    artifacts.save_checkpoint(path, 12, {"model": tensors, "rng": artifacts.rng_state()}, {"a": 1})
+    checkpoints.save(path, 12, {"model": tensors, "rng": checkpoints.rng_state()}, {"a": 1})
     episode = Dataset.open([root / DATA[1]], "walker").episode(0)
     waiting = root / "work" / "episode-00000000.safetensors"
     write_shard(waiting, {name: [array[:50]] for name, array in episode_arrays(episode).items()}, sealed=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import embed, pretrain
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones.offline import Student
 from stages.core.config import Run
@@ -103,7 +103,7 @@ def make_backbone(run: Run, seed: int = 0) -> Artifact:
 
     torch.manual_seed(seed)
     config = embed.OfflineConfig(**OFFLINE)
-    text = artifacts.file_sha256(Path(MODEL_DIR) / "model.safetensors")[:12]
+    text = storage.file_sha256(Path(MODEL_DIR) / "model.safetensors")[:12]
     return artifacts.save(
         run.root / "backbone",
         "backbone",
@@ -161,4 +161,4 @@ def logged(artifact: Artifact) -> list[dict[str, float]]:
 
 def checkpoint_step(path: Path) -> int:
     """The step that the checkpoint of the artifact `path` was saved at."""
-    return int(json.loads((artifacts.checkpoint_path(path) / "checkpoint.json").read_text())["step"])
+    return int(json.loads((checkpoints.folder(path) / "checkpoint.json").read_text())["step"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages import behave, pretrain
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints, storage
 from stages.core import latents as latents_module
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import Noise, State
@@ -21,7 +21,7 @@ from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
-from stages.core.latents import Latents, encode, future_returns, label_rewards
+from stages.core.latents import Latents, encode, label_rewards, outcomes, standardized
 from stages.core.pretraining import open_training_data
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
@@ -167,17 +167,26 @@ def test_rewards_are_read_over_stretches_that_cover_every_episode(run: Run) -> N
     assert set(seen) == set(range(found.shape[1])) - set(firsts.tolist())
 
 
-def test_returns_are_what_follows_until_the_episode_ends_and_then_goes_on(run: Run) -> None:
+def test_outcomes_are_the_next_rewards_of_the_same_episode_and_the_row_they_end_in(run: Run) -> None:
     latents = make_latents(run, 5)
     reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
-    found = future_returns(latents, reward, 0.9, 5)
+    found = outcomes(latents, reward, 0.9, 3)
     for start, length in latents.episodes.tolist():
-        for k in range(2):
-            tail = reward[k, start + length - 5 : start + length].mean() / 0.1
-            for t in range(length):
-                following = reward[k, start + t + 1 : start + length]
-                wanted = sum(0.9**i * r for i, r in enumerate(following)) + 0.9 ** len(following) * tail
-                assert found[k, start + t].item() == pytest.approx(float(wanted), abs=1e-4)
+        for t in range(length - 1):
+            row, steps = start + t, min(3, length - 1 - t)
+            assert found.row[row] == row + steps and found.discount[row].item() == pytest.approx(0.9**steps)
+            for k in range(2):
+                wanted = sum(0.9**i * float(reward[k, row + 1 + i]) for i in range(steps))
+                assert found.reward[k, row].item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_standardized_rewards_have_unit_spread_over_the_rows_arrived_at(run: Run) -> None:
+    latents = make_latents(run, 5)
+    reward = 3 + 0.1 * torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
+    reward[:, latents.episodes[:, 0]] = 0  # never arrived at
+    found = standardized(latents, reward)[:, latents.decisions + 1]
+    torch.testing.assert_close(found.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std(1), torch.ones(2), atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------------- one update
@@ -191,11 +200,11 @@ def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavio
     learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
     noise = Noise("cpu")
     module = behave.Behavior(model, learner, context, c, noise, None)
-    return module, behave.draw_batch(latents, behave.data_returns(module, latents), c, noise, prompts)
+    return module, behave.draw_batch(latents, behave.data_outcomes(module, latents), c, noise, prompts)
 
 
 def test_gradient_reaches_the_actor_through_the_dynamics_and_nothing_of_the_model(run: Run) -> None:
-    alone = {"anchor": 0.0, "data_value": 0.0, "entropy": 0.0}
+    alone = {"anchor": 0.0, "entropy": 0.0}
     module, batch = behavior(run, actor_critic=ACTOR_CRITIC | alone)
     loss, _ = module(batch)
     loss.backward()
@@ -204,7 +213,8 @@ def test_gradient_reaches_the_actor_through_the_dynamics_and_nothing_of_the_mode
     for name, parameter in module.learner.critic.named_parameters():
         assert parameter.grad is not None, name
     assert all(p.grad is None for p in module.model.parameters())
-    assert all(p.grad is None for p in module.learner.slow.parameters())
+    slow = [*module.learner.slow.parameters(), *module.learner.slow_action_values.parameters()]
+    assert all(p.grad is None for p in slow)
 
 
 def test_without_imagination_and_anchor_the_actor_stands_still(run: Run) -> None:
@@ -214,14 +224,14 @@ def test_without_imagination_and_anchor_the_actor_stands_still(run: Run) -> None
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(run: Run) -> None:
-    weights = {"anchor": 0.7, "data_value": 0.3, "imagination": 1.9}
+    weights = {"anchor": 0.7, "imagination": 1.9}
 
     def value(**changes: float) -> float:
         module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {name: 0.0 for name in weights} | changes)
         torch.manual_seed(5)
         return float(module(batch)[0])
 
-    rest = value()  # the critic's loss on imagination
+    rest = value()  # the loss of the action values
     parts = {name: value(**{name: 1.0}) - rest for name in weights}
     assert all(parts.values())
     assert value(**weights) == pytest.approx(rest + sum(weights[k] * parts[k] for k in weights), rel=1e-4)
@@ -254,7 +264,7 @@ def test_policy_artifact(run: Run, whole: Artifact) -> None:
     assert open_model(whole).dim_action == small_run.ACTIONS
     rows = small_run.logged(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"imagined_reward", "data_return", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
+    assert {"imagined_reward", "data_reward", "actor", "critic", "grad_norm", "grad_norm1"} <= rows[0].keys()
 
 
 def test_one_policy_for_several_tasks(run: Run) -> None:
@@ -315,7 +325,7 @@ def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch
     resumed = behave.run(config(), run, task="walk")
     assert trained(resumed) == trained(whole)
     assert small_run.logged(resumed) == small_run.logged(whole)
-    assert not artifacts.checkpoint_path(path).exists()
+    assert not checkpoints.folder(path).exists()
 
 
 def test_a_signal_saves_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +351,7 @@ def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monk
     path = run.root / "policy" / "bitagent-s0" / "run"
     with pytest.raises(BadInput, match=r"non-finite at step [45] .*--set behave\.lr") as stopped:
         behave.run(config(log_every=5), run, task="run")
-    assert str(artifacts.checkpoint_path(path)) in str(stopped.value)
+    assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
 
 
@@ -373,7 +383,7 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*pretrain"):
         behave.run(config(), run, task="walk")
     small_run.make_backbone(run)
-    artifacts.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
+    storage.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
     with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
         behave.run(config(), run, task="walk")
 

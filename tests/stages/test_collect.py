@@ -12,29 +12,30 @@ import numpy as np
 import pytest
 
 from stages import collect
-from stages.core import artifacts
+from stages.core import checkpoints
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
-from stages.core.experts import ExpertJob, train_expert
+from stages.core.experts import ExpertJob, _upsets, train_expert
 from stages.core.render import render_states
-from tests.core.helpers import EXPLORE
+from tests.core.helpers import DREAMER, EXPLORE
 
 TD3 = {
     "units": 32, "batch": 32, "lr": 1e-3, "discount": 0.99, "tau": 0.01, "actor_every": 2,
     "target_noise": 0.2, "target_noise_clip": 0.5, "precision": "float32",
 }  # fmt: skip
 EXPERT = {
-    "decisions": {"default": 2000}, "keep_episodes": 2, "random_episodes": 1, "updates_per_decision": 0.02,
+    "decisions": {"default": 2000}, "keep_episodes": 2, "settled_episodes": 0, "settled_noise": 0.2, "upset_every": 100,
+    "upset_decisions": (10, 40), "random_episodes": 1, "updates_per_decision": 0.02,
     "n_step": 3, "noise_start": 1.0, "noise_end": (0.1, 0.5), "noise_decisions": 1500, "noise_correlation": 0.9,
     "evaluation_episodes": 1, "checkpoint_episodes": 2, "td3": TD3,
 }  # fmt: skip
 
 
 def config(**expert: Any) -> collect.Config:
-    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "expert": EXPERT | expert}
-    return collect.Config.model_validate(parts)
+    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "dreamer": DREAMER}
+    return collect.Config.model_validate(parts | {"expert": EXPERT | expert})
 
 
 class Killed(Exception):
@@ -84,6 +85,25 @@ def test_an_expert_dataset_holds_kept_episodes_with_frames_of_their_states(walke
     assert left == {"expert-walk", "expert-walk.log"}  # no checkpoint, replay or partial folder
 
 
+def test_the_finished_agent_plays_on_and_all_of_it_is_kept(walker_run: Run) -> None:
+    artifact = one(collect.run(config(settled_episodes=2), walker_run, source="expert", task="walk", workers=1))
+    extra = artifact.meta["extra"]
+    assert extra["episodes"] == 4 and len(extra["learning_curve"]) == 4
+    assert extra["returns"][2:] == pytest.approx(extra["settled_returns"], abs=0.01)
+    shorter = dataclasses.replace(walker_run, root=walker_run.root.with_name("shorter"))
+    options = {"source": "expert", "task": "walk", "frames": 1000, "workers": 1}
+    exactly = one(collect.run(config(settled_episodes=2), shorter, **options))
+    assert exactly.meta["extra"]["frames"] == 1002  # --frames counts them all
+
+
+def test_a_settled_episode_is_upset_in_stretches() -> None:
+    upset = _upsets(np.random.default_rng(0), config(upset_every=50, upset_decisions=(3, 3)).expert)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], upset, [0]])))
+    lengths = edges[1::2] - edges[::2]
+    assert 1 <= len(lengths) <= 30 and (lengths >= 3).all()
+    assert 0.02 < np.mean([_upsets(np.random.default_rng(i), config().expert).mean() for i in range(50)]) < 0.4
+
+
 def test_random_data_repeats_bit_for_bit_side_by_side_or_not(walker_run: Run, tmp_path: Path) -> None:
     first = one(collect.run(config(), walker_run, source="random", workers=1))
     other = dataclasses.replace(walker_run, root=tmp_path / "other")
@@ -94,7 +114,7 @@ def test_random_data_repeats_bit_for_bit_side_by_side_or_not(walker_run: Run, tm
 
 
 def job(folder: Path) -> ExpertJob:
-    return ExpertJob("walker", "walk", 0, 4, folder / "expert-walk", config().expert)
+    return ExpertJob("walker", "walk", 0, 3, folder / "expert-walk", config().expert, 1)
 
 
 def replay_bytes(folder: Path) -> list[bytes]:
@@ -124,7 +144,7 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
     trained = collect.train_expert
 
     def only_evaluate(job: ExpertJob, channel: Any) -> Any:
-        found = artifacts.load_checkpoint(job.path, job.about)
+        found = checkpoints.load(job.path, job.about)
         assert found is not None and found[0] == job.episodes
         return trained(job, channel)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages import pretrain
-from stages.core import artifacts
+from stages.core import artifacts, checkpoints
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run
@@ -68,7 +68,7 @@ def test_model_artifact(run: Run, whole: Artifact) -> None:
     rows = small_run.logged(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "kl", "image", "joint_behavior", "text_imagination", "grad_norm"} <= rows[0].keys()
-    assert not artifacts.checkpoint_path(whole.path).exists()
+    assert not checkpoints.folder(whole.path).exists()
 
 
 def test_the_seed_decides(run: Run, whole: Artifact) -> None:
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch
     torch.manual_seed(12345)
     resumed = train(run, "killed")
     assert weights(resumed) == weights(whole)
-    assert not artifacts.checkpoint_path(path).exists()
+    assert not checkpoints.folder(path).exists()
 
 
 def test_the_log_of_a_resumed_run_is_that_of_a_whole_one(
@@ -166,9 +166,9 @@ def test_nan_stops_with_the_step_the_terms_and_the_checkpoint_before(
     path = run.root / "model" / f"{method}-s0"
     with pytest.raises(BadInput, match=r"non-finite at step [34] .*kl=.*--set pretrain\.lr") as stopped:
         train(run, method, log_every=log_every)
-    assert str(artifacts.checkpoint_path(path)) in str(stopped.value)
+    assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
-    kept = load_file(str(artifacts.checkpoint_path(path) / "model.safetensors"))
+    kept = load_file(str(checkpoints.folder(path) / "model.safetensors"))
     assert all(value.isfinite().all() for value in kept.values())
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts
+from stages.core import storage
 from stages.core.backbones.base import Backbone, linears_of
 from stages.core.backbones.bert import Bert, BertSizes
 from stages.core.backbones.motion import WINDOW
@@ -312,7 +312,7 @@ def load_internvideo2(device: str) -> InternVideo2Backbone:
     with torch.device("meta"):
         model = InternVideo2(Sizes())
     load_weights(model, read_checkpoint(file), file)
-    return InternVideo2Backbone(model, find_tokenizer(), f"internvideo2-1b-{artifacts.file_sha256(file)[:12]}", device)
+    return InternVideo2Backbone(model, find_tokenizer(), f"internvideo2-1b-{storage.file_sha256(file)[:12]}", device)
 
 
 def find_checkpoint() -> Path:

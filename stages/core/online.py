@@ -1,0 +1,279 @@
+"""An agent that learns online from pixels: our world model, and a policy in imagination for a reward of its own.
+
+    found = train_online(job, channel)  # runs or continues; None when told to stop before the replay is full
+    load_episode(job.replay, 12)        # any episode of the replay
+
+No language: the world model is the joint model read without semantics. What the policy is rewarded for is a module
+fitted to the replay beside the world model: stages/core/explore.py seeks what the model cannot predict yet,
+stages/core/dreamer.py a task's true reward. Random episodes come first; then updates on the replay, so many for every
+episode in it, and one more episode from pixels, in turn. Everything random is drawn from generators seeded by (seed,
+domain, task, episode or update), so a checkpoint is the networks, the optimizers and the number of updates: a stopped
+run continues to the same bits as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.core import checkpoints, tasks
+from stages.core.experts import (
+    DECISIONS,
+    Policy,
+    ReplayJob,
+    correlated_noise,
+    episode_file,
+    play,
+    random_policy,
+    store_episode,
+)
+from stages.core.online_agent import Agent, AgentConfig, OnlineConfig, Reward
+from stages.core.render import render_states
+from stages.core.running import Metrics, require_finite
+from stages.core.shards import Shard, allow_open_files, read_sealed
+from stages.core.training import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.core.workers import Channel
+
+
+@dataclass(frozen=True)
+class OnlineJob(ReplayJob):
+    """The training of one agent from pixels.
+
+    `correlation` in time is that of the random episodes' actions and of the noise the policy is sampled with.
+    """
+
+    config: OnlineConfig
+    agent: AgentConfig
+    correlation: float
+    device: str = "cpu"
+
+    kind: ClassVar[str]  # tells its seeds from those of other agents on the same task
+    section: ClassVar[str]  # of the preset
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        facts = {"domain": self.domain, "task": self.task, "seed": self.seed, "episodes": self.episodes}
+        config = self.config.model_dump(exclude={"in_all", "episodes"})
+        return {
+            **facts,
+            "kind": self.kind,
+            "correlation": self.correlation,
+            "config": config,
+            "agent": self.agent.record,
+        }
+
+    def make_reward(self) -> Reward:
+        """A fresh module for what this agent is rewarded for."""
+        raise NotImplementedError
+
+
+class Training:
+    """An agent and its optimizers; `update` is one step of world model, reward and policy."""
+
+    def __init__(self, job: OnlineJob, dim_action: int) -> None:
+        torch.manual_seed(job.seed_of(job.kind, "networks"))
+        self.config = config = job.config
+        self.agent = agent = Agent(config, job.agent, job.make_reward(), dim_action, job.device)
+        model, learner = agent.model, agent.learner
+        trained = [model.rssm, model.fusion, model.decoder]
+        parts: dict[str, tuple[list[nn.Module], float]] = {
+            "model": (trained, config.lr), "reward": ([agent.reward], config.lr),
+            "actor": ([learner.actor], config.policy_lr), "critic": ([learner.critic], config.policy_lr),
+        }  # fmt: skip
+        self.optimizers = {
+            name: make_optimizer([p for m in modules for p in m.parameters() if p.requires_grad], lr, 0.0)
+            for name, (modules, lr) in parts.items()
+        }
+        clipped = {name: (optimizer, config.clip) for name, optimizer in self.optimizers.items()}
+        make = partial(make_update, device=torch.device(job.device), bf16=config.bf16, compiled=False)
+        self.learn = make(agent.model_loss, [clipped["model"], clipped["reward"]])
+        self.improve = make(agent.policy_loss, [clipped["actor"], clipped["critic"]], after=learner.update_slow)
+
+    def update(self, batch: Batch) -> Terms:
+        """World model and reward on the batch; then the policy, in imagination from some of its states.
+
+        Only states in the later half of a window are begun from: as when acting, h holds what came before.
+        """
+        terms = self.learn(batch)
+        h, z = (terms.pop(name)[:, self.config.length // 2 :].flatten(0, 1) for name in ("h", "z"))  # (B·T', ·)
+        chosen = torch.randperm(len(h), device=h.device)[: self.config.imagined]
+        self._freeze(True)  # the policy's gradient passes through the model, which it must not move
+        improved = self.improve({"h": h[chosen], "z": z[chosen]})
+        self._freeze(False)
+        return terms | {name: value for name, value in improved.items() if name not in terms}
+
+    def _freeze(self, frozen: bool) -> None:
+        for module in (self.agent.model, self.agent.reward):
+            module.requires_grad_(not frozen)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint needs to continue bit for bit."""
+        groups = {name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
+        return {"agent": self.agent.state_dict()} | groups
+
+    def load(self, groups: Mapping[str, dict[str, Tensor]]) -> None:
+        """Inverse of `tensors`."""
+        self.agent.load_state_dict(groups["agent"])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_tensors(optimizer, groups[name])
+
+
+# ---------------------------------------------------------------------------- replay and playing
+
+
+class PixelReplay:
+    """Episodes with frames, memory-mapped; windows never leave theirs.
+
+    Windows are drawn evenly over all episodes, but for a share of the newest: there the policy is now.
+    """
+
+    def __init__(self, episodes: int) -> None:
+        allow_open_files(episodes)
+        self.shards: list[Shard] = []
+
+    def add(self, file: Path) -> None:
+        self.shards.append(Shard(file))
+
+    def sample(self, config: OnlineConfig, rng: np.random.Generator, device: str) -> dict[str, Tensor]:
+        """image (B, T, 3, 64, 64) uint8, action (B, T, A), reward and is_first (B, T)."""
+        windows = []
+        for _ in range(config.batch):
+            pool = self.shards[-config.recent_episodes :] if rng.random() < config.recent_fraction else self.shards
+            arrays = pool[rng.integers(len(pool))].arrays
+            starts = len(arrays["reward"]) - config.length + 1
+            start = 0 if rng.random() < config.start_fraction else rng.integers(starts)
+            rows, names = slice(start, start + config.length), ("image", "action", "reward", "is_first")
+            windows.append({name: arrays[name][rows] for name in names})
+        stacked = {k: np.stack([window[k] for window in windows]) for k in windows[0]}
+        return {k: torch.from_numpy(array).to(device) for k, array in stacked.items()}
+
+
+def pixel_policy(agent: Agent, env: tasks.Env, noise: np.ndarray, frames: list[np.ndarray]) -> Policy:
+    """The policy sampled with noise (DECISIONS, A), from the frames alone; each frame seen goes into `frames`."""
+    device = agent.noise.device
+    state, action = None, torch.zeros(1, env.action_dim, device=device)
+    normal = torch.from_numpy(noise).float().to(device)
+
+    def act(observation: np.ndarray, decision: int) -> np.ndarray:
+        nonlocal state, action
+        frames.append(env.render())
+        image = torch.from_numpy(frames[-1]).to(device)[None]  # (1, 3, 64, 64)
+        action, state = agent.act(image, state, action, normal[decision])
+        return action[0].cpu().numpy()
+
+    return act
+
+
+# ---------------------------------------------------------------------------- training
+
+
+@dataclass
+class Trained:
+    """An agent whose replay is full: after `updates`, with the true returns of every episode."""
+
+    agent: Agent
+    env: tasks.Env
+    returns: list[float]
+    updates: int
+
+
+def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
+    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before."""
+    torch.set_num_threads(1)
+    config, env = job.config, tasks.make_env(job.domain, job.task)
+    training = Training(job, env.action_dim)
+    job.replay.mkdir(parents=True, exist_ok=True)
+    done = _resume(job, training)
+    first = min(config.random_episodes, job.episodes)
+    begun = max(first, done // config.updates + 1)  # episodes played so far: number n after n * updates updates
+    if done:
+        channel.report(begun * DECISIONS)
+    elif not _play_randomly(job, env, first, channel):
+        return None
+    replay, returns = PixelReplay(job.episodes), list[float]()
+
+    def remember(number: int) -> None:
+        file = episode_file(job.replay, number)
+        returns.append(float(read_sealed(file)["reward"].sum(dtype=np.float64)))  # learned from only when unharmed
+        replay.add(file)
+
+    for number in range(begun):
+        remember(number)
+    metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=begun)
+    for number in range(begun, job.episodes):
+        terms: Terms = {}
+        while done < number * config.updates:
+            if channel.stopped():
+                _checkpoint(job, done, training)
+                return None
+            terms = _update(job, training, replay, done)
+            done += 1
+        figures = _figures(job, number, terms)
+        _play(job, env, training.agent, number)
+        remember(number)
+        metrics.log(number, {"decisions": number * DECISIONS, "return": returns[-1], **figures})
+        channel.report(DECISIONS, f"return {returns[-1]:.0f}, image {figures['image']:.0f}")
+        if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
+            _checkpoint(job, done, training)
+    metrics.close()
+    return Trained(training.agent, env, returns, done)
+
+
+def _play_randomly(job: OnlineJob, env: tasks.Env, episodes: int, channel: Channel) -> bool:
+    """Play the random episodes into the replay; false when told to stop before they are all there."""
+    for number in range(episodes):
+        if channel.stopped():
+            return False
+        seed = job.seed_of(job.kind, number)
+        rollout = play(env, seed, random_policy(env, seed, job.correlation))
+        assert rollout.episode.state is not None
+        rollout.episode.image = render_states(job.domain, rollout.episode.state)
+        store_episode(job.replay, number, rollout)
+        channel.report(DECISIONS)
+    return True
+
+
+def _play(job: OnlineJob, env: tasks.Env, agent: Agent, number: int) -> None:
+    """Play one episode from pixels into the replay."""
+    seed = job.seed_of(job.kind, number)
+    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, job.correlation)
+    frames: list[np.ndarray] = []
+    rollout = play(env, seed, pixel_policy(agent, env, noise, frames))
+    rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
+    store_episode(job.replay, number, rollout)
+
+
+def _update(job: OnlineJob, training: Training, replay: PixelReplay, step: int) -> Terms:
+    seed = job.seed_of(job.kind, "update", step)
+    torch.manual_seed(seed)
+    return training.update(replay.sample(job.config, np.random.default_rng(seed), job.device))
+
+
+def _figures(job: OnlineJob, number: int, terms: Terms) -> dict[str, float]:
+    """The terms as floats. Raises BadInput when one is not finite."""
+    figures = {name: float(value) for name, value in terms.items()}
+    lower = f"{job.section}.lr={job.config.lr / 3:.2g}"
+    require_finite(number, figures, checkpoints.folder(job.path), lower)
+    return figures
+
+
+def _checkpoint(job: OnlineJob, updates: int, training: Training) -> None:
+    checkpoints.save(job.path, updates, training.tensors(), job.about)
+
+
+def _resume(job: OnlineJob, training: Training) -> int:
+    """Restore networks and optimizers from the last checkpoint; the number of updates done."""
+    found = checkpoints.load(job.path, job.about)
+    if found is None:
+        return 0
+    done, groups = found
+    training.load(groups)
+    return done

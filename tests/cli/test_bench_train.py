@@ -1,0 +1,20 @@
+"""`bitagent bench train` at smoke scale: it runs both loops as the stages do, and reports every figure."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from bitagent_cli.app import app
+
+
+def test_bench_train_measures_both_loops() -> None:
+    command = ["bench", "train", "--preset", "walker", "--scale", "smoke", "--device", "cpu", "--updates", "1"]
+    done = CliRunner().invoke(app, [*command, "--set", "behave.actor_critic.imagination=1"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    for loop in ("pretrain", "world_model", "behave"):
+        assert found[loop]["ms"] > 0 and found[loop]["tflops"] >= 0
+    assert found["pretrain"]["batch"] == [4, 8] and found["behave"]["imagined_steps_per_second"] > 0
+    assert {"encoder", "decoder", "joint_behavior_rollouts", "optimizer"} <= set(found["parts_ms"])

@@ -1,0 +1,70 @@
+"""How experts learned: curves, scores and minutes, read from the datasets and logs that their training left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitagent_cli import presets
+from bitagent_cli.bench import expert_curves as bench
+from stages.core import artifacts, chapters, learning, tasks
+from stages.core.errors import BadInput
+from stages.core.scene import Scene
+from tests.stages import small_run
+
+RETURNS = [30.0, 400.0, 770.0]  # of walker run: random's, the middle, the reference's
+
+
+def make_expert(root: Path, place: str = "data", **extra: Any) -> None:
+    about = {
+        "source": "expert", "task": "run", "learning_curve": [[500 * (i + 1), r] for i, r in enumerate(RETURNS)],
+        "evaluation_returns": [770.0, 770.0], **extra,
+    }  # fmt: skip
+    path = root / place / "expert-run"
+    artifacts.save(path, "collect", {}, domain="walker", config={}, seed=7, extra=about)
+    rows = [(1, 60.0), (2, 90.0), (3, 30.0), (4, 3000.0)]  # stopped after the second; the fourth played on afterwards
+    log = root / place / "expert-run.log" / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text("".join(json.dumps({"step": n, "seconds": s, "decisions": 500 * n}) + "\n" for n, s in rows))
+
+
+def test_curves_and_table_say_what_the_training_reached(tmp_path: Path) -> None:
+    make_expert(tmp_path, algo="dreamer")
+    artifacts.save(tmp_path / "data" / "random", "collect", {}, domain="walker", config={}, seed=7, extra={})
+    (found,) = learning.find_experts(tmp_path)
+    (name, (decisions, score)), *rest = learning.expert_curves([found]).items()
+    assert name == "walker run, dreamer" and not rest
+    assert decisions.tolist() == [500, 1000, 1500] and score.tolist() == [0.0, 0.5, 1.0]
+    table = learning.experts_table([found])
+    assert table is not None
+    assert table.rows == [["walker run, dreamer", "1500", "0.50", "1.00 ± 0.00", "770", "7", "2.0"]]
+    assert table.numbers[0]["score"] == tasks.normalized_score(tasks.get_task("walker", "run"), 770.0)
+
+
+def test_a_run_without_experts_has_no_table(tmp_path: Path) -> None:
+    assert learning.find_experts(tmp_path) == [] and learning.experts_table([]) is None
+    with pytest.raises(BadInput, match="--source expert"):
+        bench.run(tmp_path / "curves.png", [tmp_path])
+
+
+def test_several_runs_share_one_picture(tmp_path: Path) -> None:
+    make_expert(tmp_path / "a")
+    make_expert(tmp_path / "b", place="states", algo="dreamer")
+    text = bench.run(tmp_path / "curves.png", [tmp_path / "a", tmp_path / "b"])
+    assert "walker run, td3" in text and "walker run, dreamer" in text
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_the_report_shows_them(tmp_path: Path) -> None:
+    made, folder = small_run.make_run(tmp_path / "walker-smoke"), tmp_path / "report"
+    folder.mkdir()
+    scene = Scene(presets.load("walker", "smoke").visualize, made, "bitagent", False, folder)
+    assert chapters.experts(scene) is None
+    make_expert(made.root)
+    chapter = chapters.experts(scene)
+    assert chapter is not None and [p.file for p in chapter.pictures] == ["experts.png"]
+    files = {"experts.png", *(f"experts.{kind}" for kind in ("md", "csv", "tex", "json"))}
+    assert {p.name for p in folder.iterdir()} == files

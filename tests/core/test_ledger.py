@@ -1,0 +1,62 @@
+"""The ledger: every score with the artifacts behind it; what is gone is left blank."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stages.core import artifacts, results
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
+from stages.core.ledger import ledger
+
+
+def make(path: Path, stage: str, inputs: list[Artifact], seconds: float, **about: Any) -> Artifact:
+    config, extra = about.get("config", {}), about.get("extra", {})
+    with artifacts.writing(path, stage, domain="walker", config=config, seed=0, inputs=inputs, extra=extra):
+        pass
+    found = artifacts.load(path, stage)
+    found.meta["wall_seconds"] = seconds
+    return found
+
+
+def chain(root: Path, goal: str, prompt: str = "walk fast clean") -> dict[str, Artifact]:
+    """Data, model, policy and evaluation of one goal."""
+    data = make(root / "data" / "random", "collect", [], 60.0)
+    model = make(root / "model" / "bitagent-s0", "pretrain", [data], 60.0)
+    policy = make(root / "policy" / "bitagent-s0" / goal, "behave", [model], 60.0, config={"prompts": [prompt]})
+    row = {"task": "walk", "method": "bitagent", "seed": 0, "scale": "laptop", "episodes": 2, "return": 500.0,
+           "score": 0.5, "stderr": 0.1, "random_score": 0.0}  # fmt: skip
+    evaluation = make(root / "evaluation" / "bitagent-s0" / goal, "evaluate", [policy], 6.0, extra={"rows": [row]})
+    return {"model": model, "policy": policy, "evaluation": evaluation}
+
+
+def row(root: Path) -> dict[str, str]:
+    table = ledger(results.gather(root, "walker"), Run("walker", "laptop", root))
+    assert len(table.rows) == 1
+    return dict(zip([c.name for c in table.columns], table.rows[0], strict=True))
+
+
+def test_a_score_comes_with_its_ids_its_command_and_its_hardware(tmp_path: Path) -> None:
+    made = chain(tmp_path, "walk")
+    found = row(tmp_path)
+    ids = found["ids: model, policy, evaluation"].split()
+    assert ids == [made[k].id[:8] for k in ("model", "policy", "evaluation")]
+    assert found["score"] == "0.50 ± 0.10"
+    assert found["command"] == "`bitagent evaluate --preset walker --scale laptop --task walk --seed 0`"
+    assert found["hardware"] == artifacts.hardware() != ""
+    assert all(found[f"{k}, min"] for k in ("data", "model", "policy", "evaluation")) and not found["embeddings, min"]
+
+
+def test_what_is_gone_or_was_made_again_is_left_blank(tmp_path: Path) -> None:
+    chain(tmp_path, "walk")
+    shutil.rmtree(tmp_path / "model")
+    found = row(tmp_path)
+    assert found["model, min"] == "" and found["data, min"] == "" and found["policy, min"]
+    assert len(found["ids: model, policy, evaluation"].split()) == 2
+
+
+def test_a_policy_for_a_prompt_names_it_and_the_task_that_scored_it(tmp_path: Path) -> None:
+    chain(tmp_path, "stand-still", prompt="stand still")
+    assert '--prompt "stand still" --score-as walk' in row(tmp_path)["command"]
