@@ -98,4 +98,6 @@ def train_explorer(job: ExploreJob, channel: Channel) -> dict[str, Any] | None:
         facts for artifact.json.
     """
     found = train_online(job, channel)
-    return found and {"updates": found.updates, "random_episodes": min(job.config.random_episodes, job.episodes)}
+    if found is None:
+        return None
+    return {"updates": found.updates, "random_episodes": min(job.config.random_episodes, job.episodes)}
