@@ -141,8 +141,8 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def update_slow(self) -> None:
         """Move the slow critics toward the critics."""
-        slow = [*self.slow.parameters(), *self.slow_action_values.parameters()]
-        torch._foreach_lerp_(slow, self.critics, self.config.slow_rate)
+        slow: list[Tensor] = [*self.slow.parameters(), *self.slow_action_values.parameters()]
+        torch._foreach_lerp_(slow, list[Tensor](self.critics), self.config.slow_rate)
 
     @torch.no_grad()
     def _scale(self, running: Tensor, values: Tensor) -> Tensor:

@@ -65,11 +65,11 @@ def transfers(scene: Scene) -> Chapter | None:
     if table := results.transfer_table(results.gather(scene.run.root, scene.run.domain)):
         scene.save_table("transfer", table)
         chapter.tables.append(table)
-    for file in sorted(scene.run.root.glob("transfer/*/artifact.json")):
-        found = artifacts.load(file.parent, "transfer", domain=scene.run.domain)
-        source = file.parent.name
-        with (found.path / "gain.csv").open(newline="") as table:
-            header, *rows = csv.reader(table)
+    for made in sorted(scene.run.root.glob("transfer/*/artifact.json")):
+        found = artifacts.load(made.parent, "transfer", domain=scene.run.domain)
+        source = made.parent.name
+        with (found.path / "gain.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
         columns = [Column(name, "random" if name == "random" else "ours") for name in header]
         chapter.tables.append(
             Table(f"From {source}", "Gain: transfer minus the same budget from scratch.", columns, rows)

@@ -62,7 +62,8 @@ class TaskContext:
 
     def expand(self, batch: int) -> TaskContext:
         """Repeat a single prompt's context over a batch."""
-        return TaskContext(*(t.expand(batch, *t.shape[1:]) for t in (self.tau, self.gates, self.semantics)))
+        tau, gates, semantics = (t.expand(batch, *t.shape[1:]) for t in (self.tau, self.gates, self.semantics))
+        return TaskContext(tau, gates, semantics)
 
     def rows(self, index: Tensor) -> TaskContext:
         """The context of prompt index[i] for each row i."""
@@ -70,7 +71,8 @@ class TaskContext:
 
     def repeat_interleave(self, times: int) -> TaskContext:
         """Each row `times` times, for several rollouts from one sequence."""
-        return TaskContext(*(t.repeat_interleave(times, 0) for t in (self.tau, self.gates, self.semantics)))
+        tau, gates, semantics = (t.repeat_interleave(times, 0) for t in (self.tau, self.gates, self.semantics))
+        return TaskContext(tau, gates, semantics)
 
 
 class Noise:
