@@ -11,26 +11,29 @@ import numpy as np
 
 from stages.core import tasks
 from stages.core.coverage import occupied_bins
-from stages.core.experts import DECISIONS, correlated_noise, derive_seed, play
+from stages.core.experts import DECISIONS, Policy, correlated_noise, derive_seed, play
 
 CORRELATION = 0.5  # of the noise in time; the random source's
 SCALES = (1.55, 100.0)  # standard deviations: an untrained explorer's, and one at which every action is an end
 
 
+def noise_policy(noise: np.ndarray) -> Policy:
+    """Noise (DECISIONS, A) as actions, clipped to [-1, 1]."""
+    actions = np.clip(noise, -1.0, 1.0)
+    return lambda observation, decision: actions[decision]
+
+
 def covered(domain: str, scale: float, episodes: int) -> int:
     """Bins that episodes of Gaussian actions of standard deviation `scale`, clipped to [-1, 1], fall into."""
     env = tasks.make_env(domain, tasks.task_names(domain)[0])
-    return occupied_bins(domain, np.concatenate([_states(env, domain, scale, number) for number in range(episodes)]))
-
-
-def _states(env: tasks.Env, domain: str, scale: float, number: int) -> np.ndarray:
-    """The physics states (T, nq + nv) of one episode."""
-    seed = derive_seed(0, domain, "random", number)
-    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, CORRELATION)
-    actions = np.clip(scale * noise, -1.0, 1.0)  # (DECISIONS, A)
-    state = play(env, seed, lambda _, decision: actions[decision]).episode.state
-    assert state is not None
-    return state
+    states: list[np.ndarray] = []
+    for number in range(episodes):
+        seed = derive_seed(0, domain, "random", number)
+        noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, CORRELATION)
+        state = play(env, seed, noise_policy(scale * noise)).episode.state
+        assert state is not None
+        states.append(state)
+    return occupied_bins(domain, np.concatenate(states))
 
 
 def print_table(domain: str, episodes: int) -> None:
