@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BITAGENT := $(BIN)/python -m bitagent_cli
 
-.PHONY: help venv test lint format torture smoke quickstart reproduce bench clean
+.PHONY: help venv test lint format torture smoke quickstart results reproduce bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,16 +84,23 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 
 include reproduce.mk
 
-SHOWN := walker-laptop
 RESULT_SEEDS ?= 0 1 2
-results: $(READY) ## docs/results.md anew: walker at laptop scale, every task, several tasks at once, a free prompt (RESULT_SEEDS=)
-	$(MAKE) reproduce SCALE=laptop DOMAINS=walker SEEDS="$(RESULT_SEEDS)"
-	for goal in '--tasks stand,walk,run' '--task sit_knees' '--task lying_down'; do \
-	  $(BITAGENT) behave $(QUICK) $$goal && $(BITAGENT) evaluate $(QUICK) $$goal || exit; \
+GOALS := '--task stand' '--task walk' '--task run' '--tasks stand,walk,run'
+results: $(READY) ## docs/results.md anew: walker at laptop scale, each task, all in one policy, the oracle row (RESULT_SEEDS=)
+	$(BITAGENT) collect $(QUICK)
+	$(BITAGENT) embed $(QUICK)
+	for seed in $(RESULT_SEEDS); do \
+	  $(BITAGENT) pretrain $(QUICK) --seed $$seed || exit; \
+	  for goal in $(GOALS); do \
+	    $(BITAGENT) behave $(QUICK) --seed $$seed $$goal && $(BITAGENT) evaluate $(QUICK) --seed $$seed $$goal || exit; \
+	  done; \
+	  for task in stand walk run; do \
+	    $(BITAGENT) behave $(QUICK) --seed $$seed --task $$task --oracle-reward || exit; \
+	    $(BITAGENT) evaluate $(QUICK) --seed $$seed --task $$task --method bitagent-oracle || exit; \
+	  done; \
 	done
-	$(BITAGENT) behave $(QUICK) --task stand --oracle-reward
 	$(BITAGENT) visualize $(QUICK) --reward
-	cat $(addprefix $(RUNS)/$(SHOWN)/report/,scores.md multi-task.md reward-rank.md ledger.md) > docs/results.md
+	cat $(addprefix $(RUNS)/walker-laptop/report/,scores.md multi-task.md reward-rank.md ledger.md) > docs/results.md
 
 bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render
