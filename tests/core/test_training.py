@@ -228,6 +228,7 @@ def test_no_graph_breaks() -> None:
 
 
 @needs_compiler
+@pytest.mark.timeout(900)  # compiling takes minutes on a busy machine
 def test_compiled_equals_eager() -> None:
     """Three updates by the C++ the compiler writes, on the same noise."""
 

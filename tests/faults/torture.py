@@ -158,7 +158,7 @@ def cases(root: Path) -> list[Case]:
         for kind, places, read in (
             ("dataset", DATA, lambda: find_inputs(run, "offline")),
             ("embeddings", SIDES, lambda: find_inputs(run, "offline")),
-            ("backbone", (BACKBONE,), lambda: artifacts.load(root / BACKBONE, "backbone").tensors("model")),
+            ("backbone", (BACKBONE,), lambda: read_backbone(root)),
             ("model", (MODEL,), lambda: load_model(artifacts.load(root / MODEL, "pretrain"))),
             ("policy", (POLICY,), lambda: read_policy(root / POLICY)),
             ("evaluation", (SCORES,), lambda: read_scores(root)),
@@ -176,6 +176,11 @@ def cases(root: Path) -> list[Case]:
 
 def artifact_files(folder: Path) -> list[Path]:
     return [folder / name for name in ("artifact.json", *artifacts.load(folder).meta["files"])]
+
+
+def read_backbone(root: Path) -> object:
+    backbone = artifacts.load(root / BACKBONE, "backbone")
+    return backbone.tensors("model"), backbone.tensors("sentences")
 
 
 def read_policy(path: Path) -> object:

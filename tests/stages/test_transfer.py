@@ -230,10 +230,11 @@ def test_the_report_shows_the_gain(tmp_path: Path) -> None:
     for method, score in (("transfer-quadruped", 0.8), ("transfer-control", 0.5)):
         make_evaluation(run, "walk", score, method=method)
     scene = Scene(presets.load("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
-    assert chapters.transfers(scene) is None
+    before = chapters.transfers(scene)
+    assert before is not None and len(before.tables) == 1 and not before.pictures  # scores, and no gain yet
     transfer.compare(run, src="quadruped")
     chapter = chapters.transfers(scene)
-    assert chapter is not None and chapter.tables[0].rows == [
+    assert chapter is not None and chapter.tables[1].rows == [
         ["walker walk", "0.01", "0.80 [0.05]", "0.50 [0.05]", "+0.30"]
     ]
     assert (tmp_path / "transfer-quadruped.png").exists()
