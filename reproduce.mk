@@ -27,7 +27,8 @@ TASKS_quadruped := stand walk run
 TASKS_stickman := stand walk run
 
 ifeq ($(SCALE),smoke)
-export OMP_NUM_THREADS ?= 1# toy sizes: more threads only wait for each other
+export OMP_NUM_THREADS ?= 1# toy sizes: more threads only wait for each other ...
+MAKEFLAGS += -j$(shell nproc || echo 2)# ... so a recipe a core; a -j of the command line wins
 endif
 
 HEAVY := $(strip $(LAUNCH) $(BITAGENT))

@@ -13,7 +13,6 @@ from torch import Tensor
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.nets import sample_one_hot
 from stages.core.running import progress
 from stages.core.training import autocast
 from stages.core.world_model import WorldModel
@@ -111,17 +110,31 @@ def standardized(latents: Latents, reward: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def posterior_modes(model: WorldModel, dataset: Dataset, device: torch.device, *, quiet: bool, bf16: bool) -> Tensor:
+    """The likeliest class of every variable of the posterior q(s | x) of every row: (N, C) int16, on the CPU."""
+    modes = torch.empty(dataset.n_frames, model.config.classes, dtype=torch.int16)
+    bar = progress(dataset.n_frames, 0, "encode", "frame", quiet)
+    for rows in torch.arange(dataset.n_frames).split(2048):
+        image = torch.from_numpy(dataset.rows("image", rows.numpy())).to(device)
+        with autocast(device, bf16):
+            modes[rows] = model.rssm.posterior(image).argmax(-1).short().cpu()
+        bar.update(len(rows))
+    bar.close()
+    return modes
+
+
+@torch.no_grad()
 def encode(
     model: WorldModel,
     dataset: Dataset,
+    modes: Tensor,
     prompts: TaskContext,
     horizon: int,
     device: torch.device,
     *,
-    quiet: bool,
     bf16: bool,
 ) -> Latents:
-    """Filter every episode from its first frame under each prompt, with the posterior's mode.
+    """Filter every episode from its first frame under each prompt, with the posterior's `modes` (N, C).
 
     Raises:
         BadInput: no episode is longer than `horizon`.
@@ -131,26 +144,22 @@ def encode(
     half = {"dtype": torch.float16, "device": device}
     h, z = torch.empty(count, rows, c.deter, **half), torch.empty(count, rows, model.dim_z, **half)  # type: ignore[call-overload]
     e_all = torch.empty(rows, model.dim_embedding, **half)  # type: ignore[call-overload]
-    bar = progress(dataset.n_episodes, 0, "encode", "episode", quiet)
-    for episodes in _equal_length_groups(dataset, rows_at_once=4096):
+    for episodes in _equal_length_groups(dataset, rows_at_once=16384):
         start, length = dataset.episode_info.start[episodes], int(dataset.episode_info.length[episodes[0]])
         index = start[:, None] + np.arange(length)  # (B, T)
-        image = torch.from_numpy(dataset.rows("image", index)).to(device)
+        flat = torch.from_numpy(index.ravel()).to(device)
         action = torch.from_numpy(dataset.rows("action", index)).to(device)
         e = torch.from_numpy(dataset.rows("embedding", index)).to(device).float()
+        s = F.one_hot(modes[torch.from_numpy(index)].to(device).long(), c.categories).flatten(-2).float()  # (B, T, S)
         is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
+        is_first[:, 0] = True
         with autocast(device, bf16):
-            s = sample_one_hot(model.rssm.posterior(image), None)  # (B, T, S)
             e = model.adapter(F.normalize(e, dim=-1))
-            is_first[:, 0] = True
             for k in range(count):
                 fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
                 states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
-                flat = torch.from_numpy(index.ravel()).to(device)
                 h[k, flat], z[k, flat] = states.flatten(0, 1).half(), fused.flatten(0, 1).half()
-        e_all[torch.from_numpy(index.ravel()).to(device)] = e.flatten(0, 1).half()
-        bar.update(len(index))
-    bar.close()
+        e_all[flat] = e.flatten(0, 1).half()
     info = dataset.episode_info
     long_enough = np.flatnonzero(info.length > horizon)
     if not len(long_enough):

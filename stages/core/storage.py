@@ -37,12 +37,12 @@ _held: set[Path] = set()  # what this process has the lock of
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the writer's lock of one artifact. Raises BadInput when another process holds it."""
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the writer's lock of one artifact. When another process holds it, wait for it or raise BadInput."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(path.parent / f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise BadInput(f"another process is writing {path}; wait for it, or choose another --out") from None
     _held.add(path.resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -19,10 +20,12 @@ from stages.core.actor_critic import ActorCritic
 from stages.core.agent import Noise, State
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
+from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
-from stages.core.latents import Latents, encode, label_rewards, outcomes, standardized
+from stages.core.latents import Latents, encode, label_rewards, outcomes, posterior_modes, standardized
 from stages.core.pretraining import open_training_data
+from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
 from tests.stages import small_run
@@ -107,7 +110,7 @@ def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
     """Every row, under every prompt, equals stepping through its episode from its first frame."""
     model, dataset = open_model(source(run)), open_training_data(source(run), run)
     prompts = model.task(unit(2, generator=torch.Generator().manual_seed(3)))
-    found = encode(model, dataset, prompts, 4, torch.device("cpu"), quiet=True, bf16=False)
+    found = encode(model, dataset, read(model, dataset), prompts, 4, torch.device("cpu"), bf16=False)
     assert found.h.shape == (2, dataset.n_frames, 16)
     lengths = []
     for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True):
@@ -128,9 +131,25 @@ def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
     np.testing.assert_array_equal(found.reward, dataset.rows("reward", np.arange(dataset.n_frames)))
 
 
+def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once more when the model has changed."""
+    found, dataset = source(run), open_training_data(source(run), run)
+    model, cpu = open_model(found), torch.device("cpu")
+    modes = behave.data_modes(model, found, dataset, run, cpu, bf16=False)
+    assert torch.equal(modes, read(model, dataset))
+    monkeypatch.setattr(behave, "posterior_modes", lambda *_, **__: modes + 1)
+    assert torch.equal(behave.data_modes(model, found, dataset, run, cpu, bf16=False), modes)
+    changed = dataclasses.replace(found, meta=found.meta | {"id": "0" * 16})
+    assert torch.equal(behave.data_modes(model, changed, dataset, run, cpu, bf16=False), modes + 1)
+
+
 def make_latents(run: Run, horizon: int) -> Latents:
     model, dataset = open_model(source(run)), open_training_data(source(run), run)
-    return encode(model, dataset, model.task(unit(2)), horizon, torch.device("cpu"), quiet=True, bf16=False)
+    return encode(model, dataset, read(model, dataset), model.task(unit(2)), horizon, torch.device("cpu"), bf16=False)
+
+
+def read(model: WorldModel, dataset: Dataset) -> Tensor:
+    return posterior_modes(model, dataset, torch.device("cpu"), quiet=True, bf16=False)
 
 
 def test_drawn_rows_are_decisions_of_long_enough_episodes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +214,7 @@ def test_standardized_rewards_have_unit_spread_over_the_rows_arrived_at(run: Run
 def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavior, dict[str, Tensor]]:
     model, dataset, c = open_model(source(run)), open_training_data(source(run), run), config(**changes)
     context = model.task(unit(prompts, generator=torch.Generator().manual_seed(3)))
-    latents = encode(model, dataset, context, c.horizon, torch.device("cpu"), quiet=True, bf16=False)
+    latents = encode(model, dataset, read(model, dataset), context, c.horizon, torch.device("cpu"), bf16=False)
     torch.manual_seed(0)
     learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
     noise = Noise("cpu")

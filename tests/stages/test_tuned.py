@@ -21,7 +21,7 @@ from stages.core.backbones.tuning import MllmConfig, Mode, make_trainable, retun
 from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.latents import encode
+from stages.core.latents import encode, posterior_modes
 from stages.core.policy import Policy
 from stages.core.pretraining import open_training_data
 from tests.core.backbones.tiny import save_tiny
@@ -170,7 +170,9 @@ def test_from_prompt_to_score(run: Run) -> None:
     policy = Policy.load(policy_artifact.path)
     assert policy.backbone_size == 64
     dataset = open_training_data(made, run)
-    latents = encode(policy.model, dataset, policy.contexts, 4, torch.device("cpu"), quiet=True, bf16=False)
+    cpu = torch.device("cpu")
+    modes = posterior_modes(policy.model, dataset, cpu, quiet=True, bf16=False)
+    latents = encode(policy.model, dataset, modes, policy.contexts, 4, cpu, bf16=False)
     frames = dataset.episode(0).image
     assert frames is not None
     for row, frame in enumerate(frames):
