@@ -45,18 +45,22 @@ def launch(gradio: ModuleType, page: Any, port: int | None, quiet: bool) -> None
     from starlette.middleware import Middleware
 
     try:
-        page.launch(
+        _, url, _ = page.launch(
             server_name=HOST,
             server_port=port,
             share=False,
             ssr_mode=False,
             footer_links=[],
-            quiet=quiet,
+            quiet=True,  # Gradio's own words offer a public link
+            prevent_thread_lock=True,
             theme=gradio.themes.Base(font=list(FONTS), font_mono=["monospace"]),
             app_kwargs={"middleware": [Middleware(KeepToItself)]},
         )
     except OSError as error:
         raise BadInput(f"the playground cannot listen on {HOST} ({error}); give another --port") from None
+    if not quiet:
+        print(f"open {url} in a browser on this machine; Ctrl-C ends it")
+    page.block_thread()
 
 
 def import_gradio() -> ModuleType:

@@ -33,16 +33,22 @@ def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(mon
     launched: dict[str, Any] = {}
     original = page.launch
 
-    def launch(**options: Any) -> None:
+    def launch(**options: Any) -> Any:
         launched.update(options)
-        launched["url"] = original(**options, prevent_thread_lock=True)[1]
+        found = original(**options)
+        launched["url"] = found[1]
+        return found
 
     monkeypatch.setattr(page, "launch", launch)
+    monkeypatch.setattr(page, "block_thread", lambda: None)
+    said: list[str] = []
+    monkeypatch.setattr(playground_page, "print", said.append, raising=False)
     try:
-        playground_page.launch(gradio, page, None, quiet=True)
+        playground_page.launch(gradio, page, None, quiet=False)
         answer = httpx.get(launched["url"])
     finally:
         page.close()
+    assert launched["url"] in said[0]
     assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
     assert launched["url"].startswith("http://127.0.0.1:")
     assert answer.status_code == 200
