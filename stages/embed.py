@@ -28,7 +28,7 @@ from stages.core.backbones.sidecar import FrameSource, write_embeddings
 from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
-from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.core.running import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import fast_bf16, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
 
 
@@ -139,34 +139,42 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         about = {"config": record, "seed": run.seed, "inputs": artifacts.input_ids(usable)}
         optimizer = make_optimizer(list(student.parameters()), config.lr, config.weight_decay)
         again = run.command("embed", "--backbone", "offline")
-        last = fit(Training(student, optimizer, path, about, again), lessons, config, run)
-        share = (lessons.membership > 0.5).mean(0)
-        prompts = [t.prompt for t in tasks.TASKS if t.domain == run.domain]  # kept, so that no later stage needs MiniLM
-        made = artifacts.save(
-            path,
-            "backbone",
-            {"model": student.state_dict(), "sentences": {"vectors": sentences.encode(prompts)}},
-            domain=run.domain,
-            config=record,
-            seed=run.seed,
-            inputs=usable,
-            resolved=run.resolved,
-            began=began,
-            extra={
-                "text_tower": sentences.hash,
-                "dim": config.dim,
-                "sentences": prompts,
-                "captions": sum(len(s) for s in lessons.sentences),
-                "concept_share": {c.name: round(float(s), 4) for c, s in zip(lessons.concepts, share, strict=True)},
-                "losses": last,
-            },
-        )
-        checkpoints.drop(path)
+        with stop_signals() as stop:
+            last = fit(Training(student, optimizer, path, about, again), lessons, config, run, stop)
+            share = (lessons.membership > 0.5).mean(0)
+            prompts = [
+                t.prompt for t in tasks.TASKS if t.domain == run.domain
+            ]  # kept, so that no later stage needs MiniLM
+            made = artifacts.save(
+                path,
+                "backbone",
+                {"model": student.state_dict(), "sentences": {"vectors": sentences.encode(prompts)}},
+                domain=run.domain,
+                config=record,
+                seed=run.seed,
+                inputs=usable,
+                resolved=run.resolved,
+                began=began,
+                extra={
+                    "text_tower": sentences.hash,
+                    "dim": config.dim,
+                    "sentences": prompts,
+                    "captions": sum(len(s) for s in lessons.sentences),
+                    "concept_share": {c.name: round(float(s), 4) for c, s in zip(lessons.concepts, share, strict=True)},
+                    "losses": last,
+                },
+            )
+            checkpoints.drop(path)
+            if stop:  # during the last update, or while it was saved: datasets wait to be embedded
+                raise stop.leave(again)
         return made
 
 
-def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -> dict[str, float]:
-    """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit."""
+def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run, stop: StopRequest) -> dict[str, float]:
+    """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit.
+
+    Returns the losses of the last update. Nothing is saved after it, so that a resumed run has them, too.
+    """
     device = torch.device(run.device)
     if run.fresh:
         checkpoints.drop(training.path)
@@ -183,24 +191,25 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run) -
     bar = progress(config.updates, start, "backbone", "update", run.quiet)
     last: dict[str, float] = {}
     lower = f"embed.offline.lr={config.lr / 3:.2g}"
-    with stop_signals() as stop, bar:
+    with bar:
         for step in range(start, config.updates):
             for group in training.optimizer.param_groups:
                 group["lr"] = config.lr * schedule(step, config.updates)
             batch = draw_batch(lessons, run.seed, step, config.batch, config.captions)
             terms = update({k: v.to(device) for k, v in batch.items()})
             bar.update()
-            if step % config.log_every == 0 or step + 1 == config.updates:
+            done = step + 1 == config.updates
+            if step % config.log_every == 0 or done:
                 last = {k: float(v) for k, v in terms.items()}
                 require_finite(step, last, checkpoints.folder(training.path), lower)
                 metrics.log(step, last)
                 bar.set_postfix(loss=f"{last['loss']:.3f}")
-            if stop or (step + 1) % config.checkpoint_every == 0:
+            if not done and (stop or (step + 1) % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
                 require_finite(step, finite, checkpoints.folder(training.path), lower)
                 save(training, step + 1)
-            if stop:
-                raise stop.leave(training.again)
+                if stop:
+                    raise stop.leave(training.again)
     metrics.close()
     return last
 

@@ -130,8 +130,10 @@ def acceptable(ended: Ended, codes: tuple[int, ...], step: Step, tally: Tally) -
 
 def compare(pipeline: Pipeline, step: Step, root: Path, tally: Tally) -> None:
     """A step that ended must have made what the undisturbed one made."""
-    if pipeline.ids(step, root) != pipeline.ids(step):
-        tally.fail("silent corruption", f"{step.name} ended with other bytes")
+    wanted, found = pipeline.ids(step), pipeline.ids(step, root)
+    other = [place for place in wanted if found[place] != wanted[place]]
+    if other:
+        tally.fail("silent corruption", f"{step.name} ended with another {', '.join(other)}")
     tally.counts[f"identical {step.name}"] += 1
 
 

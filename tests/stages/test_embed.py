@@ -28,11 +28,12 @@ from stages.core.backbones.contrast import held_out_episodes
 from stages.core.backbones.offline import OfflineBackbone, TextTower
 from stages.core.config import Run
 from stages.core.episodes import Dataset, DatasetWriter
-from stages.core.errors import BadInput
+from stages.core.errors import BadInput, Interrupted
 from stages.core.render import render_states
 from stages.core.shards import Episode
 from stages.core.tasks import make_env
 from tests.core.backbones.tiny import SIZE, save_tiny
+from tests.stages.small_run import Killed
 
 ROWS = 24
 
@@ -287,6 +288,38 @@ def test_training_stopped_by_a_signal_goes_on_bit_for_bit(run: Run, tmp_path: Pa
     lines = (run.root / "backbone.log" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps)) and steps[-1] == 59
+
+
+def test_killed_after_the_last_update_training_ends_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update is one after which a checkpoint would be due; the artifact also records its losses."""
+    section = config(updates=6, checkpoint_every=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed.artifacts, "save", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            embed.run(section, run)
+    resumed = embed.run(section, run)
+    whole = dataclasses.replace(run, root=tmp_path / "whole")
+    write_data(whole.root)
+    undisturbed = embed.run(section, whole)
+    assert resumed[0].meta["inputs"] == undisturbed[0].meta["inputs"]
+    towers = [artifacts.load(r.root / "backbone").meta for r in (run, whole)]
+    assert towers[0]["extra"]["losses"] and towers[0]["id"] == towers[1]["id"]
+
+
+def test_a_signal_during_the_last_update_keeps_the_tower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    section, draw = config(updates=3), embed.draw_batch
+
+    def draw_and_stop(lessons: Any, seed: int, step: int, *sizes: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(lessons, seed, step, *sizes)
+
+    monkeypatch.setattr(embed, "draw_batch", draw_and_stop)
+    with pytest.raises(Interrupted, match=r"SIGTERM.*bitagent embed"):
+        embed.run(section, run)
+    assert (run.root / "backbone").exists() and not (run.root / "embeddings").exists()
 
 
 def test_embedding_stopped_by_a_signal_goes_on(run: Run, tmp_path: Path) -> None:
