@@ -134,7 +134,8 @@ def compare(pipeline: Pipeline, step: Step, root: Path, tally: Tally) -> None:
     other = [place for place in wanted if found[place] != wanted[place]]
     if other:
         tally.fail("silent corruption", f"{step.name} ended with another {', '.join(other)}")
-    tally.counts[f"identical {step.name}"] += 1
+    else:
+        tally.counts[f"identical {step.name}"] += 1
 
 
 def torture_kills(pipeline: Pipeline, tally: Tally, wanted: int, seed: int) -> None:
