@@ -33,7 +33,6 @@ LEGEND = (
     "“z” compares the latents (Eq. 10), “semantic” what f_dec reads in them, “best shift” at their best common offset "
     "in time; "
 )
-TRAINED_ON = "The episodes are those the model was trained on: no split is held out."
 
 
 def scores(scene: Scene) -> Chapter:
@@ -116,8 +115,9 @@ def imagination(scene: Scene) -> Chapter:
     for real, made in zip(shown.real, shown.predicted, strict=True):
         strips += [("real", real[steps]), ("imagined", made[steps])]
     save_png(figures.strip(strips, header), folder / "imagined-vs-real.png")
-    starts = diagnostics.draw_windows(dataset, c.error_windows, length, scene.run.seed)
-    summary = diagnostics.open_loop_summary(diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon))
+    starts = diagnostics.draw_windows(dataset, scene.judged, c.error_windows, length, scene.run.seed)
+    found = diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon)
+    summary = diagnostics.open_loop_summary(found, scene.held_out)
     scene.save_json("prediction-error", summary)
     figures.prediction_error(folder / "prediction-error.png", summary)
     better = summary["better_than_copying"]
@@ -125,7 +125,7 @@ def imagination(scene: Scene) -> Chapter:
         f"The model looks at {c.context} frames, then predicts {c.horizon} more from the data's actions alone. "
         f"The mean of {summary['rollouts']} sampled rollouts "
         f"{f'beats copying the last frame up to step {better}' if better else 'is worse than copying the last frame'}. "
-        f"{TRAINED_ON}"
+        f"{_judged_on(scene)}"
     )
     pictures = [
         Picture("imagined-vs-real.gif", "Real frames above imagined ones."),
@@ -220,7 +220,7 @@ def rewards(scene: Scene) -> Chapter:
     """The learned reward beside the true one along episodes, and how well it ranks it over all sources."""
     c, dataset = scene.config, scene.dataset
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
-    episodes = diagnostics.choose_episodes(dataset, count)
+    episodes = diagnostics.choose_episodes(dataset, scene.judged, count)
     functions = {name: partial(_reward, scene.model, options) for name, options in scene.model.measures.items()}
     shown = _policy_variant(scene)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, functions, c.reward_horizon)
@@ -229,16 +229,23 @@ def rewards(scene: Scene) -> Chapter:
     traces = {}
     for k, task in enumerate(tasks.task_names(scene.run.domain)):  # the first prompts are the tasks
         mine = {name: value[k] for name, value in learned.items()} | {"similarity": similarity[k]}
-        about[task] = diagnostics.reward_diagnostics(dataset, task, episodes, mine, c.reward_windows, scene.run.seed)
+        about[task] = diagnostics.reward_diagnostics(
+            dataset, task, episodes, mine, c.reward_windows, scene.run.seed, scene.held_out
+        )
         traces[task] = _traces(dataset, task, episodes, mine[shown])
     scene.save_json("reward", about)
     figures.reward_traces(scene.folder / "reward.png", traces)
     table = _reward_table(about, shown)
     scene.save_table("reward-rank", table)
     picture = Picture("reward.png", f"Learned reward ({shown}) and true reward along whole episodes.", chart=True)
-    return Chapter(
-        "Learned reward", f"No reward is shown to the agent; here it is judged. {TRAINED_ON}", [table], [picture]
-    )
+    text = f"No reward is shown to the agent; here it is judged. {_judged_on(scene)}"
+    return Chapter("Learned reward", text, [table], [picture])
+
+
+def _judged_on(scene: Scene) -> str:
+    if scene.held_out:
+        return "The episodes were held out: the model was not trained on them."
+    return "The episodes are those the model was trained on: none is held out."
 
 
 def _reward(model: WorldModel, options: RewardOptions, task: TaskContext, state: State, action: Tensor) -> Tensor:

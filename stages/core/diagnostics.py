@@ -97,14 +97,18 @@ def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context:
     return OpenLoop(*(t.cpu().numpy() for t in (image, predicted, *errors)))
 
 
-def open_loop_summary(result: OpenLoop) -> dict[str, Any]:
-    """Mean errors by horizon, as JSON: the model's and copying's, and how they compare."""
+def open_loop_summary(result: OpenLoop, held_out: bool) -> dict[str, Any]:
+    """Mean errors by horizon, as JSON: the model's and copying's, and how they compare.
+
+    Args:
+        held_out: whether the model was trained without these episodes, for the record.
+    """
     model, single, copy = result.error.mean(0), result.single.mean(0), result.copy.mean(0)
     ratio = copy / np.maximum(model, 1e-9)
     return {
         "windows": len(result.error),
         "unit": "sum of squared errors over a frame, pixels in [0, 1]",
-        "held_out": False,
+        "held_out": held_out,
         "horizon": list(range(1, len(model) + 1)),
         "rollouts": SAMPLES,
         "model": model.round(3).tolist(),
@@ -121,13 +125,13 @@ def decode(model: WorldModel, z: Tensor) -> Tensor:
     return torch.stack([to_uint8(model.decoder(sequence)) for sequence in z])
 
 
-def draw_windows(dataset: Dataset, count: int, length: int, seed: int) -> np.ndarray:
-    """Global start rows (count,) of windows of `length` rows, evenly over the dataset's parts.
+def draw_windows(dataset: Dataset, among: np.ndarray, count: int, length: int, seed: int) -> np.ndarray:
+    """Global start rows (count,) of windows of `length` rows of the episodes `among` (E,) bool, evenly over the parts.
 
     Raises BadInput when no episode is long enough.
     """
     info, rng = dataset.episode_info, np.random.default_rng(seed)
-    fitting = [np.flatnonzero((info.part == p) & (info.length >= length)) for p in range(len(dataset.parts))]
+    fitting = [np.flatnonzero((info.part == p) & (info.length >= length) & among) for p in range(len(dataset.parts))]
     fitting = [episodes for episodes in fitting if len(episodes)]
     if not fitting:
         raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
@@ -236,11 +240,12 @@ def _by_prompt(chunks: list[Tensor], prompts: int) -> np.ndarray:
     return np.stack([torch.cat(chunks[k::prompts]).numpy() for k in range(prompts)])
 
 
-def choose_episodes(dataset: Dataset, count: int) -> np.ndarray:
-    """About `count` episodes of the most frequent length, shared by the parts and even over the ranks of return."""
+def choose_episodes(dataset: Dataset, among: np.ndarray, count: int) -> np.ndarray:
+    """About `count` of the episodes `among` (E,) bool, of the most frequent length: shared by the parts, and even over
+    the ranks of return."""
     info = dataset.episode_info
-    lengths, frequency = np.unique(info.length, return_counts=True)
-    usual = info.length == lengths[frequency.argmax()]
+    lengths, frequency = np.unique(info.length[among], return_counts=True)
+    usual = among & (info.length == lengths[frequency.argmax()])
     share = max(1, count // len(dataset.parts))
     chosen = []
     for part in range(len(dataset.parts)):
@@ -258,12 +263,14 @@ def reward_diagnostics(
     rewards: Mapping[str, np.ndarray],
     windows: int,
     seed: int,
+    held_out: bool,
 ) -> dict[str, Any]:
     """How well learned rewards rank the true reward of `task` over 8-frame windows drawn from all sources.
 
     Args:
         episodes: (E,) of `choose_episodes`; rewards: {name: (E, T')} of `episode_rewards` for this task's prompt.
         windows: how many windows are drawn.
+        held_out: whether the model was trained without these episodes, for the record.
     Returns:
         Spearman's rank correlation of each reward, over all windows and within each source; the mean of each
         reward by source and by what the body does (weighted by graded behaviours of the physics state).
@@ -287,7 +294,7 @@ def reward_diagnostics(
         "windows": windows,
         "frames_a_window": size,
         "episodes": len(episodes),
-        "held_out": False,
+        "held_out": held_out,
         "spearman": {name: _spearman(value, truth) for name, value in learned.items()},
         "by_source": {
             source: {

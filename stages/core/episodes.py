@@ -341,3 +341,14 @@ class Dataset:
 
 def _buffer(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
+
+
+def held_out_episodes(dataset: Dataset, share: float) -> np.ndarray:
+    """Which episodes are never trained on, for measuring: (E,) bool; a fixed choice, at least one stays in.
+
+    The choice for a smaller share is part of that for a larger one.
+    """
+    chosen = np.random.default_rng(0).random(dataset.n_episodes) < share
+    if chosen.all():
+        chosen[0] = False
+    return chosen

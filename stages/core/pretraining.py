@@ -31,9 +31,9 @@ from stages.core.backbones.tuning import (
     tuned_tensors,
     window_embeddings,
 )
-from stages.core.config import Run, Section, Share
+from stages.core.config import PartShare, Run, Section, Share
 from stages.core.distributed import World, world
-from stages.core.episodes import Dataset
+from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput
 from stages.core.objective import Labels, ObjectiveConfig
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
@@ -63,6 +63,7 @@ class TrainingConfig(Section):
     weight_decay: float
     clip: float
     start_fraction: Share
+    holdout: PartShare
     label_quantile: Share
     bf16: bool
     compile: Compile
@@ -304,6 +305,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
         keys=("image", "action", "is_first", "embedding"),
         device=data_device(dataset, place.device),
         past=tower.window - 1 if tower else 0,
+        left_out=held_out_episodes(dataset, config.holdout),
     )
     metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
     bar = progress(config.updates, start, "pretrain", "update", run.quiet or not place.is_main)

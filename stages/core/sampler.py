@@ -26,6 +26,7 @@ class Sampler:
         part_weights: relative weight of each part of the dataset; default: by its number of windows.
         embeddings: add `embedding` when the dataset was opened with embeddings.
         keys: the arrays of a batch; default image, action, reward, is_first, is_terminal.
+        left_out: episodes never drawn from, (E,) bool.
         past: add `past`, so many frames before each window; an episode's first is repeated before its start
             (needs `image` among the keys).
         device: "cpu" maps the files and gathers there; any other device holds those arrays whole
@@ -48,6 +49,7 @@ class Sampler:
         keys: Sequence[str] | None = None,
         device: str = "cpu",
         past: int = 0,
+        left_out: np.ndarray | None = None,
     ) -> None:
         if not 0.0 <= start_fraction <= 1.0:
             raise BadInput(f"start_fraction {start_fraction} is no fraction; give a number from 0 to 1")
@@ -59,7 +61,8 @@ class Sampler:
         for key in self.keys:
             dataset.row_shape(key)  # says what to do when the dataset does not hold it
         info = dataset.episode_info
-        long_enough = np.flatnonzero(info.length >= length)
+        usable = np.ones(dataset.n_episodes, bool) if left_out is None else ~left_out  # (E,)
+        long_enough = np.flatnonzero((info.length >= length) & usable)
         if not len(long_enough):
             raise BadInput(
                 f"no episode has {length} rows (the longest has {info.length.max()}); ask for shorter sequences"

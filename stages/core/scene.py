@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.config import Run, Section
-from stages.core.episodes import Dataset
+from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput
 from stages.core.groundings import open_model
 from stages.core.methods import is_model_free
@@ -82,6 +83,19 @@ class Scene:
     @cached_property
     def dataset(self) -> Dataset:
         return open_training_data(self.model_artifact, self.run)
+
+    @cached_property
+    def judged(self) -> np.ndarray:
+        """Episodes that the model is judged on, (E,) bool: those its training left out, or else all."""
+        training = self.model_artifact.meta["config"]["pretrain"]
+        held = held_out_episodes(self.dataset, training.get("holdout", 0.0))  # none in models of before the setting
+        fitting = held & (self.dataset.episode_info.length >= self.config.context + self.config.horizon)
+        return fitting if fitting.any() else np.ones(self.dataset.n_episodes, bool)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the model was trained without the episodes it is judged on."""
+        return not self.judged.all()
 
     @cached_property
     def policies(self) -> dict[str, Artifact]:

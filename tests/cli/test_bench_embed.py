@@ -19,9 +19,8 @@ from bitagent_cli.presets import load as load_preset
 from stages import embed
 from stages.core import artifacts
 from stages.core.backbones.captions import class_names
-from stages.core.backbones.contrast import held_out_episodes
 from stages.core.config import Run
-from stages.core.episodes import Dataset
+from stages.core.episodes import Dataset, held_out_episodes
 from tests.core.real_data import make_data
 
 HOLDOUT = 0.5

@@ -29,6 +29,7 @@ CONFIG = TrainingConfig(
     weight_decay=0.01,
     clip=1.0,
     start_fraction=0.1,
+    holdout=0.0,
     label_quantile=0.5,
     bf16=False,
     compile="off",

@@ -96,20 +96,25 @@ def test_summary_says_how_far_imagination_wins() -> None:
     frames = np.zeros((1, 1, 3, 64, 64), np.uint8)
     copy = np.full((2, 12), 4.0)
     error = np.where(np.arange(12) < 11, 1.0, 5.0)[None].repeat(2, 0)
-    found = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, error, error, copy))
+    found = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, error, error, copy), held_out=True)
     assert (found["better_than_copying"], found["times_better_at_10"], found["windows"]) == (11, 4.0, 2)
-    always = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, copy / 2, copy, copy))
+    assert found["held_out"] is True
+    always = diagnostics.open_loop_summary(diagnostics.OpenLoop(frames, frames, copy / 2, copy, copy), held_out=False)
     assert always["better_than_copying"] == 12
 
 
 def test_windows_stay_inside_their_episodes(dataset: Dataset) -> None:
-    starts = diagnostics.draw_windows(dataset, 200, 25, seed=1)
+    every = np.ones(dataset.n_episodes, bool)
+    starts = diagnostics.draw_windows(dataset, every, 200, 25, seed=1)
     info = dataset.episode_info
     episode = np.searchsorted(info.start, starts, side="right") - 1
     assert (starts + 25 <= info.start[episode] + info.length[episode]).all()
     assert set(info.part[episode]) == {0, 1}
     with pytest.raises(BadInput, match=r"visualize\.horizon"):
-        diagnostics.draw_windows(dataset, 3, 31, seed=1)
+        diagnostics.draw_windows(dataset, every, 3, 31, seed=1)
+    alone = np.arange(dataset.n_episodes) == 1
+    starts = diagnostics.draw_windows(dataset, alone, 20, 25, seed=1)
+    assert set(np.searchsorted(info.start, starts, side="right") - 1) == {1}
 
 
 # ---------------------------------------------------------------------------- true reward
@@ -166,10 +171,13 @@ def test_rewards_along_episodes_equal_the_slow_way(model: JointModel, dataset: D
 
 def test_episodes_cover_the_ranks_of_every_part(dataset: Dataset) -> None:
     info = dataset.episode_info
+    every = np.ones(dataset.n_episodes, bool)
     for count in (2, 4, 100):
-        chosen = diagnostics.choose_episodes(dataset, count)
+        chosen = diagnostics.choose_episodes(dataset, every, count)
         assert len(set(chosen)) == len(chosen) and set(info.part[chosen]) == {0, 1}
-    both = diagnostics.choose_episodes(dataset, 4)
+    alone = np.arange(dataset.n_episodes) == 1
+    assert list(diagnostics.choose_episodes(dataset, alone, 4)) == [1]
+    both = diagnostics.choose_episodes(dataset, every, 4)
     for part in (0, 1):
         mine = info.returns[info.part == part]
         assert sorted(info.returns[both][info.part[both] == part]) == [mine.min(), mine.max()]
@@ -181,10 +189,10 @@ def test_the_true_reward_ranks_itself(dataset: Dataset) -> None:
     truth = diagnostics.true_reward("walker", "stand", dataset.rows("state", rows).reshape(-1, 18)).reshape(rows.shape)
     noise = np.random.default_rng(0).random(truth.shape)
     rewards = {"same": 3 * truth - 1, "opposite": -truth, "noise": noise, "flat": np.zeros_like(truth)}
-    found = diagnostics.reward_diagnostics(dataset, "stand", episodes, rewards, windows=300, seed=0)
+    found = diagnostics.reward_diagnostics(dataset, "stand", episodes, rewards, windows=300, seed=0, held_out=True)
     assert found["spearman"]["same"] == pytest.approx(1.0) and found["spearman"]["opposite"] == pytest.approx(-1.0)
     assert abs(found["spearman"]["noise"]) < 0.3 and found["spearman"]["flat"] is None
-    assert found["held_out"] is False
+    assert found["held_out"] is True
     assert set(found["by_source"]) == {"random", "expert of walk"}
     assert sum(s["windows"] for s in found["by_source"].values()) == 300
     random = found["by_source"]["random"]
@@ -210,4 +218,4 @@ def test_own_replay_is_called_expert(dataset: Dataset) -> None:
 def test_imported_data_cannot_be_judged(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dataset, "has", lambda self, name: name != "state")
     with pytest.raises(BadInput, match="no physics state"):
-        diagnostics.reward_diagnostics(dataset, "walk", np.array([0]), {"a": np.zeros((1, 8))}, 5, 0)
+        diagnostics.reward_diagnostics(dataset, "walk", np.array([0]), {"a": np.zeros((1, 8))}, 5, 0, False)

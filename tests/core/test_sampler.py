@@ -142,6 +142,15 @@ def test_parts_can_be_weighed(dataset: Dataset) -> None:
             Sampler(dataset, 4, LENGTH, seed=0, part_weights=wrong)
 
 
+def test_episodes_can_be_left_out(dataset: Dataset) -> None:
+    left_out = np.arange(dataset.n_episodes) != 3
+    sampler = Sampler(dataset, 50, LENGTH, seed=0, start_fraction=0.2, left_out=left_out)
+    starts = np.concatenate([sampler.draw(step)[0] for step in range(20)])
+    assert set(np.searchsorted(dataset.episode_start, starts, side="right") - 1) == {3}
+    with pytest.raises(BadInput, match="no episode has"):
+        Sampler(dataset, 50, LENGTH, seed=0, left_out=np.ones(dataset.n_episodes, bool))
+
+
 def test_embeddings_come_with_the_batch(dataset: Dataset, tmp_path: Path) -> None:
     paths = [part.artifact.path for part in dataset.parts]
     sidecars = [tmp_path / f"embedded-{path.name}" for path in paths]

@@ -47,6 +47,7 @@ PRETRAIN: dict[str, Any] = {
     "weight_decay": 0.01,
     "clip": 100.0,
     "start_fraction": 0.25,
+    "holdout": 0.0,
     "label_quantile": 0.5,
     "bf16": False,
     "compile": "off",

@@ -24,10 +24,9 @@ from stages import embed
 from stages.core import artifacts, tasks
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone, offline
-from stages.core.backbones.contrast import held_out_episodes
 from stages.core.backbones.offline import OfflineBackbone, TextTower
 from stages.core.config import Run
-from stages.core.episodes import Dataset, DatasetWriter
+from stages.core.episodes import Dataset, DatasetWriter, held_out_episodes
 from stages.core.errors import BadInput, Interrupted
 from stages.core.render import render_states
 from stages.core.shards import Episode

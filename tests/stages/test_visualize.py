@@ -17,14 +17,18 @@ from stages import behave, evaluate, pretrain, visualize
 from stages.core import artifacts, chapters, figures, playground, playground_page
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
+from stages.core.episodes import held_out_episodes
 from stages.core.errors import BadInput
+from stages.core.pretraining import open_training_data
+from stages.core.sampler import Sampler
 from stages.core.scene import Scene
 from tests.core.real_data import make_data
 from tests.stages import small_run
 
 SMALL = [
-    "pretrain.updates=3", "pretrain.bf16=false", "pretrain.log_every=1", "behave.updates=2", "behave.bf16=false",
-    "behave.horizon=5", "behave.log_every=1", "visualize.context=3", "visualize.horizon=6", "visualize.error_windows=3",
+    "pretrain.updates=3", "pretrain.holdout=0", "pretrain.bf16=false", "pretrain.log_every=1",
+    "behave.updates=2", "behave.bf16=false", "behave.horizon=5", "behave.log_every=1",
+    "visualize.context=3", "visualize.horizon=6", "visualize.error_windows=3",
     "visualize.dream_steps=5", "visualize.reward_glance=4", "visualize.reward_windows=40",
 ]  # fmt: skip
 PROMPT = "hop on <one> leg"
@@ -147,6 +151,28 @@ def test_nothing_is_remade_until_something_changes(
     assert f"pictures and tables are in {run.root / 'report'}" in said
     assert "left out" not in said
     assert after.id != report.id and "0.20 [0.05]" in (after.path / "scores.md").read_text()
+
+
+def test_a_model_is_judged_on_the_episodes_its_training_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = presets.load("walker", "smoke", [*SMALL, "pretrain.holdout=0.3"])
+    made = small_run.make_run(run.root, seed=9)
+    drawn, draw = [], Sampler.draw
+
+    def note(sampler: Sampler, step: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn.append(draw(sampler, step))
+        return drawn[-1]
+
+    monkeypatch.setattr(Sampler, "draw", note)
+    model = pretrain.run(preset.pretrain, preset.model, made)
+    dataset = open_training_data(model, made)
+    held = set(np.flatnonzero(held_out_episodes(dataset, 0.3)))
+    rows = np.concatenate([starts for starts, _ in drawn])
+    assert len(held) == 3 and held.isdisjoint(np.searchsorted(dataset.episode_start, rows, side="right") - 1)
+    report = visualize.run(preset.visualize, made)
+    judged = json.loads((report.path / "reward.json").read_text())["walk"]
+    assert judged["held_out"] is True and judged["episodes"] <= 3
+    assert json.loads((report.path / "prediction-error.json").read_text())["held_out"] is True
+    assert "were held out" in (report.path / "report.html").read_text()
 
 
 def test_text_that_follows_actions_follows_the_policys(run: Run, report: Artifact, preset: Preset) -> None:

@@ -18,7 +18,7 @@ from stages.core import tasks, worlds
 from stages.core.backbones import behaviours, captions, motion
 from stages.core.backbones.captions import Concept
 from stages.core.backbones.offline import Student, TextTower
-from stages.core.episodes import Dataset
+from stages.core.episodes import Dataset, held_out_episodes
 
 RARE = 0.002  # a concept seen in a smaller share of the windows than this is not drawn as if it had this share
 
@@ -50,14 +50,6 @@ def label(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, list[Concept]]:
     concepts = captions.grammar(domain, frozenset(t.prompt.lower() for t in tasks.TASKS))
     membership = np.stack([found[c.name] for c in concepts], 1).astype(np.float32)
     return motion.window_rows(starts), membership, concepts
-
-
-def held_out_episodes(dataset: Dataset, share: float) -> np.ndarray:
-    """Which episodes are never trained on, for measuring: (E,) bool; a fixed choice, at least one stays in."""
-    chosen = np.random.default_rng(0).random(dataset.n_episodes) < share
-    if chosen.all():
-        chosen[0] = False
-    return chosen
 
 
 def prepare(dataset: Dataset, holdout: float, text_tower: TextTower) -> Lessons:
