@@ -196,7 +196,7 @@ class PixelPolicy(Policy):
 
 def batched(frames: np.ndarray, device: torch.device) -> Tensor:
     """One frame or N of them → (N, 3, H, W) on the device."""
-    batch = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    batch = torch.tensor(frames, device=device)
     return batch if frames.ndim == 4 else batch[None]
 
 
