@@ -15,7 +15,7 @@ from stages.core.errors import BadInput
 # Minutes a stage took for the walker on 2 CPU cores (behave and evaluate: one task). A scale or stage
 # that was not timed announces no estimate.
 MINUTES: dict[str, dict[str, float]] = {
-    "laptop": {"collect": 30, "embed": 17, "pretrain": 41, "behave": 11, "evaluate": 0.5, "visualize": 1},
+    "laptop": {"collect": 30, "embed": 17, "pretrain": 34, "behave": 5, "evaluate": 0.5, "visualize": 1},
 }
 
 

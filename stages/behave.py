@@ -30,7 +30,7 @@ from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.grounding import Align, Space
 from stages.core.groundings import open_model
-from stages.core.latents import Latents, Outcomes, encode, label_rewards, outcomes, posterior_modes, standardized
+from stages.core.latents import Latents, Outcomes, data_modes, encode, label_rewards, outcomes, standardized
 from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
@@ -261,7 +261,7 @@ def train(
     latents, head = None, None
     if not data_free:
         dataset = open_training_data(source, run)
-        modes = data_modes(model, source, dataset, run, place.device, config.bf16)
+        modes = data_modes(model, source, dataset, run, place.device)
         latents = encode(model, dataset, modes, prompts, config.horizon, place.device, bf16=config.bf16)
         head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
     seed_everything(run.seed + 1)
@@ -317,20 +317,6 @@ def train(
                     raise stop.leave(command_again(run, goal, record["method"]))
     metrics.close()
     return learner, values
-
-
-def data_modes(
-    model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device, bf16: bool
-) -> Tensor:
-    """Posterior modes (N, C) of the model's data, an artifact of its own: every policy of the model reads the same."""
-    path = run.root / "latents" / str(source.meta["name"])
-    with storage.locked(path, wait=True):
-        found = artifacts.reuse(path, "latents", {}, run.seed, [source], fresh=False, renew=True)
-        if found is None:
-            modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
-            about: dict[str, Any] = {"domain": run.domain, "config": {}, "seed": run.seed, "inputs": [source]}
-            found = artifacts.save(path, "latents", {"posterior": {"modes": modes}}, **about)
-        return found.tensors("posterior")["modes"]
 
 
 def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:

@@ -142,9 +142,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         with stop_signals() as stop:
             last = fit(Training(student, optimizer, path, about, again), lessons, config, run, stop)
             share = (lessons.membership > 0.5).mean(0)
-            prompts = [
-                t.prompt for t in tasks.TASKS if t.domain == run.domain
-            ]  # kept, so that no later stage needs MiniLM
+            prompts = [t.prompt for t in tasks.TASKS if t.domain == run.domain]  # kept: no later stage needs MiniLM
             made = artifacts.save(
                 path,
                 "backbone",

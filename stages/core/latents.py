@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.core import artifacts, storage
 from stages.core.agent import Noise, State, TaskContext
+from stages.core.artifacts import Artifact
+from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import progress
@@ -121,6 +125,23 @@ def posterior_modes(model: WorldModel, dataset: Dataset, device: torch.device, *
         bar.update(len(rows))
     bar.close()
     return modes
+
+
+def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device) -> Tensor:
+    """Posterior modes (N, C) of the data of the model `source`, an artifact of its own: all its policies read the same.
+
+    It depends on the model alone, so they are read in the precision the model was trained in. Waits for another
+    process that is making it.
+    """
+    path = run.root / "latents" / str(source.meta["name"])
+    with storage.locked(path, wait=True):
+        found = artifacts.reuse(path, "latents", {}, run.seed, [source], fresh=False, renew=True)
+        if found is None:
+            bf16 = bool(source.meta["config"]["pretrain"]["bf16"])
+            modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
+            about: dict[str, Any] = {"domain": run.domain, "config": {}, "seed": run.seed, "inputs": [source]}
+            found = artifacts.save(path, "latents", {"posterior": {"modes": modes}}, **about)
+        return found.tensors("posterior")["modes"]
 
 
 @torch.no_grad()

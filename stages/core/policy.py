@@ -196,7 +196,7 @@ class PixelPolicy(Policy):
 
 def batched(frames: np.ndarray, device: torch.device) -> Tensor:
     """One frame or N of them → (N, 3, H, W) on the device."""
-    batch = torch.tensor(frames, device=device)
+    batch = torch.from_numpy(frames.copy()).to(device)  # the copy is contiguous, and may be written to
     return batch if frames.ndim == 4 else batch[None]
 
 

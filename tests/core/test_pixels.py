@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.pixels import PixelEncoder, random_shift, transitions
+from stages.core.policy import batched
 
 STACK, STEPS = 3, 2
 
@@ -71,3 +73,12 @@ def test_encoder_sees_every_frame_of_the_stack() -> None:
         other = image.clone()
         other[:, 3 * frame] = 0
         assert not torch.equal(encoder(other), found)
+
+
+def test_frames_in_any_layout_become_a_batch() -> None:
+    """Mirrored (negative strides) and read-only frames, too."""
+    frame = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
+    mirrored = frame[:, :, ::-1]
+    mirrored.flags.writeable = False
+    found = batched(mirrored, torch.device("cpu"))
+    assert found.shape == (1, 3, 4, 4) and np.array_equal(found[0].numpy(), mirrored)

@@ -23,7 +23,7 @@ from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
-from stages.core.latents import Latents, encode, label_rewards, outcomes, posterior_modes, standardized
+from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
 from stages.core.pretraining import open_training_data
 from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config, unit
@@ -135,12 +135,12 @@ def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch:
     """And once more when the model has changed."""
     found, dataset = source(run), open_training_data(source(run), run)
     model, cpu = open_model(found), torch.device("cpu")
-    modes = behave.data_modes(model, found, dataset, run, cpu, bf16=False)
+    modes = data_modes(model, found, dataset, run, cpu)
     assert torch.equal(modes, read(model, dataset))
-    monkeypatch.setattr(behave, "posterior_modes", lambda *_, **__: modes + 1)
-    assert torch.equal(behave.data_modes(model, found, dataset, run, cpu, bf16=False), modes)
+    monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, **__: modes + 1)
+    assert torch.equal(data_modes(model, found, dataset, run, cpu), modes)
     changed = dataclasses.replace(found, meta=found.meta | {"id": "0" * 16})
-    assert torch.equal(behave.data_modes(model, changed, dataset, run, cpu, bf16=False), modes + 1)
+    assert torch.equal(data_modes(model, changed, dataset, run, cpu), modes + 1)
 
 
 def make_latents(run: Run, horizon: int) -> Latents:

@@ -203,7 +203,7 @@ class HubBackbone(Backbone):
             return super().encode_episode(frames, batch)
         found = []  # each frame once; a window is a mean
         for start in range(0, len(frames), batch):
-            part = torch.tensor(frames[start : start + batch], device=self.device)
+            part = torch.from_numpy(frames[start : start + batch].copy()).to(self.device)
             found.append(self._frames(resize(part, self.frame_size, self.resample)))
         rows = torch.from_numpy(window_rows(np.array([0, len(frames)]))).to(self.device)
         return F.normalize(torch.cat(found)[rows].mean(1), dim=-1)
