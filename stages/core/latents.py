@@ -141,7 +141,13 @@ def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, 
             modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
             about: dict[str, Any] = {"domain": run.domain, "config": {}, "seed": run.seed, "inputs": [source]}
             found = artifacts.save(path, "latents", {"posterior": {"modes": modes}}, **about)
-        return found.tensors("posterior")["modes"]
+        with artifacts.rebuilding(found):
+            modes = found.tensors("posterior")["modes"]
+            if modes.shape != (dataset.n_frames, model.config.classes):
+                raise ValueError("it holds states of another shape than the model's")
+            if modes.min() < 0 or modes.max() >= model.config.categories:
+                raise ValueError("it holds states that the model does not have")
+        return modes
 
 
 @torch.no_grad()

@@ -137,10 +137,15 @@ def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch:
     model, cpu = open_model(found), torch.device("cpu")
     modes = data_modes(model, found, dataset, run, cpu)
     assert torch.equal(modes, read(model, dataset))
-    monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, **__: modes + 1)
+    monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, **__: 1 - modes.clamp(max=1))
     assert torch.equal(data_modes(model, found, dataset, run, cpu), modes)
     changed = dataclasses.replace(found, meta=found.meta | {"id": "0" * 16})
-    assert torch.equal(data_modes(model, changed, dataset, run, cpu), modes + 1)
+    assert torch.equal(data_modes(model, changed, dataset, run, cpu), 1 - modes.clamp(max=1))
+    for wrong in (modes[1:], modes + 100):
+        monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, wrong=wrong, **__: wrong)
+        other = dataclasses.replace(found, meta=found.meta | {"id": f"{len(wrong):016}"})
+        with pytest.raises(BadInput, match="it holds states"):
+            data_modes(model, other, dataset, run, cpu)
 
 
 def make_latents(run: Run, horizon: int) -> Latents:
