@@ -5,7 +5,7 @@
 #   make -j 64 reproduce LAUNCH="srun --gpus 1"      every heavy step becomes a job of the cluster
 #   make plan SCALE=paper                            what of it exists, what is missing, how long that takes
 #   make table                                       every baseline and ablation on walker, two seeds
-#   make reproduce NPROC=8                           pretraining by torchrun on 8 devices
+#   make reproduce NPROC=8                           pretraining and behaviour by torchrun on 8 devices
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help

@@ -94,7 +94,7 @@ endef
 # $(1) domain, $(2) method, $(3) seed, $(4) task: a model-free method learns from data and embeddings, the others on their model
 define policy
 $(root)/policy/$(2)-s$(3)/$(4)/artifact.json: $(if $(filter $(2),$(MODEL_FREE)),$(embeddings),$(model))
-	$(HEAVY) behave $(options) $(as) --task $(4)$(if $(filter $(2),$(MODEL_FREE)), --set pretrain.backbone=$(BACKBONE))
+	$(if $(filter $(2),$(MODEL_FREE)),$(HEAVY),$(TRAIN)) behave $(options) $(as) --task $(4)$(if $(filter $(2),$(MODEL_FREE)), --set pretrain.backbone=$(BACKBONE))
 
 $(root)/evaluation/$(2)-s$(3)/$(4)/artifact.json: $(root)/policy/$(2)-s$(3)/$(4)/artifact.json
 	$(HEAVY) evaluate $(options) $(as) --task $(4)

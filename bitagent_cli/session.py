@@ -10,6 +10,7 @@ from bitagent_cli import presets
 from bitagent_cli.options import Common
 from bitagent_cli.presets import Preset
 from stages.core.config import Run, resolve_device
+from stages.core.distributed import require_one_process
 from stages.core.errors import BadInput
 
 # Minutes a stage took for the walker on 2 CPU cores (behave and evaluate: one task). A scale or stage
@@ -18,6 +19,8 @@ MINUTES: dict[str, dict[str, float]] = {
     "laptop": {"collect": 30, "embed": 17, "pretrain": 34, "behave": 5, "evaluate": 0.5, "visualize": 1},
 }
 
+PARALLEL = ("pretrain", "behave")  # the stages that torchrun may start several processes of
+
 
 def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
     """Resolve device, scale and preset, and print the line that says so.
@@ -25,6 +28,8 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
     Raises:
         BadInput: anything in the common options that cannot be used.
     """
+    if stage not in PARALLEL:
+        require_one_process(stage)
     device = resolve_device(common.device)
     scale, why = resolve_scale(common.scale, device)
     preset = presets.load(common.preset, scale, common.set, method)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,32 +118,34 @@ def run(
         if not run.quiet:
             print(f"reusing {path}")
         return found
-    with world(run.device) as place, storage.locked(path):
+    with world(run.device) as place, storage.locked(path) if place.is_main else nullcontext():
         began = time.time()
         model = open_model(source, place.device)
         again = run.command("pretrain", *method_option(method), "--fresh")
         embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
         trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle, data_free)
-        made = artifacts.save(
-            path,
-            "behave",
-            {
-                "model": model.state_dict(),
-                "actor_critic": trained.state_dict(),
-                "prompt": {"embedding": embedding},
-                **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
-            },
-            domain=run.domain,
-            config=record,
-            seed=run.seed,
-            inputs=[source],
-            resolved=run.resolved,
-            began=began,
-            extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
-            | {"mllm": mllm_of(source).model_dump(), "summary": summary},
-        )
-        checkpoints.drop(path)
-        return made
+        if place.is_main:
+            artifacts.save(
+                path,
+                "behave",
+                {
+                    "model": model.state_dict(),
+                    "actor_critic": trained.state_dict(),
+                    "prompt": {"embedding": embedding},
+                    **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
+                },
+                domain=run.domain,
+                config=record,
+                seed=run.seed,
+                inputs=[source],
+                resolved=run.resolved,
+                began=began,
+                extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+                | {"mllm": mllm_of(source).model_dump(), "summary": summary},
+            )
+            checkpoints.drop(path)
+        place.barrier()
+        return artifacts.load(path, "behave")
 
 
 def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool) -> None:
@@ -186,9 +189,12 @@ class Behavior(nn.Module):
             return self.imagined_loss(self.dreamed_starts(task), task)
         loss, terms = self.data_loss(batch, task)
         if weights.imagination:
-            count = self.config.imagined
-            start = State(*(batch[k][:count] for k in ("h", "z", "e")))
-            imagined, more = self.imagined_loss(start, self.prompts.rows(batch["prompt"][:count]))
+            # Spread over the batch, so that the shares of several processes are the rows of one.
+            spread = slice(None, None, max(1, self.config.decisions // self.config.imagined))
+            start = State(*(batch[k][spread][: self.config.imagined] for k in ("h", "z", "e")))
+            imagined, more = self.imagined_loss(
+                start, self.prompts.rows(batch["prompt"][spread][: self.config.imagined])
+            )
             loss, terms = loss + imagined, terms | more
         return loss, terms
 
@@ -255,6 +261,7 @@ def train(
     data_free: bool,
 ) -> tuple[ActorCritic, dict[str, float]]:
     """Encode the data once under the prompts, then update actor and critic on latents alone."""
+    config = share(config, place)
     seed_everything(run.seed)
     with torch.no_grad():
         prompts = model.task(embedding.to(place.device))
@@ -268,26 +275,29 @@ def train(
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
-    if run.fresh:
+    if run.fresh and place.is_main:
         checkpoints.drop(path)
-    start = restore(path, about, learner, actor, critic)
+    start = restore(path, about, learner, actor, critic) if not run.fresh else 0
     lower = f"behave.lr={config.lr / 3:.2g}"
     noise = Noise(place.device, place.rank, place.size)
     behavior = Behavior(model, learner, prompts, config, noise, head)
     found = data_outcomes(behavior, latents) if latents else None
     compiled = should_compile(config.compile, place.device)
+    loss: nn.Module = behavior
+    if place.size > 1:
+        loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
     update = make_update(
-        behavior,
+        loss,
         [(actor, config.clip), (critic, config.clip)],
         place.device,
         bf16=config.bf16,
         compiled=compiled,
-        captured=compiled,
+        captured=compiled and place.size == 1,
         after=learner.update_slow,
     )
-    metrics = Metrics(path.parent / f"{path.name}.log", start + 1)
+    metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
     values: dict[str, float] = {}
-    bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet)
+    bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet or not place.is_main)
     with stop_signals() as stop, bar:
         for step in range(start + 1, config.updates + 1):
             terms = update(draw_batch(latents, found, config, noise, len(prompts.tau)))
@@ -295,7 +305,8 @@ def train(
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
                 require_finite(step, values, checkpoints.folder(path), lower)
-                metrics.log(step, values)
+                if metrics:
+                    metrics.log(step, values)
                 bar.set_postfix(
                     imagined=f"{values.get('imagined_reward', 0.0):.2f}",
                     imitation=f"{values.get('imitation', 0.0):.3f}",
@@ -303,7 +314,8 @@ def train(
                     refresh=False,
                 )
             bar.update()
-            if not last and (stop or step % config.checkpoint_every == 0):
+            stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
+            if place.is_main and not last and (stopping or step % config.checkpoint_every == 0):
                 finite = {k: float(v) for k, v in terms.items()}
                 require_finite(step, finite, checkpoints.folder(path), lower)
                 groups = {
@@ -313,10 +325,20 @@ def train(
                     "rng": checkpoints.rng_state(),
                 }
                 checkpoints.save(path, step, groups, about)
-                if stop:
-                    raise stop.leave(command_again(run, goal, record["method"]))
-    metrics.close()
+            if stopping and not last:
+                raise stop.leave(command_again(run, goal, record["method"]))
+    if metrics:
+        metrics.close()
     return learner, values
+
+
+def share(config: Config, place: World) -> Config:
+    """What one process has of every update. Raises BadInput when an update does not divide over the processes."""
+    counts = {"decisions": config.decisions, "imagined": config.imagined}
+    for name, count in counts.items():
+        if count % place.size:
+            raise BadInput(f"behave.{name} = {count} does not divide over {place.size} processes; choose another value")
+    return config.model_copy(update={name: count // place.size for name, count in counts.items()})
 
 
 def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:

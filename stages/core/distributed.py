@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from stages.core.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,21 @@ class World:
         told = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return bool(told.item())
+
+
+def require_one_process(what: str) -> None:
+    """Raise BadInput when torchrun started several processes for what works in one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BadInput(f"{what} works in one process: start it without torchrun")
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The values (N, ...) of every process as one (W·N, ...), without gradient; alone these values."""
+    if not dist.is_initialized():
+        return values.detach()
+    every = values.new_empty(dist.get_world_size() * len(values), *values.shape[1:])
+    dist.all_gather_into_tensor(every, values.detach().contiguous())
+    return every
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.core import artifacts, checkpoints, storage
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section, Share
-from stages.core.distributed import World, world
+from stages.core.distributed import World, require_one_process, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal
@@ -125,6 +125,7 @@ def make_policy(job: PixelJob) -> Artifact:
         if not run.quiet:
             print(f"reusing {path}")
         return found
+    require_one_process(f"behave --method {job.label}")
     with world(run.device) as place, storage.locked(path):
         began = time.time()
         learner, summary = train(job, place)

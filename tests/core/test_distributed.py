@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.core.distributed import World, world
+from stages.core.distributed import World, require_one_process, world
+from stages.core.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,13 @@ def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         place.barrier()
         assert place.any(True) and not place.any(False)
         assert not torch.distributed.is_initialized()
+
+
+def test_what_works_in_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_one_process("collect")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="collect works in one process: start it without torchrun"):
+        require_one_process("collect")
 
 
 def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:

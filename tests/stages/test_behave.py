@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from stages.core.actor_critic import ActorCritic
 from stages.core.agent import Noise, State
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
+from stages.core.distributed import World
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
@@ -29,6 +32,8 @@ from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
 from tests.stages import small_run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BEHAVE: dict[str, Any] = {
     "updates": 6,
@@ -53,6 +58,9 @@ def config(**changes: Any) -> behave.Config:
     return behave.Config.model_validate(BEHAVE | changes)
 
 
+PARALLEL = config(decisions=12, imagined=4)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a barely trained model, whose two datasets have episodes of different lengths."""
@@ -61,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small_run.make_data(made, "expert-walk", "walk", first=100)
     small_run.make_backbone(made)
     small_run.make_embeddings(made)
-    for method in ("bitagent", "other"):
+    for method in ("bitagent", "other", "parallel"):
         pretrain.run(small_run.pretrain_config(updates=2), model_config(), made, method=method)
     return made
 
@@ -377,6 +385,33 @@ def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monk
         behave.run(config(log_every=5), run, task="run")
     assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
+
+
+# ---------------------------------------------------------------------------- several processes
+
+
+def test_two_processes_learn_the_policy_of_one(run: Run) -> None:
+    """The stage under torchrun, imagination and data: one writes, both end, the weights are those of one process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "stages" / "behave_worker.py"), str(run.root)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = behave.run(PARALLEL, run, task="run", method="other").tensors("actor_critic")
+    made = artifacts.load(run.root / "policy" / "parallel-s0" / "run", "behave").tensors("actor_critic")
+    assert made["return_range"] > 0 and made["value_range"] > 0
+    for name, value in made.items():
+        torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_an_update_that_does_not_divide_is_refused() -> None:
+    place = World(0, 4, torch.device("cpu"))
+    with pytest.raises(BadInput, match=r"behave\.decisions = 10 does not divide over 4 processes"):
+        behave.share(config(), place)
 
 
 # ---------------------------------------------------------------------------- reuse and refusal
