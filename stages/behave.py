@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ from stages.core.latents import Latents, Outcomes, data_modes, encode, label_rew
 from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
+from stages.core.play import play
+from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import (
@@ -69,6 +72,8 @@ class Config(Section):
     compile: Compile
     log_every: int
     checkpoint_every: int
+    watch_every: int
+    watch_episodes: int
     actor_critic: ActorCriticConfig
 
 
@@ -296,11 +301,16 @@ def train(
         after=learner.update_slow,
     )
     metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
+    watched = None
+    if config.watch_every and place.is_main:
+        with torch.random.fork_rng():  # loading a backbone draws numbers
+            watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, str(place.device))
     values: dict[str, float] = {}
     bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet or not place.is_main)
     with stop_signals() as stop, bar:
         for step in range(start + 1, config.updates + 1):
-            terms = update(draw_batch(latents, found, config, noise, len(prompts.tau)))
+            batch = draw_batch(latents, found, config, noise, len(prompts.tau))
+            terms = update(batch)
             last = step == config.updates
             if step % config.log_every == 0 or last:
                 values = {k: float(v) for k, v in terms.items()}
@@ -313,6 +323,8 @@ def train(
                     value=f"{values.get('data_value', 0.0):.1f}",
                     refresh=False,
                 )
+            if metrics and watched and step % config.watch_every == 0:
+                metrics.log(step, look(behavior, watched, batch, run, goal))
             bar.update()
             stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
             if place.is_main and not last and (stopping or step % config.checkpoint_every == 0):
@@ -339,6 +351,26 @@ def share(config: Config, place: World) -> Config:
         if count % place.size:
             raise BadInput(f"behave.{name} = {count} does not divide over {place.size} processes; choose another value")
     return config.model_copy(update={name: count // place.size for name, count in counts.items()})
+
+
+@torch.no_grad()
+def look(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal: Goal) -> dict[str, float]:
+    """The policy as it is: the mean reward of its imagined rollouts beside its score in the real environment.
+
+    Nothing is learned from it, and random numbers go on as if nobody had looked.
+    """
+    config = behavior.config
+    with torch.random.fork_rng():
+        task = behavior.prompts.rows(batch["prompt"])
+        start = State(*(batch[k] for k in ("h", "z", "e"))) if "h" in batch else behavior.dreamed_starts(task)
+        states, actions, _ = behavior.rollout(start, task, config.horizon)
+        seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
+        for index, name in enumerate(goal.tasks):
+            policy.reset(index)
+            returns = play(policy, run.domain, name, config.watch_episodes).returns
+            about = tasks.get_task(run.domain, name)
+            seen[f"watch/score_{name}"] = float(np.mean([tasks.normalized_score(about, r) for r in returns]))
+    return seen
 
 
 def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:

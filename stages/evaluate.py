@@ -12,7 +12,6 @@ import csv
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from stages.core.config import Run, Section
 from stages.core.errors import BadInput
 from stages.core.methods import method_option
 from stages.core.naming import slug
+from stages.core.play import FIRST_SEED, Rollout, play
 from stages.core.policy import Policy
-from stages.core.running import progress, seed_everything
+from stages.core.running import seed_everything
 from stages.core.tasks import Env
 
 VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
-FIRST_SEED = 100_000  # evaluation episodes start where no collected episode does
 
 
 class Config(Section):
@@ -41,18 +40,6 @@ class Config(Section):
     sample: bool
     semantics_every: int
     video: bool
-
-
-@dataclass
-class Rollout:
-    """N episodes of one task: rewards (N, T) a decision and, when kept, frames (N, T', 3, 64, 64)."""
-
-    reward: np.ndarray
-    frames: np.ndarray | None
-
-    @property
-    def returns(self) -> np.ndarray:
-        return self.reward.sum(1)
 
 
 def run(
@@ -98,7 +85,10 @@ def run(
     rollouts: dict[str, Rollout] = {}
     for index, task_name in enumerate(scored):
         policy.reset(index if many else 0)
-        rollouts[task_name] = rollout(policy, run, task_name, config)
+        rollouts[task_name] = play(
+            policy, run.domain, task_name, config.episodes,
+            keep_every=VIDEO_STRIDE if config.video else 0, quiet=run.quiet,
+        )  # fmt: skip
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
     with (
         storage.locked(path),
@@ -131,27 +121,6 @@ def scored_tasks(source: Artifact, run: Run, score_as: str | None) -> list[str]:
         known = ", ".join(tasks.task_names(run.domain, training_only=False))
         raise BadInput(f"a policy for a free prompt has no reward of its own: add --score-as TASK, one of {known}")
     return [tasks.get_task(run.domain, n).name for n in names]
-
-
-def rollout(policy: Policy, run: Run, task: str, config: Config) -> Rollout:
-    """`config.episodes` episodes in step; one forward pass serves all environments."""
-    envs = [tasks.make_env(run.domain, task, seed=FIRST_SEED + i) for i in range(config.episodes)]
-    steps = [env.reset(seed=FIRST_SEED + i) for i, env in enumerate(envs)]
-    size = policy.backbone_size
-    rewards: list[list[float]] = []
-    kept: list[np.ndarray] = []
-    bar = progress(0, 0, f"evaluate {task}", "step", run.quiet)
-    while not steps[0].is_last:
-        frames = np.stack([env.render() for env in envs])  # (N, 3, 64, 64)
-        if config.video and len(rewards) % VIDEO_STRIDE == 0:
-            kept.append(frames)
-        large = np.stack([env.render(size) for env in envs]) if size > frames.shape[-1] else None
-        actions = policy.act(frames, large)
-        steps = [env.step(a) for env, a in zip(envs, actions, strict=True)]
-        rewards.append([s.reward for s in steps])
-        bar.update()
-    bar.close()
-    return Rollout(np.array(rewards).T, np.stack(kept, 1) if kept else None)
 
 
 def random_returns(domain: str, task: str, episodes: int) -> np.ndarray:

@@ -100,16 +100,30 @@ class LatentPolicy(Policy):
     @classmethod
     def open(cls, artifact: Artifact, device: str, semantics_every: int, sample: bool) -> LatentPolicy:
         """With the world model in the artifact and the backbone of its run."""
-        where = torch.device(device)
-        model = open_model(artifact, where)
-        learner = load_learner(artifact, model)
-        backbone = load_backbone(artifact.meta["extra"]["backbone"], artifact.path.resolve().parents[2], device)
+        model = open_model(artifact, torch.device(device))
+        learner = load_learner(artifact, model).to(device).requires_grad_(False)
+        embedding = artifact.tensors("prompt")["embedding"]
+        root = artifact.path.resolve().parents[2]
+        return cls.assemble(artifact, root, model, learner, embedding, device, semantics_every, sample)
+
+    @classmethod
+    def assemble(
+        cls,
+        artifact: Artifact,
+        root: Path,
+        model: WorldModel,
+        learner: ActorCritic,
+        embedding: Tensor,
+        device: str,
+        semantics_every: int = 1,
+        sample: bool = False,
+    ) -> LatentPolicy:
+        """A learner, in training maybe, with the backbone of the run at `root` that its policy or model was made of."""
+        backbone = load_backbone(artifact.meta["extra"]["backbone"], root, device)
         trained_with = artifact.meta["extra"]["backbone_id"]
         if backbone.id != trained_with:
             raise BadInput(f"{artifact.path} was trained with backbone {trained_with}, here is {backbone.id}")
         size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
-        embedding = artifact.tensors("prompt")["embedding"]
-        learner.to(where).requires_grad_(False)
         return cls(
             artifact,
             model,
@@ -117,7 +131,7 @@ class LatentPolicy(Policy):
             backbone,
             embedding,
             backbone_size=size,
-            device=where,
+            device=torch.device(device),
             semantics_every=semantics_every,
             sample=sample,
         )

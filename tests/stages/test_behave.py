@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stages import behave, pretrain
-from stages.core import artifacts, checkpoints, storage
+from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core import latents as latents_module
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import Noise, State
@@ -27,6 +27,8 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
 from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
+from stages.core.play import Rollout
+from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
 from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config, unit
@@ -50,6 +52,8 @@ BEHAVE: dict[str, Any] = {
     "compile": "off",
     "log_every": 1,
     "checkpoint_every": 2,
+    "watch_every": 0,
+    "watch_episodes": 2,
     "actor_critic": ACTOR_CRITIC,
 }
 
@@ -69,7 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small_run.make_data(made, "expert-walk", "walk", first=100)
     small_run.make_backbone(made)
     small_run.make_embeddings(made)
-    for method in ("bitagent", "other", "parallel"):
+    for method in ("bitagent", "other", "parallel", "watched"):
         pretrain.run(small_run.pretrain_config(updates=2), model_config(), made, method=method)
     return made
 
@@ -385,6 +389,35 @@ def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monk
         behave.run(config(log_every=5), run, task="run")
     assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
+
+
+# ---------------------------------------------------------------------------- watching
+
+
+def test_a_watched_policy_is_the_one_nobody_looked_at(
+    run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the true task and the imagined reward in the log; the same weights bit for bit."""
+    played: list[tuple[str, int]] = []
+
+    def short(policy: LatentPolicy, domain: str, task: str, episodes: int) -> Rollout:
+        env = tasks.make_env(domain, task, seed=0)
+        env.reset(seed=0)
+        frames = np.stack([env.render()] * episodes)
+        assert policy.act(frames).shape == (episodes, env.action_dim)
+        played.append((task, episodes))
+        torch.rand(7)  # whatever an environment draws must not be missing afterwards
+        return Rollout(np.full((episodes, 3), 200.0), None)
+
+    monkeypatch.setattr(behave, "play", short)
+    watched = behave.run(config(watch_every=2), run, task="walk", method="watched")
+    assert trained(watched) == trained(whole)
+    assert played == [("walk", 2)] * 3
+    rows = [row for row in small_run.logged(watched) if "watch/score_walk" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    about = tasks.get_task("walker", "walk")
+    assert rows[0]["watch/score_walk"] == pytest.approx(tasks.normalized_score(about, 600.0), abs=1e-5)
+    assert all(-1 <= row["watch/imagined_reward"] <= 1 for row in rows)
 
 
 # ---------------------------------------------------------------------------- several processes

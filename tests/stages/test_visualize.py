@@ -19,6 +19,7 @@ from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import held_out_episodes
 from stages.core.errors import BadInput
+from stages.core.play import Rollout
 from stages.core.pretraining import open_training_data
 from stages.core.sampler import Sampler
 from stages.core.scene import Scene
@@ -45,7 +46,7 @@ def make_evaluation(run: Run, task: str, score: float, *, seed: int = 0, method:
     with artifacts.writing(
         path, "evaluate", domain=run.domain, config={"score": score}, seed=seed, inputs=inputs, extra={"rows": [about]}
     ) as draft:
-        evaluate.write_videos(draft, task, evaluate.Rollout(np.array([[1.0], [2.0]]), frames))
+        evaluate.write_videos(draft, task, Rollout(np.array([[1.0], [2.0]]), frames))
     return artifacts.load(path, "evaluate")
 
 

@@ -1,0 +1,50 @@
+"""Episodes of a policy in the real environment, several in step; what `evaluate` scores and `behave` may watch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.core import tasks
+from stages.core.policy import Policy
+from stages.core.running import progress
+
+FIRST_SEED = 100_000  # episodes start where no collected episode does
+
+
+@dataclass
+class Rollout:
+    """N episodes of one task: rewards (N, T) a decision and, when kept, frames (N, T', 3, 64, 64)."""
+
+    reward: np.ndarray
+    frames: np.ndarray | None
+
+    @property
+    def returns(self) -> np.ndarray:
+        return self.reward.sum(1)
+
+
+def play(policy: Policy, domain: str, task: str, episodes: int, *, keep_every: int = 0, quiet: bool = True) -> Rollout:
+    """`episodes` episodes in step; one forward pass serves all environments.
+
+    Args:
+        keep_every: of so many decisions one's frames are kept; 0 keeps none.
+    """
+    envs = [tasks.make_env(domain, task, seed=FIRST_SEED + i) for i in range(episodes)]
+    steps = [env.reset(seed=FIRST_SEED + i) for i, env in enumerate(envs)]
+    size = policy.backbone_size
+    rewards: list[list[float]] = []
+    kept: list[np.ndarray] = []
+    bar = progress(0, 0, f"evaluate {task}", "step", quiet)
+    while not steps[0].is_last:
+        frames = np.stack([env.render() for env in envs])  # (N, 3, 64, 64)
+        if keep_every and len(rewards) % keep_every == 0:
+            kept.append(frames)
+        large = np.stack([env.render(size) for env in envs]) if size > frames.shape[-1] else None
+        actions = policy.act(frames, large)
+        steps = [env.step(a) for env, a in zip(envs, actions, strict=True)]
+        rewards.append([s.reward for s in steps])
+        bar.update()
+    bar.close()
+    return Rollout(np.array(rewards).T, np.stack(kept, 1) if kept else None)
