@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from stages.core.config import Section
 from stages.core.distributed import gathered
 from stages.core.nets import MLP, TwoHotHead
+from stages.core.offline_rl import smoothed_target
 
 
 class ActorCriticConfig(Section):
@@ -186,8 +188,8 @@ class ActorCritic(nn.Module):
         c = self.config
         with torch.no_grad():
             smooth = (batch.normal * c.target_noise).clamp(-c.target_noise_clip, c.target_noise_clip)
-            action = (self.actor(batch.following)[0] + smooth).clamp(-1, 1)  # (N, A)
-            target = batch.reward + batch.discount * self.slow_action_values(batch.following, action).amin(0)  # (N,)
+            action, values = self.actor(batch.following)[0], partial(self.slow_action_values, batch.following)
+            target = smoothed_target(batch.reward, batch.discount, action, smooth, values)  # (N,)
         critic = (self.action_values(batch.features, batch.action) - target).square().mean(1).sum()
         mean, std = self.actor(batch.features)
         value = self.slow_action_values(batch.features, mean).amin(0)  # (N,)

@@ -9,7 +9,8 @@ their time between the products, so a whole network is one autograd node with it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -184,12 +185,11 @@ class TD3:
 
     @torch.no_grad()
     def target(self, batch: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,)."""
-        config = self.config
+        """`smoothed_target` of the slow networks → (B,)."""
+        config, obs = self.config, batch["next_obs"]
         smooth = (noise * config.target_noise).clamp(-config.target_noise_clip, config.target_noise_clip)
-        action = (self.actor_target(batch["next_obs"]) + smooth).clamp(-1.0, 1.0)  # (B, A)
-        values = self.critics_target.value(batch["next_obs"], action)  # (2, B)
-        return batch["reward"] + batch["discount"] * values.amin(0)
+        values = partial(self.critics_target.value, obs)
+        return smoothed_target(batch["reward"], batch["discount"], self.actor_target(obs), smooth, values)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint needs to continue bit for bit."""
@@ -290,6 +290,18 @@ class IQL(TD3):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return super().optimizers() | {"value_optimizer": self.value_optimizer}
+
+
+def smoothed_target(
+    reward: Tensor, discount: Tensor, action: Tensor, smooth: Tensor, values: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,).
+
+    Args:
+        reward, discount: (B,) to the next state. action: (B, A) of the policy there. smooth: (B, A), its clipped noise.
+        values: actions (B, A) there → (2, B), by the slow critics.
+    """
+    return reward + discount * values((action + smooth).clamp(-1, 1)).amin(0)
 
 
 def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -> Tensor:
