@@ -83,24 +83,7 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 	$(BITAGENT) visualize $(QUICK)
 
 include reproduce.mk
-
-RESULT_SEEDS ?= 0 1 2
-GOALS := '--task stand' '--task walk' '--task run' '--tasks stand,walk,run'
-results: $(READY) ## docs/results.md anew: walker at laptop scale, each task, all in one policy, the oracle row (RESULT_SEEDS=)
-	$(BITAGENT) collect $(QUICK)
-	$(BITAGENT) embed $(QUICK)
-	for seed in $(RESULT_SEEDS); do \
-	  $(BITAGENT) pretrain $(QUICK) --seed $$seed || exit; \
-	  for goal in $(GOALS); do \
-	    $(BITAGENT) behave $(QUICK) --seed $$seed $$goal && $(BITAGENT) evaluate $(QUICK) --seed $$seed $$goal || exit; \
-	  done; \
-	  for task in stand walk run; do \
-	    $(BITAGENT) behave $(QUICK) --seed $$seed --task $$task --oracle-reward || exit; \
-	    $(BITAGENT) evaluate $(QUICK) --seed $$seed --task $$task --method bitagent-oracle || exit; \
-	  done; \
-	done
-	$(BITAGENT) visualize $(QUICK) --reward
-	cat $(addprefix $(RUNS)/walker-laptop/report/,scores.md multi-task.md reward-rank.md ledger.md) > docs/results.md
+include results.mk
 
 bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render
