@@ -41,6 +41,11 @@ Prompt = Annotated[str | None, typer.Option(help="Any text that describes the be
 Video = Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")]
 Tasks = Annotated[str | None, typer.Option(help="Several tasks, one policy: stand,walk,run.")]
 
+Compile = Annotated[
+    str | None,
+    typer.Option(metavar="auto|on|off", help="torch.compile: auto means on CUDA only; default: the preset's."),
+]
+
 
 def _version(show: bool) -> None:
     if show:
@@ -64,11 +69,12 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
     return session.prepare(common, stage, method)
 
 
-def goal_options(task: str | None, prompt: str | None, tasks: str | None) -> dict[str, Any]:
+def goal_options(task: str | None, prompt: str | None, video: Path | None, tasks: str | None) -> dict[str, Any]:
     """What behave and evaluate are asked for, checked as far as the text alone allows."""
     return {
         "task": check_name(task, "--task"),
         "prompt": None if prompt is None else check_text(prompt),
+        "video": None if video is None else str(video),
         "many": split_names(tasks) or [],
     }
 
@@ -150,12 +156,14 @@ def embed(
 
 @app.command(epilog=_example("bitagent pretrain --preset walker --seed 1"))
 @with_common
-def pretrain(common: Common, method: Method = "bitagent") -> None:
+def pretrain(common: Common, method: Method = "bitagent", compile: Compile = None) -> None:
     """Train the joint model: world model, fusion, text imagination and the backbone's adapter.
 
     Writes model/<method>-s<seed>/. Stopped by a signal, it saves; the same command continues.
     """
     check_trainable(method)
+    if compile is not None:
+        common = common.override("pretrain.compile", compile)
     preset, run = prepare(common, "pretrain", method)
     from stages import pretrain as stage
 
@@ -177,13 +185,16 @@ def behave(
     data_free: Annotated[
         bool, typer.Option("--data-free", help="Read no dataset: begin every rollout in a state the model dreams up.")
     ] = False,
+    compile: Compile = None,
 ) -> None:
-    """Learn a policy for a task or a prompt, in imagination alone.
+    """Learn a policy for a task or a prompt, from offline pixels and the reward that the text gives.
 
     Writes policy/<method>-s<seed>/<task or prompt>/. Give one of --task, --prompt, --video, --tasks.
     """
-    goal = goal_options(task, prompt, tasks) | {"video": None if video is None else str(video)}
+    goal = goal_options(task, prompt, video, tasks)
     check_name(method, "--method")
+    if compile is not None:
+        common = common.override("behave.compile", compile)
     preset, run = prepare(common, "behave", method)
     from stages import behave as stage
 
@@ -199,10 +210,12 @@ def evaluate(
     common: Common,
     task: Task = None,
     prompt: Prompt = None,
+    video: Video = None,
     tasks: Tasks = None,
     score_as: Annotated[
-        str | None, typer.Option(metavar="TASK", help="The task whose reward scores a --prompt policy.")
+        str | None, typer.Option(metavar="TASK", help="The task whose reward scores a --prompt or --video policy.")
     ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample actions instead of taking their mean.")] = False,
     episodes: Annotated[int | None, typer.Option(min=1, help="Episodes a task, instead of the preset's.")] = None,
     method: Method = "bitagent",
 ) -> None:
@@ -210,11 +223,13 @@ def evaluate(
 
     Writes evaluation/<method>-s<seed>/<task or prompt>/.
     """
-    goal = goal_options(task, prompt, tasks)
+    goal = goal_options(task, prompt, video, tasks)
     check_name(score_as, "--score-as")
     check_name(method, "--method")
     if episodes is not None:
         common = common.override("evaluate.episodes", episodes)
+    if sample:
+        common = common.override("evaluate.sample", "true")
     preset, run = prepare(common, "evaluate", method)
     from stages import evaluate as stage
 

@@ -30,7 +30,8 @@ def train(
     preset, run = prepare(dataclasses.replace(common, quiet=True), "bench")  # stdout holds JSON alone
     from bitagent_cli.bench import train as bench
 
-    _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, updates))
+    width = bench.DIM_EMBEDDING.get(preset.pretrain.backbone, preset.embed.offline.dim)
+    _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, width, updates))
 
 
 @app.command(epilog="Example: [bold]bitagent bench data --gigabytes 4[/bold]")

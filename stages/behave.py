@@ -155,6 +155,10 @@ def run(
 
 def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool) -> None:
     """Raise BadInput for options that do not go together."""
+    for suffix, option in ((ORACLE, "--oracle-reward"), (DATA_FREE, "--data-free")):
+        if method.endswith(suffix):
+            learned = method.removesuffix(suffix)
+            raise BadInput(f"--method {method} names what {option} made: give --method {learned} {option}")
     if oracle and len(goal.tasks) != 1:
         raise BadInput("--oracle-reward needs the true reward of one task: use it with --task")
     if oracle and data_free:
@@ -443,7 +447,7 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
     bar = progress(config.oracle_updates, 0, "fit true reward", "update", quiet)
     for _ in range(config.oracle_updates):
         index = rows[torch.randint(len(rows), (1024,), device=place.device)]
-        features = torch.cat([latents.h[0, index], latents.z[0, index]], -1).float()
+        features = latents.state(index, torch.zeros_like(index)).features
         terms = update({"features": features, "reward": latents.reward[index] / tasks.ACTION_REPEAT})
         bar.set_postfix(mse=f"{float(terms['oracle']):.4f}", refresh=False)
         bar.update()

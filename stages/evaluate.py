@@ -2,6 +2,7 @@
 
     bitagent evaluate --preset walker --task run
     bitagent evaluate --preset walker --prompt "balance on one leg" --score-as one_foot
+    bitagent evaluate --preset walker --video clip.mp4 --score-as walk
 
 Reads runs/<run>/policy/<method>-s<seed>/<name>; writes runs/<run>/evaluation/<method>-s<seed>/<name>.
 """
@@ -23,8 +24,7 @@ from stages.core import artifacts, storage, tasks
 from stages.core.artifacts import Artifact
 from stages.core.config import Run, Section
 from stages.core.errors import BadInput
-from stages.core.methods import method_option
-from stages.core.naming import slug
+from stages.core.goals import command_again, parse_goal
 from stages.core.play import FIRST_SEED, Rollout, play
 from stages.core.policy import Policy
 from stages.core.running import seed_everything
@@ -48,6 +48,7 @@ def run(
     *,
     task: str | None = None,
     prompt: str | None = None,
+    video: str | None = None,
     many: Sequence[str] = (),
     score_as: str | None = None,
     method: str = "bitagent",
@@ -55,20 +56,13 @@ def run(
     """Evaluate one policy and save scores, table and videos.
 
     Args:
-        task, prompt, many: which policy, as it was trained.
-        score_as: the task whose reward scores a policy trained on a free prompt.
+        task, prompt, video, many: which policy, as it was trained; see `parse_goal`.
+        score_as: the task whose reward scores a policy trained on a free prompt or a video.
     """
-    name = slug(prompt) if prompt else "+".join(many) if many else task
-    if not name:
-        raise BadInput("give exactly one of --task, --prompt or --tasks: the policy to evaluate")
-    label = f"{method}-s{run.seed}"
+    goal = parse_goal(run.domain, task, prompt, video, many)
+    name, label = goal.name, f"{method}-s{run.seed}"
     source = artifacts.load(
-        run.root / "policy" / label / name,
-        "behave",
-        domain=run.domain,
-        made_by=run.command(
-            "behave", *(("--prompt", f'"{prompt}"') if prompt else ("--task", name)), *method_option(method)
-        ),
+        run.root / "policy" / label / name, "behave", domain=run.domain, made_by=command_again(run, goal, method)
     )
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name
@@ -115,7 +109,7 @@ def run(
 
 
 def scored_tasks(source: Artifact, run: Run, score_as: str | None) -> list[str]:
-    """The tasks whose rewards score this policy. Raises BadInput for a free prompt without `score_as`."""
+    """The tasks whose rewards score this policy. Raises BadInput for a free prompt or a video without `score_as`."""
     names = list(source.meta["config"]["tasks"]) or ([score_as] if score_as else [])
     if not names:
         known = ", ".join(tasks.task_names(run.domain, training_only=False))

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bitagent_cli.bench.data import write_episodes
 from stages import behave, pretrain
 from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.distributed import World
+from stages.core.episodes import Dataset
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
+from stages.core.sampler import Sampler, prefetch
 from stages.core.training import autocast, fast_bf16, make_optimizer, make_update, should_compile
 
-DIM_EMBEDDING = {"internvideo2": 512}
+DIM_EMBEDDING = {"internvideo2": 512}  # of the backbones that are not trained here
+EPISODES = 4  # of random pixels, behind the time an update waits for data
 DIM_ACTION = 6
 
 
@@ -31,24 +37,26 @@ def run(
     behave_config: behave.Config,
     model_config: ModelConfig,
     device: str,
+    dim_embedding: int,
     updates: int = 20,
 ) -> dict[str, Any]:
-    """Measure both loops.
+    """Measure both loops, with embeddings of the given width.
 
     Returns:
-        {"pretrain": {...}, "world_model": {...}, "behave": {...}, "parts_ms": {...}, "matmul_tflops": ...}; times
-        are medians in ms. `world_model` is the pretraining update with L_WM alone (the first row of Table 2).
+        {"pretrain": {...}, "world_model": {...}, "behave": {...}, "parts_ms": {...}, "behave_parts_ms": {...},
+        "matmul_tflops": ...}; times are medians in ms. `world_model` is the pretraining update with L_WM alone (the
+        first row of Table 2).
     """
     place = World(0, 1, torch.device(device))
-    dim = DIM_EMBEDDING.get(pretrain_config.backbone, 384)
     torch.manual_seed(0)
-    model = BiTAgent(model_config, dim, DIM_ACTION).to(place.device)
+    model = BiTAgent(model_config, dim_embedding, DIM_ACTION).to(place.device)
     ceiling = matmul_tflops(place.device)
     result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
     result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)
     result["world_model"] = bench_pretrain(world_model_alone(pretrain_config), model, place, updates, ceiling)
     result["parts_ms"] = bench_parts(pretrain_config, model, place, max(3, updates // 4))
-    result["behave"] = bench_behave(behave_config, model, place, updates, ceiling)
+    result["parts_ms"]["data_wait"] = bench_data_wait(pretrain_config, model, place, updates)
+    result["behave"], result["behave_parts_ms"] = bench_behave(behave_config, model, place, updates, ceiling)
     return result
 
 
@@ -61,13 +69,15 @@ def world_model_alone(config: pretrain.Config) -> pretrain.Config:
 def bench_pretrain(
     config: pretrain.Config, model: JointModel, place: World, updates: int, ceiling: float
 ) -> dict[str, Any]:
-    """The joint update on one resident batch (data wait is measured by `bench data`)."""
+    """The joint update on one resident batch."""
+    reset_peak(place.device)
     batch = synthetic_batch(config, model, place.device)
     labels = synthetic_labels(model, place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     update = pretraining.build_update(model, labels, optimizer, config, place)
     objective = pretraining.JointObjective(model, labels, config.objective, Noise(place.device))
     flops = count_flops(lambda: objective(batch)[0])
+    model.zero_grad(set_to_none=True)
     seconds = time_calls(lambda: update(batch), place.device, updates)
     return {
         **figures(seconds, flops, ceiling, place.device),
@@ -77,10 +87,36 @@ def bench_pretrain(
     }
 
 
+def bench_data_wait(config: pretrain.Config, model: JointModel, place: World, updates: int) -> float:
+    """Milliseconds an update waits for its batch, made ahead from episodes on disk as in `pretrain`."""
+    labels = synthetic_labels(model, place.device)
+    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    update = pretraining.build_update(model, labels, optimizer, config, place)
+    rest = synthetic_batch(config, model, place.device)
+    waits = []
+    with tempfile.TemporaryDirectory(prefix="bitagent-bench-") as folder:
+        write_episodes(Path(folder) / "data", Path(folder) / "npz", EPISODES)
+        dataset = Dataset.open([Path(folder) / "data"], "walker")
+        sampler = Sampler(
+            dataset, config.batch, config.length, seed=0, keys=("image", "action", "is_first"),
+            device=pretraining.data_device(dataset, place.device),
+        )  # fmt: skip
+        batches = prefetch(sampler, 0, updates + 3, device=str(place.device))
+        for _ in range(updates + 3):
+            synchronize(place.device)
+            began = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - began)
+            update({**rest, **batch})
+        batches.close()
+    return round(statistics.median(waits[3:]) * 1e3, 2)
+
+
 def bench_behave(
     config: behave.Config, model: JointModel, place: World, updates: int, ceiling: float
-) -> dict[str, Any]:
-    """The behaviour update on one batch of latents."""
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The behaviour update on one batch of latents, and its parts: forward and backward of each alone, eager."""
+    reset_peak(place.device)
     model.requires_grad_(False)
     c = model.config
     n, starts, h = config.decisions, config.imagined, config.horizon
@@ -101,15 +137,24 @@ def bench_behave(
         after=learner.update_slow,
     )
     flops = count_flops(lambda: loss(batch)[0])
+    learner.zero_grad(set_to_none=True)
     seconds = time_calls(lambda: update(batch), place.device, updates)
+    imagines = config.actor_critic.imagination > 0
+    task = prompts.rows(batch["prompt"])
+    start = State(*(batch[k][:starts] for k in ("h", "z", "e")))
+    parts = {"data": lambda: loss.data_loss(batch, task)[0]}
+    if imagines:
+        parts["imagination"] = lambda: loss.imagined_loss(start, prompts.rows(batch["prompt"][:starts]))[0]
+    split = {name: time_part(part, learner, place.device, config.bf16, updates) for name, part in parts.items()}
     model.requires_grad_(True)
     return {
         **figures(seconds, flops, ceiling, place.device),
-        "imagined_steps_per_second": round(starts * h / seconds) if config.actor_critic.imagination else 0,
+        "decisions_per_second": round(n / seconds),
+        "imagined_steps_per_second": round(starts * h / seconds) if imagines else 0,
         "decisions": n,
         "starts": starts,
         "horizon": h,
-    }
+    }, split
 
 
 def bench_parts(config: pretrain.Config, model: JointModel, place: World, updates: int) -> dict[str, float]:
@@ -129,7 +174,9 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
         seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task(), noise)
         seen.state = State(*(x.detach() for x in (seen.state.h, seen.state.z, seen.state.e)))
         ones = torch.ones(b, device=dev)
-        terms = joint_behavior_loss(model, seen, batch["action"], task(), ones, config.objective, noise)
+        terms = joint_behavior_loss(
+            model, seen, batch["action"], batch["is_first"], task(), ones, config.objective, noise
+        )
         return terms["joint_behavior"] + terms["rollout"]
 
     parts: dict[str, Callable[[], Tensor]] = {
@@ -141,23 +188,26 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
         "joint_behavior_rollouts": rollouts,
     }
 
-    def timed(part: Callable[[], Tensor]) -> float:
-        def call() -> None:
-            with autocast(dev, config.bf16):
-                value = part()
-            value.backward()
-
-        seconds = time_calls(call, dev, updates)
-        model.zero_grad(set_to_none=True)
-        return round(seconds * 1e3, 2)
-
-    found = {name: timed(part) for name, part in parts.items()}
+    found = {name: time_part(part, model, dev, config.bf16, updates) for name, part in parts.items()}
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     found["optimizer"] = round(time_calls(optimizer.step, dev, updates) * 1e3, 2)
     model.zero_grad(set_to_none=True)
     return found
+
+
+def time_part(part: Callable[[], Tensor], module: nn.Module, device: torch.device, bf16: bool, updates: int) -> float:
+    """Milliseconds of a part's forward and backward pass; leaves no gradient in `module`."""
+
+    def call() -> None:
+        with autocast(device, bf16):
+            value = part()
+        value.backward()
+
+    seconds = time_calls(call, device, updates)
+    module.zero_grad(set_to_none=True)
+    return round(seconds * 1e3, 2)
 
 
 def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.device) -> dict[str, Tensor]:
@@ -199,7 +249,7 @@ def synthetic_labels(model: JointModel, device: torch.device) -> Labels:
 
 
 def figures(seconds: float, flops: int, ceiling: float, device: torch.device) -> dict[str, Any]:
-    tflops = 3 * flops / seconds / 1e12  # backward costs twice the forward pass
+    tflops = flops / seconds / 1e12
     found = {
         "ms": round(seconds * 1e3, 2),
         "tflops": round(tflops, 3),
@@ -213,10 +263,16 @@ def figures(seconds: float, flops: int, ceiling: float, device: torch.device) ->
 
 
 def count_flops(forward: Callable[[], Tensor]) -> int:
-    """Floating-point operations of one forward pass (matrix products and convolutions)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward()
+    """Floating-point operations of a forward and backward pass (matrix products and convolutions)."""
+    with FlopCounterMode(display=False) as counter:
+        forward().backward()
     return int(counter.get_total_flops())
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count a loop's peak memory from here, where the device can; the peak of a CPU is the process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def time_calls(call: Callable[[], object], device: torch.device, count: int, warmup: int = 5) -> float:

@@ -18,7 +18,7 @@ from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import progress
-from stages.core.training import autocast
+from stages.core.training import autocast, roomy
 from stages.core.world_model import WorldModel
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -26,9 +26,10 @@ EARLY = 64  # decisions after an episode's beginning, in which a body that fell 
 
 @dataclass
 class Latents:
-    """Posterior states of every row under each of K prompts, on the training device.
+    """Posterior states of every row under each of K prompts.
 
-    h (K, N, deter), z (K, N, dim_z), e (N, dim_e): float16. action (N, A), reward (N,), the true one: float32.
+    h (K, N, deter), z (K, N, dim_z), e (N, dim_e): float16, on the training device where they fit, else on the CPU.
+    The rest is on the training device: action (N, A), reward (N,), the true one: float32.
     `episodes` (E, 2) are the first row and the length of every episode. `decisions` are the rows that an action of
     the data follows; `early` those of them in the first steps of an episode.
     """
@@ -49,8 +50,9 @@ class Latents:
         return torch.where(first, early, any_)
 
     def state(self, rows: Tensor, prompt: Tensor) -> State:
-        """States (..., ·) at `rows` under prompts of the same shape."""
-        return State(self.h[prompt, rows].float(), self.z[prompt, rows].float(), self.e[rows].float())
+        """States (..., ·) at `rows` under prompts of the same shape, on their device."""
+        k, n = prompt.to(self.h.device), rows.to(self.h.device)
+        return State(*(x.to(rows.device).float() for x in (self.h[k, n], self.z[k, n], self.e[n])))
 
 
 # (prompt (N,), states (N, H+1, ·), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
@@ -64,7 +66,7 @@ def label_rewards(latents: Latents, reward: RewardFunction, horizon: int, rows_a
     Every episode is cut into stretches of `horizon` steps, the last one ending with the episode, so that the
     reward is read as in imagination: over a rollout of that many steps from any state.
     """
-    found = torch.zeros(len(latents.h), len(latents.reward), device=latents.h.device)
+    found = torch.zeros(len(latents.h), len(latents.reward), device=latents.reward.device)
     begin = torch.cat([_stretches(int(a), int(n), horizon) for a, n in latents.episodes.cpu()]).to(found.device)
     for start in begin.split(max(1, rows_at_once // horizon)):
         rows = start[:, None] + torch.arange(horizon + 1, device=start.device)  # (M, H+1)
@@ -168,13 +170,14 @@ def encode(
     """
     count, rows = len(prompts.tau), dataset.n_frames
     c = model.config
-    half = {"dtype": torch.float16, "device": device}
+    width = count * (c.deter + model.dim_z) + model.dim_embedding
+    half = {"dtype": torch.float16, "device": roomy(2 * rows * width, device)}
     h, z = torch.empty(count, rows, c.deter, **half), torch.empty(count, rows, model.dim_z, **half)  # type: ignore[call-overload]
     e_all = torch.empty(rows, model.dim_embedding, **half)  # type: ignore[call-overload]
     for episodes in _equal_length_groups(dataset, rows_at_once=16384):
         start, length = dataset.episode_info.start[episodes], int(dataset.episode_info.length[episodes[0]])
         index = start[:, None] + np.arange(length)  # (B, T)
-        flat = torch.from_numpy(index.ravel()).to(device)
+        flat = torch.from_numpy(index.ravel()).to(h.device)
         action = torch.from_numpy(dataset.rows("action", index)).to(device)
         e = torch.from_numpy(dataset.rows("embedding", index)).to(device).float()
         s = F.one_hot(modes[torch.from_numpy(index)].to(device).long(), c.categories).flatten(-2).float()  # (B, T, S)
@@ -185,8 +188,8 @@ def encode(
             for k in range(count):
                 fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
                 states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
-                h[k, flat], z[k, flat] = states.flatten(0, 1).half(), fused.flatten(0, 1).half()
-        e_all[flat] = e.flatten(0, 1).half()
+                h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
+        e_all[flat] = e.flatten(0, 1).half().to(h.device)
     info = dataset.episode_info
     long_enough = np.flatnonzero(info.length > horizon)
     if not len(long_enough):

@@ -131,6 +131,7 @@ def joint_behavior_loss(
     model: JointModel,
     seen: Observed,
     action: Tensor,
+    is_first: Tensor,
     task: TaskContext,
     shown: Tensor,
     config: ObjectiveConfig,
@@ -141,7 +142,8 @@ def joint_behavior_loss(
     Every sequence is cut into stretches of horizon + 1 frames; each stretch's first frame is a start,
     its following actions drive both rollouts. Alone, the term is cheapest when every rollout drifts to
     one state the text can predict; so the same rollouts are held to the data: `rollout` is the KL from
-    the posterior of the frame they predict, and the error of the semantics they predict.
+    the posterior of the frame they predict, and the error of the semantics they predict. A stretch counts
+    up to where an episode begins in it.
     """
     horizon = min(config.horizon, action.shape[1] - 1)
     count = action.shape[1] // (horizon + 1)
@@ -154,6 +156,7 @@ def joint_behavior_loss(
     _, text = model.text_rollout(actions, repeated, noise)
     weight = config.discount ** torch.arange(1, horizon + 1, device=action.device)
     weight = weight / weight.sum()
+    weight = weight * (~is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
     kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (B·count,)
     reality = categorical_kl(seen.posterior[:, steps].flatten(0, 1).detach(), prior)  # (B·count, H)
     e = seen.state.e[:, steps].flatten(0, 1).detach()  # (B·count, H, dim_e)
@@ -190,7 +193,7 @@ def joint_loss(
         terms["text_imagination"] = text_imagination_loss(model, seen, action, is_first, task, prompts.shown)
         total = total + config.text_imagination * terms["text_imagination"]
     if config.joint_behavior:
-        terms |= joint_behavior_loss(model, seen, action, task, prompts.shown, config, noise)
+        terms |= joint_behavior_loss(model, seen, action, is_first, task, prompts.shown, config, noise)
         total = total + config.joint_behavior * terms["joint_behavior"] + config.rollout * terms["rollout"]
     terms["gate"] = task.gates.mean()
     return total, {k: v.detach() for k, v in terms.items()}

@@ -142,7 +142,7 @@ class TD3:
         self, config: TD3Config, inp: int, action_dim: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
         self.config = config
-        dtype = resolve_precision(config.precision)
+        dtype = resolve_precision(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.actor = Actor(inp, action_dim, config.units, dtype).to(device)
@@ -260,7 +260,7 @@ class IQL(TD3):
         self.expectile, self.temperature = expectile, temperature
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.value = FusedMLP(1, inp, 1, config.units, resolve_precision(config.precision)).to(device)
+            self.value = FusedMLP(1, inp, 1, config.units, resolve_precision(config.precision, device)).to(device)
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), config.lr, fused=True)
 
     def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -332,8 +332,8 @@ def _minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def resolve_precision(precision: Precision) -> torch.dtype:
-    """The dtype of the hidden products; `auto` takes bfloat16 on a CPU that multiplies it natively."""
+def resolve_precision(precision: Precision, device: torch.device | str) -> torch.dtype:
+    """The dtype of the hidden products; `auto` takes bfloat16 where the hardware multiplies it."""
     if precision == "auto":
-        return torch.bfloat16 if fast_bf16("cpu") else torch.float32
+        return torch.bfloat16 if fast_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

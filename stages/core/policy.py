@@ -46,12 +46,15 @@ class Policy:
 
         Args:
             semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
-            sample: draw actions instead of taking the mean; a deterministic policy has nothing to draw.
+            sample: draw actions instead of taking the mean.
 
-        Raises BadInput when it, or the backbone of its run, is missing or changed.
+        Raises BadInput when it, or the backbone of its run, is missing or changed, or when it is deterministic and
+        actions are to be drawn.
         """
         artifact = artifacts.load(Path(path), "behave")
         if is_model_free(str(artifact.meta["config"].get("method"))):
+            if sample:
+                raise BadInput(f"{artifact.path} holds a deterministic policy, which has no actions to sample")
             return PixelPolicy.open(artifact, device)
         return LatentPolicy.open(artifact, device, semantics_every, sample)
 
@@ -190,7 +193,9 @@ class PixelPolicy(Policy):
             artifacts.require_fit(tensors["encoder"], (config.depth, config.stack, config.features))
             artifacts.require_fit(tensors["actor"], (config.td3.units, dim_action))
             encoder = PixelEncoder(config.depth, config.stack, config.features)
-            actor = Actor(config.features, dim_action, config.td3.units, resolve_precision(config.td3.precision))
+            actor = Actor(
+                config.features, dim_action, config.td3.units, resolve_precision(config.td3.precision, device)
+            )
         load_weights(encoder, tensors["encoder"], artifact.path)
         load_weights(actor, tensors["actor"], artifact.path)
         for module in (encoder, actor):

@@ -47,6 +47,7 @@ from stages.core.training import (
     make_optimizer,
     make_update,
     optimizer_tensors,
+    roomy,
     should_compile,
 )
 from stages.core.world_model import WorldModel
@@ -238,11 +239,8 @@ def make_labels(dataset: Dataset, run: Run, config: TrainingConfig) -> Labels:
 
 def data_device(dataset: Dataset, device: torch.device) -> str:
     """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
-    if device.type == "cpu":
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info(device)
     row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1
-    return str(device) if dataset.n_frames * row < free // 2 else "cpu"
+    return str(roomy(dataset.n_frames * row, device))
 
 
 # ---------------------------------------------------------------------------- the loop

@@ -38,6 +38,13 @@ def fast_bf16(device: str | torch.device) -> bool:
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
 
+def roomy(size: int, device: torch.device) -> torch.device:
+    """`device` where `size` bytes take less than half of its free memory, else the CPU."""
+    if device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2:
+        return device
+    return torch.device("cpu")
+
+
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     """bfloat16 autocast where asked for and fast: a CPU that emulates it takes 100 times as long as in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and fast_bf16(device))

@@ -17,4 +17,5 @@ def test_bench_train_measures_both_loops() -> None:
     for loop in ("pretrain", "world_model", "behave"):
         assert found[loop]["ms"] > 0 and found[loop]["tflops"] >= 0
     assert found["pretrain"]["batch"] == [4, 8] and found["behave"]["imagined_steps_per_second"] > 0
-    assert {"encoder", "decoder", "joint_behavior_rollouts", "optimizer"} <= set(found["parts_ms"])
+    assert {"encoder", "decoder", "joint_behavior_rollouts", "optimizer", "data_wait"} <= set(found["parts_ms"])
+    assert set(found["behave_parts_ms"]) == {"data", "imagination"} and found["behave"]["decisions_per_second"] > 0

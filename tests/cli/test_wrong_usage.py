@@ -44,6 +44,13 @@ def test_value_of_the_wrong_type(bitagent: Bitagent, assert_refused: Refused) ->
     assert_refused(result, "pretrain.updates='many'", "a whole number")
 
 
+@pytest.mark.parametrize("command", [("pretrain",), ("behave", "--task", "walk")])
+def test_compile_is_short_for_the_key_of_the_stage(
+    bitagent: Bitagent, assert_refused: Refused, command: tuple[str, ...]
+) -> None:
+    assert_refused(bitagent(*command, *SMOKE, "--compile", "maybe"), f"{command[0]}.compile='maybe'", "auto")
+
+
 def test_cuda_without_one(bitagent: Bitagent, assert_refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert_refused(bitagent("pretrain", "--device", "cuda"), "--device cpu", "bitagent doctor")

@@ -57,7 +57,7 @@ def losses(model: JointModel) -> dict[str, Tensor]:
     terms = objective.world_model_loss(model, seen, image, is_first, config)
     terms |= objective.mllm_loss(model, seen, task, shown, config)
     terms["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, shown)
-    terms |= objective.joint_behavior_loss(model, seen, action, task, shown, config, noise)
+    terms |= objective.joint_behavior_loss(model, seen, action, is_first, task, shown, config, noise)
     return terms
 
 

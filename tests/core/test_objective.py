@@ -160,13 +160,16 @@ def test_equation_9_on_the_data(actions_seen: str) -> None:
 def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tuple[int, ...]) -> None:
     """Σ_h γ^h KL(world ‖ text) / Σ_h γ^h over rollouts from each start, on the same actions; H is cut to the window.
 
-    `rollout` holds the same rollouts to the data: KL(posterior ‖ world), floored, and the error of ê.
+    `rollout` holds the same rollouts to the data: KL(posterior ‖ world), floored, and the error of ê. Both end where an
+    episode begins inside a rollout.
     """
     model = make_model()
     batch, task, seen = filtered(model)
     config = objective_config(horizon=horizon, discount=0.8)
     torch.manual_seed(21)
-    found = objective.joint_behavior_loss(model, seen, batch["action"], task, SHOWN, config, Noise("cpu"))
+    found = objective.joint_behavior_loss(
+        model, seen, batch["action"], batch["is_first"], task, SHOWN, config, Noise("cpu")
+    )
     steps, rollouts = min(horizon, 7), 3 * len(starts)
     torch.manual_seed(21)
     world_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps)], 1)
@@ -181,9 +184,11 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
             h, z, e = (array(getattr(seen.state, k))[b, start] for k in ("h", "z", "e"))
             _, _, es, priors = world.imagine(h, z, e, tau, actions, world_noise[row])
             _, text = world.text_imagine(tau, actions, text_noise[row])
-            above = sum(0.8 ** (k + 1) * literal.kl(priors[k], text[k + 1]) for k in range(steps))
+            begins = array(batch["is_first"])[b, start + 1 : start + 1 + steps].tolist()
+            counted = begins.index(1) if 1 in begins else steps  # another episode's frames were not predicted
+            above = sum(0.8 ** (k + 1) * literal.kl(priors[k], text[k + 1]) for k in range(counted))
             total += SHOWN[b].item() * above / sum(0.8 ** (k + 1) for k in range(steps))
-            for k in range(steps):
+            for k in range(counted):
                 seen_s = array(seen.posterior[b, start + 1 + k].exp())
                 missed = array(seen.state.e[b, start + 1 + k]) - es[k + 1]
                 error = max(config.free_nats, literal.kl(seen_s, priors[k])) + 5.0 * (missed**2).sum()
@@ -266,7 +271,7 @@ def test_terms_are_those_of_the_pieces() -> None:
     wanted |= objective.mllm_loss(model, seen, task, drawn.shown, config)
     action, is_first = batch["action"], batch["is_first"]
     wanted["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, drawn.shown)
-    wanted |= objective.joint_behavior_loss(model, seen, action, task, drawn.shown, config, noise)
+    wanted |= objective.joint_behavior_loss(model, seen, action, is_first, task, drawn.shown, config, noise)
     for name, value in wanted.items():
         assert terms[name] == pytest.approx(value.item(), rel=1e-5), name
 

@@ -153,10 +153,10 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_stream_alone() -> No
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_rl, "fast_bf16", lambda _: False)
-    assert offline_rl.resolve_precision("auto") is torch.float32
+    assert offline_rl.resolve_precision("auto", "cpu") is torch.float32
     monkeypatch.setattr(offline_rl, "fast_bf16", lambda _: True)
-    assert offline_rl.resolve_precision("auto") is torch.bfloat16
-    assert offline_rl.resolve_precision("float32") is torch.float32
+    assert offline_rl.resolve_precision("auto", "cpu") is torch.bfloat16
+    assert offline_rl.resolve_precision("float32", "cpu") is torch.float32
 
 
 def test_shapes_and_ranges() -> None:

@@ -39,6 +39,13 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 
+def test_what_takes_half_of_a_gpus_free_memory_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    cuda = torch.device("cuda", 0)
+    assert training.roomy(499, cuda) == cuda and training.roomy(500, cuda) == CPU
+    assert training.roomy(10**18, CPU) == CPU
+
+
 # ---------------------------------------------------------------------------- the update itself
 
 

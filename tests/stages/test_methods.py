@@ -150,6 +150,25 @@ def test_the_oracle_learns_from_the_true_reward_of_its_task_alone(run: Run) -> N
     with pytest.raises(BadInput, match=r"data of task run.*bitagent collect --source expert --task run"):
         learn(run, "iql", task="run", oracle=True)
     evaluate.run(EVALUATE, run, task="walk", method="iql-oracle")
+    with pytest.raises(BadInput, match="iql-oracle names what --oracle-reward made: give --method iql --oracle-reward"):
+        learn(run, "iql-oracle")
+    with pytest.raises(BadInput, match="deterministic policy"):
+        Policy.load(policy.path, sample=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"many": ("stand", "run")}, "--tasks stand,run --seed 0"),
+        ({"prompt": "hop along"}, '--prompt "hop along" --seed 0'),
+        ({"video": "some/hop.mp4"}, "--video some/hop.mp4 --seed 0"),
+        ({"task": "run", "method": "td3-oracle"}, "--task run --method td3 --oracle-reward --seed 0"),
+    ],
+)
+def test_a_missing_policy_names_the_command_that_makes_it(run: Run, options: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        evaluate.run(EVALUATE, run, **options)
+    assert str(refused.value).endswith(f"make it with: bitagent behave --preset walker --scale smoke {wanted}")
 
 
 def job(run: Run, prompt: torch.Tensor, oracle: bool) -> model_free.PixelJob:
