@@ -1,4 +1,5 @@
-"""Behave: learn a policy for a prompt in imagination, from offline pixels, with no true reward (Section 3.2).
+"""Behave: learn a policy for a prompt from offline pixels, in imagination and on the data, with no true reward
+(Section 3.2).
 
     bitagent behave --preset walker --task run
     bitagent behave --preset walker --prompt "stand still on both legs"
