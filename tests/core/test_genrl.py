@@ -34,14 +34,23 @@ def test_the_latent_is_the_stochastic_state_alone() -> None:
     assert model.dim_policy == 16 + 15 + DIM_E and task.gates.shape == (3, 0, 1)
 
 
-def test_connector_terms_are_the_forward_kl_of_its_steps() -> None:
-    """Step by step: h₀ = f(e), h_t = GRU(h_{t-1}, [s_{t-1}, e of the window]), the prior against the posterior."""
+def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_cosine() -> None:
+    """Step by step: h₀ = f(e), h_t = GRU(h_{t-1}, [s_{t-1}, e of the window]), the prior against the posterior.
+
+    The aligner: 1 - cos(f((1 - α) e + α n / |n|), e), α = 0.5.
+    """
     model = make(window=4)
     batch = make_batch(length=10)
     e = F.normalize(batch["embedding"].float(), dim=-1)
     torch.manual_seed(2)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
+    torch.manual_seed(5)
     terms = model.grounding_terms(seen, batch["action"], groundings.objective_config(), Noise("cpu"))
+    torch.manual_seed(5)
+    normal = torch.randn(*e.shape)
+    noisy = 0.5 * e + 0.5 * normal / normal.norm(dim=-1, keepdim=True)
+    cosine = F.cosine_similarity(model.aligner(noisy / noisy.norm(dim=-1, keepdim=True)), e, dim=-1)
+    torch.testing.assert_close(terms["aligner"], 1 - cosine.mean())
     h = torch.tanh(model.connector_start(e[:, 3]))
     s = torch.zeros(3, 15)
     wanted = []
