@@ -166,7 +166,7 @@ def test_a_stopped_recipe_keeps_what_it_finished(project: Project) -> None:
 
 
 def test_results_ask_for_everything_once_and_for_every_seed(project: Project) -> None:
-    """Per seed four policies of the walker; on the first three prompts and the control row; cheetah's and stickman's."""
+    """A seed has four policies of the walker, the first also three prompts and the control row; then other bodies."""
     printed = project.make("-n", "results", "RESULT_SEEDS=0 3")
     lines = [line.partition("bitagent_cli ")[2].strip() for line in printed if "bitagent_cli " in line]
     assert len(lines) == len(set(lines))
