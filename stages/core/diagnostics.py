@@ -265,7 +265,7 @@ def reward_diagnostics(
     seed: int,
     held_out: bool,
 ) -> dict[str, Any]:
-    """How well learned rewards rank the true reward of `task` over 8-frame windows drawn from all sources.
+    """How well learned rewards rank the true reward of `task` over 8-frame windows drawn evenly from all sources.
 
     Args:
         episodes: (E,) of `choose_episodes`; rewards: {name: (E, T')} of `episode_rewards` for this task's prompt.
@@ -281,7 +281,8 @@ def reward_diagnostics(
     usable = next(iter(rewards.values())).shape[1]
     size = min(WINDOW, usable)
     rng = np.random.default_rng(seed)
-    which = rng.integers(len(episodes), size=windows)  # (W,)
+    _, part, members = np.unique(info.part[episodes], return_inverse=True, return_counts=True)
+    which = rng.choice(len(episodes), windows, p=1 / (members[part] * len(members)))  # (W,)
     column = rng.integers(usable - size + 1, size=windows)
     columns = column[:, None] + np.arange(size)  # (W, 8)
     rows = info.start[episodes[which]][:, None] + columns + 1

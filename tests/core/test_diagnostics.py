@@ -199,6 +199,15 @@ def test_the_true_reward_ranks_itself(dataset: Dataset) -> None:
     assert random["mean"]["same"] == pytest.approx(3 * random["true"] - 1, abs=1e-3)
 
 
+def test_windows_are_drawn_evenly_from_the_sources_however_few_their_episodes(dataset: Dataset) -> None:
+    part = dataset.episode_info.part
+    episodes = np.concatenate([np.flatnonzero(part == 0)[:1], np.flatnonzero(part == 1)])
+    assert len(episodes) >= 3
+    rewards = {"noise": np.random.default_rng(0).random((len(episodes), 28))}
+    found = diagnostics.reward_diagnostics(dataset, "stand", episodes, rewards, windows=2000, seed=0, held_out=True)
+    assert all(900 < source["windows"] < 1100 for source in found["by_source"].values())
+
+
 def test_behaviours_tell_standing_from_lying(dataset: Dataset) -> None:
     """A body held upright and one laid flat: the reward of each lands under its own name."""
     height = np.array([1.3, 0.2])[:, None].repeat(8, 1)  # torso
