@@ -311,7 +311,8 @@ def _reward_table(about: Mapping[str, Mapping[str, Any]], shown: str) -> Table:
     unseen = " that the model was not trained on" if first["held_out"] else ""
     note = (
         f"Spearman's rank correlation with the true reward over {first['windows']} windows of "
-        f"{first['frames_a_window']} frames drawn evenly from all sources, of {first['episodes']} episodes{unseen}. {legend}"
+        f"{first['frames_a_window']} frames drawn evenly from all sources, of {first['episodes']} episodes{unseen}. "
+        f"{legend}"
         "“similarity” is the plain cosine of the backbone's embeddings of frames and prompt, without a world model. "
         "By source and behaviour: reward.json."
     )
