@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -315,6 +316,7 @@ def _drop_work(target: Target) -> None:
 
 def _make(config: Config, run: Run, targets: list[Target], workers: int, options: list[str]) -> None:
     """Train, play and render side by side; every dataset is finished as soon as its parts are there."""
+    began = time.time()
     with stop_signals() as stop, _bar(run, targets) as report, Pool(workers, lambda: bool(stop), report) as pool:
         for target in targets:
             target.writer(fresh=run.fresh)
@@ -337,7 +339,7 @@ def _make(config: Config, run: Run, targets: list[Target], workers: int, options
                 continue
             target.rendering -= result
             if not target.rendering:
-                _finish(target, run)
+                _finish(target, run, began)
         if stop:
             raise stop.leave(run.command("collect", *options))
 
@@ -388,8 +390,8 @@ def _write(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Cha
     return written
 
 
-def _finish(target: Target, run: Run) -> None:
-    artifact = target.writer().finish(len(target.episodes), about=target.facts)
+def _finish(target: Target, run: Run, began: float) -> None:
+    artifact = target.writer().finish(len(target.episodes), about=target.facts, began=began)
     _drop_work(target)
     if not run.quiet:
         extra = artifact.meta["extra"]

@@ -143,12 +143,17 @@ class DatasetWriter:
         check_episodes(self._file(number), arrays)
         return arrays
 
-    def finish(self, episodes: int | Sequence[int] | None = None, about: Mapping[str, Any] | None = None) -> Artifact:
+    def finish(
+        self,
+        episodes: int | Sequence[int] | None = None,
+        about: Mapping[str, Any] | None = None,
+        began: float | None = None,
+    ) -> Artifact:
         """Merge episodes into the artifact in the order of their numbers, and drop the partial folder.
 
         `episodes`: how many, from number 0 on (default: all there are), or the very numbers. `about`
-        adds facts to artifact.json. Memory: one shard. Raises BadInput when there is no episode,
-        ValueError when one is missing.
+        adds facts to artifact.json; `began` is when its making began, by default now. Memory: one shard.
+        Raises BadInput when there is no episode, ValueError when one is missing.
         """
         if episodes is None:
             episodes = self.numbers()[-1] + 1 if self.numbers() else 0
@@ -157,7 +162,8 @@ class DatasetWriter:
         if missing:
             raise ValueError(f"episode {missing[0]} of {self.path} was never appended")
         facts = self.facts | dict(about or {})
-        artifact = write_dataset(self.path, map(self._read, numbers), facts, resolved=self.resolved, **self.provenance)
+        made = self.provenance | {"resolved": self.resolved, "began": began}
+        artifact = write_dataset(self.path, map(self._read, numbers), facts, **made)
         storage.remove_folder(self.folder)
         return artifact
 
@@ -167,7 +173,7 @@ def write_dataset(path: Path, episodes: Iterable[Arrays], facts: Mapping[str, An
 
     Args:
         facts: source, task, renderer, image_size and more, for artifact.json's `extra`.
-        about: domain, config, seed, inputs, resolved as in `artifacts.writing`.
+        about: domain, config, seed, inputs, resolved, began as in `artifacts.writing`.
 
     Raises:
         BadInput: there is no episode, or they differ in what they hold.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from calendar import timegm
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +17,8 @@ from stages.core.results import Column, Result, Table
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
 SHORT = 8  # characters of an id
 NOTE = (
-    "Minutes of wall time by stage, as recorded in the artifacts (a stopped stage counts from where it went on; data "
-    "and embeddings are summed over the datasets, which are made side by side); ids as `bitagent inspect` shows them."
+    "Minutes of wall time by stage, as recorded in the artifacts (a stopped stage counts from where it went on; what "
+    "was made side by side counts once); ids as `bitagent inspect` shows them."
 )
 
 
@@ -30,7 +32,7 @@ def ledger(results: Sequence[Result], run: Run) -> Table:
 
 def _row(result: Result, run: Run) -> list[str]:
     behind = _behind(result.artifact)
-    minutes = {stage: sum(a.meta["wall_seconds"] for a in found) / 60 for stage, found in behind.items()}
+    minutes = {stage: wall_minutes(found) for stage, found in behind.items()}
     ids = [behind[stage][0].id[:SHORT] if behind.get(stage) else "" for stage in ("pretrain", "behave", "evaluate")]
     meta, score = result.artifact.meta, f"{result.score:.2f} ± {result.stderr:.2f}"
     return [
@@ -38,6 +40,17 @@ def _row(result: Result, run: Run) -> list[str]:
         *(f"{minutes[stage]:.1f}" if stage in minutes else "" for stage in STAGES),
         " ".join(ids), str(meta["commit"]), str(meta["versions"].get("hardware", "")),
     ]  # fmt: skip
+
+
+def wall_minutes(made: Sequence[Artifact]) -> float:
+    """Minutes in which at least one of the artifacts was in the making."""
+    ends = [timegm(time.strptime(a.meta["created"], "%Y-%m-%dT%H:%M:%SZ")) for a in made]
+    spans = sorted((end - a.meta["wall_seconds"], end) for a, end in zip(made, ends, strict=True))
+    total, until = 0.0, float("-inf")
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total / 60
 
 
 def _command(result: Result, run: Run) -> str:

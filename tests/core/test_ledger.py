@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stages.core import artifacts, results
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
-from stages.core.ledger import ledger
+from stages.core.ledger import ledger, wall_minutes
 
 
 def make(path: Path, stage: str, inputs: list[Artifact], seconds: float, **about: Any) -> Artifact:
@@ -47,6 +49,15 @@ def test_a_score_comes_with_its_ids_its_command_and_its_hardware(tmp_path: Path)
     assert found["command"] == "`bitagent evaluate --preset walker --scale laptop --task walk --seed 0`"
     assert found["hardware"] == artifacts.hardware() != ""
     assert all(found[f"{k}, min"] for k in ("data", "model", "policy", "evaluation")) and not found["embeddings, min"]
+
+
+def test_what_was_made_side_by_side_counts_once(tmp_path: Path) -> None:
+    """Two that ended together after 10 and 30 s, one that began 60 s after them and took 20 s."""
+    made = [make(tmp_path / str(i), "collect", [], seconds) for i, seconds in enumerate((10.0, 30.0, 20.0))]
+    for artifact, minute in zip(made, (0, 0, 1), strict=True):
+        artifact.meta["created"] = f"2026-01-01T12:{minute:02d}:20Z"
+    assert wall_minutes(made) == pytest.approx((30 + 20) / 60)
+    assert wall_minutes(made[:2]) == pytest.approx(0.5) and wall_minutes([]) == 0
 
 
 def test_what_is_gone_or_was_made_again_is_left_blank(tmp_path: Path) -> None:
