@@ -271,7 +271,7 @@ def train(
     data_free: bool,
 ) -> tuple[ActorCritic, dict[str, float]]:
     """Encode the data once under the prompts, then update actor and critic on latents alone."""
-    config = share(config, place)
+    config = share(config, place, len(embedding))
     seed_everything(run.seed)
     with torch.no_grad():
         prompts = model.task(embedding.to(place.device))
@@ -349,13 +349,16 @@ def train(
     return learner, values
 
 
-def share(config: Config, place: World) -> Config:
-    """What one process has of every update. Raises BadInput when an update does not divide over the processes."""
+def share(config: Config, place: World, prompts: int) -> Config:
+    """What one process has of every update for so many prompts, each of which gets what one alone would get.
+
+    Raises BadInput when an update does not divide over the processes.
+    """
     counts = {"decisions": config.decisions, "imagined": config.imagined}
     for name, count in counts.items():
         if count % place.size:
             raise BadInput(f"behave.{name} = {count} does not divide over {place.size} processes; choose another value")
-    return config.model_copy(update={name: count // place.size for name, count in counts.items()})
+    return config.model_copy(update={name: prompts * count // place.size for name, count in counts.items()})
 
 
 @torch.no_grad()

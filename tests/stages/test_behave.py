@@ -444,7 +444,12 @@ def test_two_processes_learn_the_policy_of_one(run: Run) -> None:
 def test_an_update_that_does_not_divide_is_refused() -> None:
     place = World(0, 4, torch.device("cpu"))
     with pytest.raises(BadInput, match=r"behave\.decisions = 10 does not divide over 4 processes"):
-        behave.share(config(), place)
+        behave.share(config(), place, 1)
+
+
+def test_every_prompt_of_a_policy_gets_as_many_decisions_as_one_alone() -> None:
+    found = behave.share(config(decisions=12, imagined=4), World(1, 2, torch.device("cpu")), 3)
+    assert (found.decisions, found.imagined) == (18, 6)
 
 
 # ---------------------------------------------------------------------------- reuse and refusal
