@@ -59,7 +59,7 @@ results: $(READY) ## docs/results.md anew: walker at laptop scale (RESULT_SEEDS=
 	$(call body_results,cheetah,run)
 	$(call body_results,stickman,stand walk)
 	{ echo "# Results"; \
-	  echo; echo "Made by \`make results\`. Walker, seeds $(RESULT_SEEDS)"; echo; \
+	  echo; echo "Made by \`make results\`. Walker, laptop scale, seeds $(RESULT_SEEDS), 10 episodes a score."; echo; \
 	  cat $(call tables,walker,scores.md multi-task.md prompts.md reward-rank.md ledger.md); \
 	  echo; echo "## Cheetah"; echo; cat $(call tables,cheetah,scores.md ledger.md); \
 	  echo; echo "## Stickman"; echo; cat $(call tables,stickman,scores.md ledger.md); } > docs/results.md
