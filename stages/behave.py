@@ -22,18 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from stages.core import artifacts, checkpoints, model_free, storage, tasks
-from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions
-from stages.core.agent import Noise, State, TaskContext
+from stages.core.actor_critic import ActorCritic
+from stages.core.agent import Noise, State
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
-from stages.core.config import Run, Section, Share
+from stages.core.behavior import Behavior, data_outcomes, draw_batch
+from stages.core.behavior import BehaviorConfig as Config
+from stages.core.config import Run
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
-from stages.core.grounding import Align, Space
 from stages.core.groundings import open_model
-from stages.core.latents import Latents, Outcomes, data_modes, encode, label_rewards, outcomes, standardized
+from stages.core.latents import Latents, data_modes, encode
 from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
@@ -43,7 +44,6 @@ from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.training import (
     Batch,
-    Compile,
     Terms,
     load_optimizer_tensors,
     make_optimizer,
@@ -52,30 +52,6 @@ from stages.core.training import (
     should_compile,
 )
 from stages.core.world_model import WorldModel
-
-DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
-
-
-class Config(Section):
-    """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
-
-    updates: int
-    decisions: int
-    imagined: int
-    horizon: int
-    start_fraction: Share
-    lr: float
-    clip: float
-    align: Align
-    space: Space
-    oracle_updates: int
-    bf16: bool
-    compile: Compile
-    log_every: int
-    checkpoint_every: int
-    watch_every: int
-    watch_episodes: int
-    actor_critic: ActorCriticConfig
 
 
 def run(
@@ -168,93 +144,6 @@ def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool
         raise BadInput(f"{method} learns from the dataset alone: leave out --data-free")
     if data_free and not config.actor_critic.imagination:
         raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
-
-
-class Behavior(nn.Module):
-    """One behaviour update as a loss: imagination and anchor, for K prompts at once."""
-
-    def __init__(
-        self,
-        model: WorldModel,
-        learner: ActorCritic,
-        prompts: TaskContext,
-        config: Config,
-        noise: Noise,
-        oracle: nn.Module | None,
-    ) -> None:
-        super().__init__()
-        self.model, self.learner, self.oracle = model, learner, oracle
-        self.prompts, self.config, self.noise = prompts, config, noise
-
-    def reward(self, task: TaskContext, state: State, action: Tensor) -> Tensor:
-        """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
-        if self.oracle is not None:
-            return self.oracle(state.features[:, 1:]).squeeze(-1).float()
-        return self.model.reward(task, state, action, self.config)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
-        """batch: prompt (N,) and, unless data-free, what `draw_batch` reads of the data."""
-        weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
-        if "h" not in batch:
-            return self.imagined_loss(self.dreamed_starts(task), task)
-        loss, terms = self.data_loss(batch, task)
-        if weights.imagination:
-            # Spread over the batch, so that the shares of several processes are the rows of one.
-            spread = slice(None, None, max(1, self.config.decisions // self.config.imagined))
-            start = State(*(batch[k][spread][: self.config.imagined] for k in ("h", "z", "e")))
-            imagined, more = self.imagined_loss(
-                start, self.prompts.rows(batch["prompt"][spread][: self.config.imagined])
-            )
-            loss, terms = loss + imagined, terms | more
-        return loss, terms
-
-    def data_loss(self, batch: Batch, task: TaskContext) -> tuple[Tensor, Terms]:
-        """Weighted actor and critic losses on transitions of the data."""
-        state = State(*(batch[k] for k in ("h", "z", "e")))
-        following = State(*(batch[f"next_{k}"] for k in ("h", "z", "e")))
-        parts = (batch["action"], batch["reward"], batch["discount"], self.inputs(following, task), batch["normal"])
-        actor, critic, terms = self.learner.data_losses(Transitions(self.inputs(state, task), *parts))
-        return self.config.actor_critic.anchor * actor + critic, terms
-
-    def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
-        """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
-        actor, critic, terms = self.from_imagination(start, task)
-        loss = self.config.actor_critic.imagination * (actor + critic)
-        return loss, terms | {"actor": actor.detach(), "critic": critic.detach()}
-
-    @torch.no_grad()
-    def dreamed_starts(self, task: TaskContext) -> State:
-        """States (N, ...) of the model's own making: a step drawn from a long rollout of the policy, which begins
-        where the model expects episodes to begin."""
-        states, _, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
-        count, steps = states.h.shape[:2]
-        step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
-        row = torch.arange(count, device=step.device)
-        return State(*(getattr(states, k)[row, step] for k in ("h", "z", "e")))
-
-    def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
-        """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        states, actions, std = self.rollout(start, task, self.config.horizon)
-        reward = self.reward(task, states, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward, std)
-
-    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
-        """The model under the policy's sampled actions: states (N, H+1, ...), actions and deviations (N, H, A)."""
-        normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
-        stds = []
-
-        def act(features: Tensor, step: int) -> Tensor:
-            action, std = self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
-            stds.append(std)
-            return action
-
-        states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
-        return states, actions, torch.stack(stds, 1)
-
-    def inputs(self, state: State, task: TaskContext) -> Tensor:
-        """What actor and critic read: (N, ..., dim_policy)."""
-        tau = task.tau if state.h.dim() == 2 else task.tau.unsqueeze(1).expand(-1, state.h.shape[1], -1)
-        return torch.cat([state.features, tau], -1)
 
 
 def train(
@@ -379,41 +268,6 @@ def look(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal:
             about = tasks.get_task(run.domain, name)
             seen[f"watch/score_{name}"] = float(np.mean([tasks.normalized_score(about, r) for r in returns]))
     return seen
-
-
-def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:
-    """What followed every row of the data under each prompt, by the standardised reward of imagination."""
-
-    def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
-        return behavior.reward(behavior.prompts.rows(prompt), state, action)
-
-    config = behavior.config
-    found = standardized(latents, label_rewards(latents, reward, config.horizon))
-    return outcomes(latents, found, config.actor_critic.discount, config.actor_critic.n_step)
-
-
-def draw_batch(latents: Latents | None, found: Outcomes | None, config: Config, noise: Noise, prompts: int) -> Batch:
-    """Transitions of the dataset, or no data; each row asks for one prompt.
-
-    Returns:
-        prompt (N,); with data h, z, e (N, ·), action (N, A), reward and discount (N,), next_h, next_z, next_e (N, ·)
-        of the state reached, and normal (N, A).
-    """
-    count = config.imagined if latents is None else config.decisions
-    prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
-    if latents is None or found is None:
-        return {"prompt": prompt}
-    rows = latents.draw(count, config.start_fraction, noise)
-    action = latents.action[rows + 1]
-    return {
-        **vars(latents.state(rows, prompt)),
-        **{f"next_{k}": v for k, v in vars(latents.state(found.row[rows], prompt)).items()},
-        "prompt": prompt,
-        "action": action,
-        "reward": found.reward[prompt, rows],
-        "discount": found.discount[rows],
-        "normal": noise.normal(*action.shape),
-    }
 
 
 def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:

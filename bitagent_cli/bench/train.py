@@ -20,6 +20,7 @@ from stages import behave, pretrain
 from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
+from stages.core.behavior import Behavior
 from stages.core.distributed import World
 from stages.core.episodes import Dataset
 from stages.core.groundings.bitagent import BiTAgent
@@ -125,7 +126,7 @@ def bench_behave(
     learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     batch = synthetic_transitions(n, model, place.device)
-    loss = behave.Behavior(model, learner, prompts, config, Noise(place.device), None)
+    loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
     compiled = should_compile(config.compile, place.device)
     update = make_update(
         loss,
@@ -222,7 +223,7 @@ def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.de
 
 
 def synthetic_transitions(count: int, model: JointModel, device: torch.device) -> dict[str, Tensor]:
-    """What `behave.draw_batch` returns, for one prompt."""
+    """What `draw_batch` returns, for one prompt."""
     c = model.config
 
     def state(prefix: str) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from calendar import timegm
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.core import artifacts
@@ -12,6 +14,7 @@ from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.errors import BadInput
 from stages.core.methods import method_option
+from stages.core.naming import slug
 from stages.core.results import Column, Result, Table
 
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
@@ -59,7 +62,10 @@ def _command(result: Result, run: Run) -> str:
     if not result.single_task and not result.multi_task:
         policy = next((a for a in _behind(result.artifact).get("behave", [])), None)
         words = policy.meta["config"]["prompts"][0] if policy else result.goal
-        goal = ["--prompt", f'"{words}"', "--score-as", result.task]
+        video = words.removeprefix("video ")  # what `parse_goal` calls a prompt that is one
+        shown = video != words and result.goal == slug(Path(video).stem)
+        goal = ["--video", shlex.quote(video)] if shown else ["--prompt", f'"{words}"']
+        goal += ["--score-as", result.task]
     return "`" + run.command("evaluate", *goal, *method_option(result.method), "--seed", str(result.seed)) + "`"
 
 

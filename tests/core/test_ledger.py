@@ -71,3 +71,8 @@ def test_what_is_gone_or_was_made_again_is_left_blank(tmp_path: Path) -> None:
 def test_a_policy_for_a_prompt_names_it_and_the_task_that_scored_it(tmp_path: Path) -> None:
     chain(tmp_path, "stand-still", prompt="stand still")
     assert '--prompt "stand still" --score-as walk' in row(tmp_path)["command"]
+
+
+def test_a_policy_for_a_video_names_the_video(tmp_path: Path) -> None:
+    chain(tmp_path, "clip", prompt="video clip.mp4")
+    assert "--video clip.mp4 --score-as walk" in row(tmp_path)["command"]
