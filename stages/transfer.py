@@ -27,7 +27,7 @@ from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
-from stages.core.results import Column, Result, Table
+from stages.core.results import Result, Table
 from stages.core.world_model import WorldModel
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
@@ -200,8 +200,7 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
 
 def comparison(found: Sequence[Result], domain: str, names: Sequence[str], transferred: str, control: str) -> Table:
     """One row a task: both scores and the gain, paired by seed where both have the seed."""
-    columns = [Column("task", "text"), Column("random", "random")]
-    columns += [Column(transferred, "ours"), Column(control, "ours"), Column("gain", "ours")]
+    columns = ["task", "random", transferred, control, "gain"]
     rows, numbers = [], []
     for task in names:
         scores = {

@@ -23,7 +23,7 @@ from stages.core.groundings import open_model
 from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
-from stages.core.results import Column, Table
+from stages.core.results import Table
 from stages.core.scene import Scene, load_actor
 from stages.core.sheets import contact_sheet, save_png
 from stages.core.world_model import RewardOptions, WorldModel
@@ -69,9 +69,8 @@ def transfers(scene: Scene) -> Chapter | None:
         source = made.parent.name
         with (found.path / "gain.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
-        columns = [Column(name, "random" if name == "random" else "ours") for name in header]
         chapter.tables.append(
-            Table(f"From {source}", "Gain: transfer minus the same budget from scratch.", columns, rows)
+            Table(f"From {source}", "Gain: transfer minus the same budget from scratch.", header, rows)
         )
         shutil.copyfile(found.path / "gain.png", scene.folder / f"transfer-{source}.png")
         chapter.pictures.append(Picture(f"transfer-{source}.png", f"From {source}, beside its control.", chart=True))
@@ -293,8 +292,8 @@ def _traces(
 def _reward_table(about: Mapping[str, Mapping[str, Any]], shown: str) -> Table:
     """Rank correlations of every variant and the mean of the one shown by source, one row a task."""
     names = list(next(iter(about.values()))["spearman"])
-    columns = [Column("task", "text"), *(Column(f"rank correlation: {n}", "ours") for n in names)]
-    columns += [Column(f"mean of {shown}: {n}", "ours") for n in ("expert", "other tasks", "random and explore")]
+    columns = ["task", *(f"rank correlation: {n}" for n in names)]
+    columns += [f"mean of {shown}: {n}" for n in ("expert", "other tasks", "random and explore")]
     rows = []
     for task, found in about.items():
         sources = found["by_source"]

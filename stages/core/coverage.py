@@ -15,7 +15,7 @@ from stages.core import worlds
 from stages.core.backbones.motion import frame_features
 from stages.core.episodes import Dataset
 from stages.core.experts import kept_episodes
-from stages.core.results import Column, Table
+from stages.core.results import Table
 
 HEIGHT, PITCH, SPEED = 0.1, np.pi / 12, 0.5  # sides of a bin: m, rad, m/s
 
@@ -53,8 +53,7 @@ def coverage_table(datasets: Mapping[str, Dataset]) -> Table | None:
         count = occupied_bins(dataset.domain, dataset.rows("state", rows))
         numbers.append({"dataset": name, "frames": len(rows), "occupied_bins": count})
     random = next((n["occupied_bins"] for n in numbers if n["dataset"] == "random"), None)
-    columns = [Column("dataset", "text"), Column("frames", "text"), Column("occupied bins", "ours")]
-    columns.append(Column("times random's", "ours"))
+    columns = ["dataset", "frames", "occupied bins", "times random's"]
     cells = [[str(value) for value in number.values()] for number in numbers]
     times = [f"{int(n['occupied_bins']) / random:.2f}" if random else "" for n in numbers]
     note = (

@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.core import artifacts, logs, tasks
 from stages.core.artifacts import Artifact
-from stages.core.results import Column, Table
+from stages.core.results import Table
 
 NOTE = (
     "Score = (return - random) / (expert - random), with the reference returns of stages/core/tasks.py; `score` is of "
@@ -50,8 +50,7 @@ def experts_table(experts: Sequence[Artifact]) -> Table | None:
     """One row an expert: its budget, its last score, and the time it took; None where there is none."""
     if not experts:
         return None
-    names = ("expert", "decisions", "score of its first 5 episodes", "score", "return", "seed", "minutes")
-    columns = [Column(name, "text" if name in ("expert", "decisions", "seed") else "ours") for name in names]
+    columns = ["expert", "decisions", "score of its first 5 episodes", "score", "return", "seed", "minutes"]
     rows, numbers = [], []
     for expert in experts:
         extra = expert.meta["extra"]

@@ -15,7 +15,7 @@ from stages.core.config import Run
 from stages.core.errors import BadInput
 from stages.core.methods import method_option
 from stages.core.naming import slug
-from stages.core.results import Column, Result, Table
+from stages.core.results import Result, Table
 
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
 SHORT = 8  # characters of an id
@@ -28,7 +28,7 @@ NOTE = (
 def ledger(results: Sequence[Result], run: Run) -> Table:
     """One row for each evaluation of a run: score, command, minutes of each stage, ids, commit and hardware."""
     header = ["task", "method", "seed", "score", "command", *(f"{name}, min" for name in STAGES.values())]
-    columns = [Column(name, "text") for name in (*header, "ids: model, policy, evaluation", "commit", "hardware")]
+    columns = [*header, "ids: model, policy, evaluation", "commit", "hardware"]
     rows = [_row(result, run) for result in results]
     return Table("How each score was made", NOTE, columns, rows)
 

@@ -1,6 +1,6 @@
 """Tables of scores: gathered from evaluation artifacts, aggregated over seeds, the paper's values beside ours.
 
-A cell that was not run is blank. The paper's published values stand in columns of their own, marked
+A cell that was not run is blank. The paper's published values stand in rows or columns of their own, marked
 as the paper's, and never enter an average.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
@@ -147,19 +147,13 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
 # ---------------------------------------------------------------------------- tables
 
 
-@dataclass(frozen=True)
-class Column:
-    name: str
-    kind: Literal["text", "random", "ours", "paper"]
-
-
 @dataclass
 class Table:
     """A table ready to be written: a header and rows of text, and the numbers behind them."""
 
     title: str
     note: str
-    columns: list[Column]
+    columns: list[str]
     rows: list[list[str]]
     numbers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -174,7 +168,7 @@ SCORE = (
     "Score = (return - random) / (expert - random): mean ± standard error (seeds); with one seed, [standard error over "
     "episodes]."
 )
-PUBLISHED = "Columns marked paper hold its published values (InternVideo2, 10 seeds, paper scale), not ours."
+PUBLISHED = "What is marked paper are its published values (InternVideo2, 10 seeds, paper scale), not ours."
 BACKBONES = {"offline": "offline, a small in-domain stand-in for a pretrained video-language model"}
 
 
@@ -200,15 +194,22 @@ def _domain_rows(results: Sequence[Result], domain: str) -> Groups:
 
 
 def tasks_table(results: Sequence[Result], domain: str) -> Table:
-    """Scores by task and method with the paper's beside (the domain's part of Table 1)."""
+    """A row a method, with the wall time behind it, then the paper's (the domain's part of Table 1)."""
     single = [r for r in results if r.single_task and not r.source]
-    table = _table("Scores by task", _domain_rows(single, domain), paper_results()["table1"])
-    minutes = {c.name: training_minutes([r for r in single if r.method == c.name]) for c in table.columns[2:]}
-    if any(minutes.values()):
-        shown = [f"{found:.1f}" if (found := minutes[c.name]) is not None else "" for c in table.columns[2:]]
-        table.rows.append(["training, minutes", "", *shown])
+    table = _methods_down(_table("Scores by task", _domain_rows(single, domain), paper_results()["table1"]))
+    minutes = [training_minutes([r for r in single if r.method == row[0]]) for row in table.rows]
+    if any(minutes):
+        table.columns.append("training, minutes")
+        for row, found in zip(table.rows, minutes, strict=True):
+            row.append("" if found is None else f"{found:.1f}")
         table.note += " Training: wall time of the model and of one task's policy, on the machine that ran it."
     return table
+
+
+def _methods_down(table: Table) -> Table:
+    """A row a method and a column a task: many methods have a few tasks in one domain."""
+    (_, *tasks_across), *rows = zip(table.columns, *table.rows, strict=True)
+    return replace(table, columns=["method", *tasks_across], rows=[list(row) for row in rows])
 
 
 def table_1(results: Sequence[Result]) -> Table:
@@ -268,7 +269,9 @@ def training_minutes(results: Sequence[Result]) -> float | None:
 def multi_task_table(results: Sequence[Result], domain: str) -> Table | None:
     """Scores of policies that serve several tasks; None when there are none."""
     several = [r for r in results if r.multi_task]
-    return _table("One policy for several tasks", _domain_rows(several, domain), {}) if several else None
+    if not several:
+        return None
+    return _methods_down(_table("One policy for several tasks", _domain_rows(several, domain), {}))
 
 
 def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
@@ -278,7 +281,7 @@ def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
     mine = [r for r in results if r.single_task and r.domain == domain and r.method in methods]
     if not any(r.method.startswith("ablation-") for r in mine):
         return None
-    return _table("Effect of each component", _domain_rows(mine, domain), published, methods)
+    return _methods_down(_table("Effect of each component", _domain_rows(mine, domain), published, methods))
 
 
 def prompts_table(results: Sequence[Result]) -> Table | None:
@@ -286,8 +289,7 @@ def prompts_table(results: Sequence[Result]) -> Table | None:
     free = [r for r in results if not r.single_task and not r.multi_task]
     if not free:
         return None
-    header = [Column(n, "text") for n in ("prompt", "scored as", "method", "seed")]
-    header += [Column("random", "random"), Column("score", "ours")]
+    columns = ["prompt", "scored as", "method", "seed", "random", "score"]
     rows = [
         [
             ", ".join(_prompts(r)),
@@ -300,7 +302,7 @@ def prompts_table(results: Sequence[Result]) -> Table | None:
         for r in free
     ]
     numbers = [{"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score} for r in free]
-    return Table("Free prompts", f"{SCORE} {_conditions(free)}", header, rows, numbers)
+    return Table("Free prompts", f"{SCORE} {_conditions(free)}", columns, rows, numbers)
 
 
 def _prompts(result: Result) -> list[str]:
@@ -334,8 +336,7 @@ def _table(
     methods = list(methods) or _ordered({m for row in rows.values() for m in row})
     cells = {(name, m): _cell(found) for name, row in rows.items() for m in methods if (found := row.get(m))}
     theirs = [m for m in methods if any(m in published.get(name, {}) for name in rows)]
-    columns = [Column("task", "text"), Column("random", "random"), *(Column(m, "ours") for m in methods)]
-    columns += [Column(f"paper: {m}", "paper") for m in theirs]
+    columns = ["task", "random", *methods, *(f"paper: {m}" for m in theirs)]
     lines, numbers = [], []
     for name, row in rows.items():
         random = [r.random_score for found in row.values() for r in found]
@@ -403,7 +404,7 @@ def _overall(
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown, with the note below."""
-    lines = [[c.name for c in table.columns], ["---"] * len(table.columns), *table.rows]
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
     return f"### {table.title}\n\n{body}\n\n{table.note}\n"
 
@@ -411,13 +412,13 @@ def markdown(table: Table) -> str:
 def comma_separated(table: Table) -> str:
     """CSV of the cells as shown."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([[c.name for c in table.columns], *table.rows])
+    csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
     return out.getvalue()
 
 
 def latex(table: Table) -> str:
     r"""A booktabs tabular, to be \input into a paper."""
-    escaped = [[_tex(cell) for cell in row] for row in [[c.name for c in table.columns], *table.rows]]
+    escaped = [[_tex(cell) for cell in row] for row in [table.columns, *table.rows]]
     lines = [" & ".join(row) + r" \\" for row in escaped]
     return "\n".join(
         [

@@ -37,7 +37,7 @@ def chain(root: Path, goal: str, prompt: str = "walk fast clean") -> dict[str, A
 def row(root: Path) -> dict[str, str]:
     table = ledger(results.gather(root, "walker"), Run("walker", "laptop", root))
     assert len(table.rows) == 1
-    return dict(zip([c.name for c in table.columns], table.rows[0], strict=True))
+    return dict(zip(table.columns, table.rows[0], strict=True))
 
 
 def test_a_score_comes_with_its_ids_its_command_and_its_hardware(tmp_path: Path) -> None:

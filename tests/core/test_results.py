@@ -42,8 +42,14 @@ def gather(root: Path) -> list[Result]:
 
 
 def column(table: Table, name: str) -> dict[str, str]:
-    index = [c.name for c in table.columns].index(name)
+    index = table.columns.index(name)
     return {row[0]: row[index] for row in table.rows}
+
+
+def row(table: Table, name: str) -> dict[str, str]:
+    (found,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == name]
+    del found["method"]
+    return found
 
 
 def test_paper_values_are_complete() -> None:
@@ -73,18 +79,17 @@ def test_what_was_not_run_is_blank_and_the_paper_is_marked(tmp_path: Path) -> No
     evaluate(tmp_path, "walk", 0, 0.5)
     evaluate(tmp_path, "walk", 1, 0.7)
     table = results.tasks_table(gather(tmp_path), "walker")
-    assert column(table, "bitagent") == {"walker stand": "", "walker walk": "0.60 ± 0.10 (2)", "walker run": ""}
-    assert column(table, "random") == {"walker stand": "", "walker walk": "0.01", "walker run": ""}
-    assert column(table, "paper: bitagent")["walker run"] == "0.87 ± 0.02"
-    kinds = {c.name: c.kind for c in table.columns}
-    assert kinds["paper: bitagent"] == "paper" and kinds["bitagent"] == "ours"
+    assert row(table, "bitagent") == {"walker stand": "", "walker walk": "0.60 ± 0.10 (2)", "walker run": ""}
+    assert row(table, "random") == {"walker stand": "", "walker walk": "0.01", "walker run": ""}
+    assert row(table, "paper: bitagent")["walker run"] == "0.87 ± 0.02"
+    assert [line[0] for line in table.rows] == ["random", "bitagent", "paper: bitagent"]
     assert "not ours" in table.note
     assert [n["task"] for n in table.numbers] == ["walk"], "the paper's values are no numbers of ours"
 
 
 def test_one_seed_shows_the_error_over_episodes(tmp_path: Path) -> None:
     evaluate(tmp_path, "run", 3, 0.3, stderr=0.04)
-    assert column(results.tasks_table(gather(tmp_path), "walker"), "bitagent")["walker run"] == "0.30 [0.04]"
+    assert row(results.tasks_table(gather(tmp_path), "walker"), "bitagent")["walker run"] == "0.30 [0.04]"
 
 
 def test_overall_rows_need_every_task(tmp_path: Path) -> None:
@@ -93,8 +98,8 @@ def test_overall_rows_need_every_task(tmp_path: Path) -> None:
             evaluate(tmp_path, task, seed, score + 0.02 * seed)
         evaluate(tmp_path, "walk", seed, 0.1, "genrl")
     found = gather(tmp_path)
-    ours = column(results.tasks_table(found, "walker"), "bitagent")
-    theirs = column(results.tasks_table(found, "walker"), "genrl")
+    ours = row(results.tasks_table(found, "walker"), "bitagent")
+    theirs = row(results.tasks_table(found, "walker"), "genrl")
     assert ours["mean of tasks"] == "0.61" and theirs["mean of tasks"] == ""
     assert ours["interquartile mean, 95 % interval"].startswith("0.61 (0.6")
     assert theirs["interquartile mean, 95 % interval"] == ""
@@ -119,9 +124,9 @@ def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path
     evaluate(tmp_path, "stand", 0, 0.4, goal="balance-on-one-leg-77abbf")
     evaluate(tmp_path, "stand", 0, 0.7, goal="stand+walk")
     found = gather(tmp_path)
-    assert column(results.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
+    assert row(results.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
     several = results.multi_task_table(found, "walker")
-    assert several and column(several, "bitagent")["walker stand"] == "0.70 [0.05]"
+    assert several and row(several, "bitagent")["walker stand"] == "0.70 [0.05]"
     prompts = results.prompts_table(found)
     assert prompts and prompts.rows == [["balance-on-one-leg-77abbf", "stand", "bitagent", "0", "0.01", "0.40 [0.05]"]]
     assert results.prompts_table([r for r in found if r.single_task]) is None
@@ -133,11 +138,9 @@ def test_ablation_keeps_the_papers_rows_in_order(tmp_path: Path) -> None:
     evaluate(tmp_path, "run", 0, 0.6, "ablation-base")
     table = results.ablation_table(gather(tmp_path), "walker")
     assert table is not None
-    ours = [c.name for c in table.columns if c.kind == "ours"]
-    assert ours == ["ablation-base", "ablation-mllm", "ablation-tamf", "bitagent"]
-    assert (
-        column(table, "ablation-tamf")["walker run"] == "" and column(table, "bitagent")["walker run"] == "0.80 [0.05]"
-    )
+    methods = ["ablation-base", "ablation-mllm", "ablation-tamf", "bitagent"]
+    assert [line[0] for line in table.rows] == ["random", *methods, *(f"paper: {m}" for m in methods)]
+    assert row(table, "ablation-tamf")["walker run"] == "" and row(table, "bitagent")["walker run"] == "0.80 [0.05]"
     assert results.ablation_table(gather(tmp_path), "cheetah") is None
 
 
@@ -145,7 +148,7 @@ def test_formats_agree(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5)
     table = results.tasks_table(gather(tmp_path), "walker")
     rows = list(csv.reader(io.StringIO(results.comma_separated(table))))
-    assert rows == [[c.name for c in table.columns], *table.rows]
+    assert rows == [table.columns, *table.rows]
     lines = [line for line in results.markdown(table).splitlines() if line.startswith("|")]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]] == rows
     tex = results.latex(table)
@@ -194,7 +197,7 @@ def test_training_time_is_that_of_the_model_and_of_one_policy(tmp_path: Path) ->
         make_policy(tmp_path, "iql", task, minutes, ())
     evaluate(tmp_path, "walk", 0, 0.2, method="other")
     table = results.tasks_table(gather(tmp_path), "walker")
-    shown = {name: column(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
+    shown = {name: row(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
     assert shown == {"genrl": "15.0", "iql": "5.0", "other": "", "random": ""}
     assert "wall time of the model and of one task's policy" in table.note
 
@@ -213,7 +216,7 @@ def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> Non
     evaluate(tmp_path / "walker", "run", 0, 0.1, "ablation-base")
     table = results.table_1(everything(tmp_path))
     assert [row[0] for row in table.rows] == [f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)]
-    assert [c.name for c in table.columns if c.kind == "ours"] == [
+    assert table.columns[2:9] == [
         "iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent",
     ]  # fmt: skip
     ours = {name: column(table, name) for name in ("bitagent", "genrl", "iql")}
@@ -242,5 +245,5 @@ def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Pat
     bars = results.transfer_bars(found)
     assert bars["walker → stickman"]["run"].keys() == {"bitagent", "genrl"}
     walker = results.tasks_table([r for r in found if r.domain == "walker"], "walker")
-    assert [c.name for c in walker.columns if c.kind == "ours"] == ["bitagent"]
+    assert [line[0] for line in walker.rows] == ["random", "bitagent", "paper: bitagent"]
     assert results.transfer_table([r for r in found if not r.source]) is None

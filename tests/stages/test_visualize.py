@@ -126,8 +126,8 @@ def test_numbers(report: Artifact) -> None:
 
 def test_page_shows_scores_the_paper_apart_and_the_prompt_escaped(report: Artifact) -> None:
     html = (report.path / "report.html").read_text()
-    assert "0.60 ± 0.10 (2)" in html and '<td class="paper">1.03 ± 0.01</td>' in html
-    assert '<td class="ours"></td>' in html, "tasks not run are blank"
+    assert "0.60 ± 0.10 (2)" in html and '<tr class="paper"><td class="">paper: bitagent</td>' in html
+    assert "1.03 ± 0.01" in html and '<td class=""></td>' in html, "tasks not run are blank"
     assert "small in-domain stand-in" in html
     assert "hop on &lt;one&gt; leg" in html and PROMPT not in html
 
@@ -148,7 +148,7 @@ def test_nothing_is_remade_until_something_changes(
     make_evaluation(run, "run", 0.2)
     after = see(preset, run)
     said = capsys.readouterr().out
-    assert "| walker run | 0.01 | 0.20 [0.05] |" in said
+    assert "| bitagent |  | 0.60 ± 0.10 (2) | 0.20 [0.05] |" in said
     assert f"pictures and tables are in {run.root / 'report'}" in said
     assert "left out" not in said
     assert after.id != report.id and "0.20 [0.05]" in (after.path / "scores.md").read_text()
@@ -234,7 +234,7 @@ def test_every_grounding_is_judged_and_shows_what_it_imagines(
     chapter = chapters.rewards(scene)
     found = json.loads((tmp_path / "reward.json").read_text())
     assert set(found["walk"]["spearman"]) == {"reward", "similarity"}
-    assert chapter.tables[0].columns[1].name == "rank correlation: reward" and "f_dec" not in chapter.tables[0].note
+    assert chapter.tables[0].columns[1] == "rank correlation: reward" and "f_dec" not in chapter.tables[0].note
     if method == "wm-clip":
         with pytest.raises(BadInput, match="imagines nothing from text"):
             chapters.dreams(scene)
