@@ -21,7 +21,7 @@ from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel, ModelConfig, Noise, State, TaskContext
 from stages.core.behavior import Behavior
-from stages.core.distributed import World
+from stages.core.distributed import World, keep_freed_memory
 from stages.core.episodes import Dataset
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import Labels, choose_prompts, joint_behavior_loss
@@ -49,6 +49,8 @@ def run(
         first row of Table 2).
     """
     place = World(0, 1, torch.device(device))
+    if device == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     model = BiTAgent(model_config, dim_embedding, DIM_ACTION).to(place.device)
     ceiling = matmul_tflops(place.device)

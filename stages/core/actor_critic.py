@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.config import Section
@@ -108,8 +109,18 @@ class ActionValues(nn.Module):
         self.nets = nn.ModuleList(MLP(*sizes, zero_out=True) for _ in range(2))
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([features, action], -1)
-        return torch.stack([net(x).squeeze(-1).float() for net in self.nets])
+        return torch.stack([self._value(net, features, action) for net in self.nets])
+
+    def _value(self, net: nn.Module, features: Tensor, action: Tensor) -> Tensor:
+        """net([features, action]): (N,). The first product is taken in two, so that an actor which climbs the value
+        asks for no gradient of the features."""
+        first, *rest = net.children()
+        assert isinstance(first, nn.Linear)
+        by_features, by_action = first.weight.split([features.shape[-1], action.shape[-1]], 1)
+        x = F.linear(features, by_features) + F.linear(action, by_action)
+        for layer in rest:
+            x = layer(x)
+        return x.squeeze(-1).float()
 
 
 class ActorCritic(nn.Module):

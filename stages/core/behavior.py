@@ -15,6 +15,7 @@ from stages.core.agent import Noise, State, TaskContext
 from stages.core.config import Section, Share
 from stages.core.grounding import Align, Space
 from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
+from stages.core.nets import autocast_dtype
 from stages.core.training import Batch, Compile, Terms
 from stages.core.world_model import WorldModel
 
@@ -85,8 +86,9 @@ class Behavior(nn.Module):
         """Weighted actor and critic losses on transitions of the data."""
         state = State(*(batch[k] for k in ("h", "z", "e")))
         following = State(*(batch[f"next_{k}"] for k in ("h", "z", "e")))
-        parts = (batch["action"], batch["reward"], batch["discount"], self.inputs(following, task), batch["normal"])
-        actor, critic, terms = self.learner.data_losses(Transitions(self.inputs(state, task), *parts))
+        now, then = (x.to(autocast_dtype(x)) for x in (self.inputs(state, task), self.inputs(following, task)))
+        parts = (batch["action"], batch["reward"], batch["discount"], then, batch["normal"])
+        actor, critic, terms = self.learner.data_losses(Transitions(now, *parts))
         return self.config.actor_critic.anchor * actor + critic, terms
 
     def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:

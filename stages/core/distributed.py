@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +56,15 @@ def gathered(values: Tensor) -> Tensor:
     return every
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees: every update asks for the same big tensors again, and pages that come
+    anew from the system cost a CPU a tenth of an update. Nothing happens where the C library is not glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
+        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+            ctypes.CDLL(None).mallopt(parameter, value)
+
+
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Join the process group torchrun announces (nccl on CUDA, gloo on CPU); alone without one."""
@@ -63,6 +74,7 @@ def world(device: str) -> Iterator[World]:
         torch.cuda.set_device(local)
     else:
         local = torch.device("cpu")
+        keep_freed_memory()
     if size > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:

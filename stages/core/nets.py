@@ -86,7 +86,7 @@ class ImageEncoder(nn.Sequential):
         self.out_features = 8 * depth * 16
 
     def forward(self, image: Tensor) -> Tensor:
-        x = normalize_image(image.contiguous(memory_format=torch.channels_last))
+        x = normalize_image(image.contiguous(memory_format=torch.channels_last), autocast_dtype(image))
         return super().forward(x).flatten(1)
 
 
@@ -140,13 +140,30 @@ class ImageDecoder(nn.Module):
         The target is unshuffled instead of the prediction: it comes as uint8 and asks for no gradient.
         """
         found = self._unshuffled(z)
-        target = F.pixel_unshuffle(image, 2).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(found.float(), normalize_image(target), reduction="sum") / len(found)
+        error = found.float() - normalize_image(_pixel_unshuffle(image))  # (N, 12, 32, 32)
+        return torch.linalg.vector_norm(error).square() / len(found)  # a third of mse_loss's time on a CPU
 
 
-def normalize_image(image: Tensor) -> Tensor:
-    """uint8 → float in [-0.5, 0.5]; a float image is taken to be normalised already."""
-    return image if image.is_floating_point() else image.float().mul_(1 / 255.0).sub_(0.5)
+def _pixel_unshuffle(image: Tensor) -> Tensor:
+    """`F.pixel_unshuffle(image, 2)` in channels-last order, plane by plane: a quarter of its time on a CPU."""
+    blocks = image.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (N, C, H/2, 2, W/2, 2)
+    planes = blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (N, 4C, H/2, W/2)
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def autocast_dtype(like: Tensor) -> torch.dtype:
+    """What autocast computes in on this tensor's device, or float32 where it is off: what several layers read is
+    cast once."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def normalize_image(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 → `dtype` in [-0.5, 0.5]; a float image is taken to be normalised already.
+
+    Halves up to 128 are exact in bfloat16: it rounds once, in the product, as a cast from float32 would.
+    """
+    return image if image.is_floating_point() else image.to(dtype).sub_(127.5).mul_(1 / 255.0)
 
 
 def to_uint8(decoded: Tensor) -> Tensor:
