@@ -24,6 +24,7 @@ LAYERS = 2
 class FounderConfig(Section):
     """Constants of FOUNDER; defaults and comments in presets/paper.yaml."""
 
+    horizon: int
     far: float
 
 
@@ -31,12 +32,13 @@ class Founder(PlainWorldModel):
     """World model, mapping network and temporal-distance predictor.
 
     Args:
+        horizon: steps of the rollouts that the distance is learned from; what is farther apart counts as so far.
         far: share of the pairs whose second state is another rollout's: distance 1.
     """
 
-    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, far: float) -> None:
+    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, horizon: int, far: float) -> None:
         super().__init__(config, dim_embedding, dim_action, dim_tau=config.classes * config.categories)
-        self.far = far
+        self.horizon, self.far = horizon, far
         self.mapping = MLP(dim_embedding, self.dim_z, config.units, LAYERS)
         self.distance_net = MLP(2 * self.dim_z, 1, config.units, LAYERS)
 
@@ -61,7 +63,7 @@ class Founder(PlainWorldModel):
     ) -> dict[str, Tensor]:
         """KL from the posterior of the window's last frame to the mapping, and the error of the distance."""
         with torch.no_grad():
-            states = self.rollouts(seen, action, config.horizon, noise)  # (N, H+1, C·K)
+            states = self.rollouts(seen, action, self.horizon, noise)  # (N, H+1, C·K)
         first, second, steps = pairs(states, self.far, noise)
         return {
             "mapping": categorical_kl(seen.posterior, self.map(seen.state.e)).mean(),
