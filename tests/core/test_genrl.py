@@ -11,7 +11,7 @@ from stages.core.errors import BadInput
 from stages.core.groundings import genrl
 from stages.core.groundings.genrl import GenRL, aligned_reward, clipped_cosine
 from stages.core.nets import categorical_kl, sample_one_hot
-from stages.core.world_model import Noise
+from stages.core.world_model import Noise, TaskContext
 from tests.core import groundings
 from tests.core.helpers import DIM_E, make_batch, unit
 
@@ -137,6 +137,18 @@ def test_a_sequence_that_reaches_the_target_late_earns_one_from_then_on() -> Non
     late = torch.cat([target[:, :1].expand(-1, 3, -1), target], 1)[:, :9]
     state = groundings.State(torch.zeros(2, 9, 16), late, torch.zeros(2, 9, DIM_E))
     torch.testing.assert_close(model.reward(task, state, torch.zeros(2, 8, 2), groundings.PLAIN), torch.ones(2, 8))
+
+
+def test_rows_of_one_prompt_share_its_target() -> None:
+    model = make()
+    task, state, action = groundings.rollout(model, count=3)
+    index = torch.tensor([2, 0, 2])
+    shared = task.rows(index)
+    alone = TaskContext(shared.tau, shared.gates, shared.semantics)
+    options = groundings.PLAIN
+    torch.testing.assert_close(
+        model.reward(shared, state, action, options), model.reward(alone, state, action, options), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_sequences_shorter_than_a_window_are_refused() -> None:

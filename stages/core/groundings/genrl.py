@@ -145,9 +145,11 @@ class GenRL(PlainWorldModel):
 
     def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
         """Similarity to the target states in the decoder's first layer, aligned in time."""
-        target, _ = self.text_rollout(action[:, 1:], task, None)  # (N, H, C·K): as many steps as are judged
-        mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))  # (N, H, D)
-        return aligned_reward(clipped_cosine(mine, wanted), self.window)
+        prompts, index = (task, slice(None)) if task.distinct is None else (task.distinct, task.index)
+        steps = action[:, 1:].new_zeros(len(prompts.tau), *action[0, 1:].shape)  # as many as are judged
+        target, _ = self.text_rollout(steps, prompts, None)  # (K, H, C·K), once for each prompt
+        mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))
+        return aligned_reward(clipped_cosine(mine, wanted[index]), self.window)
 
 
 def perturb(e: Tensor, normal: Tensor, amount: float) -> Tensor:
