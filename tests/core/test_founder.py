@@ -19,7 +19,7 @@ def make(**changes: object) -> Founder:
 
 
 def test_both_duties() -> None:
-    groundings.assert_duties(make(), {"mapping", "distance_net"})
+    groundings.assert_duties(make(), {"mapping", "distance_net", "aligner"})
 
 
 def test_the_mapping_is_held_to_the_posterior_of_the_windows_last_frame() -> None:
@@ -34,7 +34,7 @@ def test_the_mapping_is_held_to_the_posterior_of_the_windows_last_frame() -> Non
 def test_the_goal_is_the_mode_of_the_mapped_text_and_conditions_the_policy() -> None:
     model, text = make(), unit(4)
     task = model.task(text)
-    wanted = model.mapping(text).unflatten(-1, (3, 5)).argmax(-1)
+    wanted = model.mapping(model.aligner(text)).unflatten(-1, (3, 5)).argmax(-1)
     assert torch.equal(task.tau.unflatten(-1, (3, 5)).argmax(-1), wanted)
     assert model.dim_policy == 16 + 15 + 15
     dreamt, _ = model.text_rollout(torch.zeros(4, 3, 2), task, None)

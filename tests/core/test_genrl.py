@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.errors import BadInput
-from stages.core.groundings import genrl
+from stages.core.groundings.aligner import perturb
 from stages.core.groundings.genrl import GenRL, aligned_reward, clipped_cosine
 from stages.core.nets import categorical_kl, sample_one_hot
 from stages.core.world_model import Noise, TaskContext
@@ -64,8 +64,8 @@ def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_c
 def test_perturb() -> None:
     """Noise of norm α against a share 1 - α of the embedding: cosine between the two is known when orthogonal."""
     e = torch.tensor([[1.0, 0.0]])
-    torch.testing.assert_close(genrl.perturb(e, torch.tensor([[0.0, 7.0]]), 0.5), torch.tensor([[0.5**0.5, 0.5**0.5]]))
-    torch.testing.assert_close(genrl.perturb(e, torch.tensor([[0.0, 7.0]]), 0.0), e)
+    torch.testing.assert_close(perturb(e, torch.tensor([[0.0, 7.0]]), 0.5), torch.tensor([[0.5**0.5, 0.5**0.5]]))
+    torch.testing.assert_close(perturb(e, torch.tensor([[0.0, 7.0]]), 0.0), e)
 
 
 def test_the_aligner_learns_to_denoise() -> None:
@@ -76,12 +76,12 @@ def test_the_aligner_learns_to_denoise() -> None:
     torch.manual_seed(0)
     for _ in range(60):
         e = centres[torch.randint(2, (64,))]
-        noisy = genrl.perturb(e, torch.randn(64, DIM_E), 0.5)
-        value = 1 - (model.align(noisy) * e).sum(-1).mean()
+        noisy = perturb(e, torch.randn(64, DIM_E), 0.5)
+        value = 1 - (model.aligner(noisy) * e).sum(-1).mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    assert (model.align(noisy) * e).sum(-1).mean() > (noisy * e).sum(-1).mean() + 0.1
+    assert (model.aligner(noisy) * e).sum(-1).mean() > (noisy * e).sum(-1).mean() + 0.1
 
 
 def test_target_is_the_connector_unrolled_without_sampling() -> None:
@@ -94,7 +94,7 @@ def test_target_is_the_connector_unrolled_without_sampling() -> None:
         h = model.connector.gru(torch.cat([s, task.semantics], -1), h)
         s = sample_one_hot(model.connector.prior(h), None)
         torch.testing.assert_close(found[:, t], s)
-    torch.testing.assert_close(task.semantics, model.align(task.tau))
+    torch.testing.assert_close(task.semantics, model.aligner(task.tau))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stages.core.agent import ModelConfig
 from stages.core.config import Section
+from stages.core.groundings.aligner import Aligner
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot, unimix_log_probs
 from stages.core.objective import ObjectiveConfig
@@ -26,27 +27,33 @@ class FounderConfig(Section):
 
     horizon: int
     far: float
+    noise: float
 
 
 class Founder(PlainWorldModel):
-    """World model, mapping network and temporal-distance predictor.
+    """World model, mapping network, temporal-distance predictor, and GenRL's aligner for prompts in words.
 
     Args:
         horizon: steps of the rollouts that the distance is learned from; what is farther apart counts as so far.
         far: share of the pairs whose second state is another rollout's: distance 1.
+        noise: α of the aligner's training noise.
     """
 
-    def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, horizon: int, far: float) -> None:
+    def __init__(
+        self, config: ModelConfig, dim_embedding: int, dim_action: int, horizon: int, far: float, noise: float
+    ) -> None:
         super().__init__(config, dim_embedding, dim_action, dim_tau=config.classes * config.categories)
-        self.horizon, self.far = horizon, far
+        self.horizon, self.far, self.noise = horizon, far, noise
+        self.aligner = Aligner(dim_embedding, config.units)
         self.mapping = MLP(dim_embedding, self.dim_z, config.units, LAYERS)
         self.distance_net = MLP(2 * self.dim_z, 1, config.units, LAYERS)
 
     def task(self, embedding: Tensor) -> TaskContext:
         """τ is the goal state the policy is conditioned on: the mode of the mapped distribution, (B, C·K)."""
         given = super().task(embedding)
-        goal = sample_one_hot(self.map(given.semantics), None)  # (B, C·K)
-        return TaskContext(goal, given.gates, given.semantics)
+        aligned = self.aligner(given.semantics)  # (B, dim_e); of text as it is, the mapping makes no pose
+        goal = sample_one_hot(self.map(aligned), None)  # (B, C·K)
+        return TaskContext(goal, given.gates, aligned)
 
     def map(self, e: Tensor) -> Tensor:
         """Embedding (..., dim_e) → log-probabilities of the state it shows (..., C, K)."""
@@ -61,12 +68,13 @@ class Founder(PlainWorldModel):
     def grounding_terms(
         self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
     ) -> dict[str, Tensor]:
-        """KL from the posterior of the window's last frame to the mapping, and the error of the distance."""
+        """KL from the posterior of the window's last frame to the mapping, and the errors of aligner and distance."""
         with torch.no_grad():
             states = self.rollouts(seen, action, self.horizon, noise)  # (N, H+1, C·K)
         first, second, steps = pairs(states, self.far, noise)
         return {
             "mapping": categorical_kl(seen.posterior, self.map(seen.state.e)).mean(),
+            "aligner": self.aligner.loss(seen.state.e, self.noise, noise),
             "distance": F.mse_loss(self.distance(first, second), steps),
         }
 

@@ -7,12 +7,12 @@ unrolled from it, gives target states; a policy is rewarded for states that deco
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.core.agent import ModelConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput
+from stages.core.groundings.aligner import Aligner
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot
 from stages.core.objective import ObjectiveConfig
@@ -26,31 +26,6 @@ class GenRLConfig(Section):
     window: int
     kl_balance: float
     noise: float
-
-
-class UNetMLP(nn.Module):
-    """A small U-net of fully connected layers: (..., dim) → (..., dim), two halvings of the width and back."""
-
-    def __init__(self, dim: int, units: int) -> None:
-        super().__init__()
-        self.down = nn.ModuleList([_block(dim, units), _block(units, units // 2)])
-        self.middle = _block(units // 2, units // 4)
-        self.up = nn.ModuleList([_block(units // 4 + units // 2, units // 2), _block(units // 2 + units, units)])
-        self.out = nn.Linear(units, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for block in self.down:
-            x = block(x)
-            skips.append(x)
-        x = self.middle(x)
-        for block in self.up:
-            x = block(torch.cat([x, skips.pop()], -1))
-        return self.out(x)
-
-
-def _block(inp: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inp, out), nn.LayerNorm(out), nn.SiLU())
 
 
 class GenRL(PlainWorldModel):
@@ -78,16 +53,12 @@ class GenRL(PlainWorldModel):
             unimix=config.unimix,
         )
         self.connector_start = MLP(dim_embedding, config.deter, config.units, 1)
-        self.aligner = UNetMLP(dim_embedding, config.units)
+        self.aligner = Aligner(dim_embedding, config.units)
 
     def task(self, embedding: Tensor) -> TaskContext:
         """`semantics` is the aligned embedding, which the connector reads; the policy is told the embedding itself."""
         given = super().task(embedding)
-        return TaskContext(given.tau, given.gates, self.align(given.tau))
-
-    def align(self, embedding: Tensor) -> Tensor:
-        """Text or noisy embeddings (..., dim_e) → where video embeddings live, unit norm."""
-        return F.normalize(self.aligner(embedding).float(), dim=-1)
+        return TaskContext(given.tau, given.gates, self.aligner(given.tau))
 
     # ------------------------------------------------------------------ pretraining
 
@@ -101,10 +72,9 @@ class GenRL(PlainWorldModel):
             raise BadInput(f"GenRL reads windows of {self.window} frames: raise pretrain.length from {e.shape[1]}")
         video = self.per_window(e[:, :steps])  # (B, T', dim_e)
         connected = self.connect(seen.s[:, :steps], video)  # (B, T', C, K)
-        noisy = perturb(e, noise.normal(*e.shape), self.noise)
         return {
             "connector": self.kl_balance * categorical_kl(seen.posterior[:, :steps], connected).mean(),
-            "aligner": 1 - (self.align(noisy) * e).sum(-1).mean(),
+            "aligner": self.aligner.loss(e, self.noise, noise),
         }
 
     def per_window(self, e: Tensor) -> Tensor:
@@ -150,11 +120,6 @@ class GenRL(PlainWorldModel):
         target, _ = self.text_rollout(steps, prompts, None)  # (K, H, C·K), once for each prompt
         mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))
         return aligned_reward(clipped_cosine(mine, wanted[index]), self.window)
-
-
-def perturb(e: Tensor, normal: Tensor, amount: float) -> Tensor:
-    """(1 - α) e + α n / |n|, renormalised: unit vectors (..., dim_e) with Gaussian noise `normal`."""
-    return F.normalize((1 - amount) * e + amount * F.normalize(normal, dim=-1), dim=-1)
 
 
 def clipped_cosine(a: Tensor, b: Tensor) -> Tensor:
