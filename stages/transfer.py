@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, figures, groundings, results, storage, tasks
+from stages.core import artifacts, figures, groundings, results, storage, tables, tasks
 from stages.core.agent import ModelConfig, load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
@@ -27,7 +27,8 @@ from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
-from stages.core.results import Result, Table
+from stages.core.results import Result
+from stages.core.tables import Table
 from stages.core.world_model import WorldModel
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
@@ -189,12 +190,12 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
             extra={"rows": table.numbers},
         ) as draft,
     ):
-        (draft / "gain.md").write_text(results.markdown(table))
-        (draft / "gain.csv").write_text(results.comma_separated(table))
+        (draft / "gain.md").write_text(tables.markdown(table))
+        (draft / "gain.csv").write_text(tables.comma_separated(table))
         (draft / "gain.json").write_text(json.dumps(table.numbers, indent=1) + "\n")
         figures.score_bars(draft / "gain.png", results.bars(mine, run.domain))
     if not run.quiet:
-        print(results.markdown(table))
+        print(tables.markdown(table))
     return artifacts.load(path, "transfer")
 
 
@@ -213,7 +214,7 @@ def comparison(found: Sequence[Result], domain: str, names: Sequence[str], trans
         rows.append([f"{domain} {task}", f"{random:.2f}", *(c.text() for c in cells if c), shown])
         numbers.append({"task": task, transferred: scores[transferred], control: scores[control],
                         "gain": round(float(np.mean(gains)), 4), "paired_seeds": len(gains)})  # fmt: skip
-    note = f"{results.SCORE} Gain: transfer minus the same budget from scratch, by seed."
+    note = f"{tables.SCORE} Gain: transfer minus the same budget from scratch, by seed."
     return Table(f"Transfer to {domain}", note, columns, rows, numbers)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages.core import figures, results
+from stages.core import figures, tables
 from stages.core.errors import BadInput
 from stages.core.learning import expert_curves, experts_table, find_experts
 
@@ -20,7 +20,7 @@ def run(picture: Path, roots: list[Path]) -> str:
     if table is None:
         raise BadInput(f"no expert in {', '.join(map(str, roots))}; make one with: bitagent collect --source expert")
     figures.learning_curves(picture, expert_curves(found))
-    return results.markdown(table)
+    return tables.markdown(table)
 
 
 if __name__ == "__main__":

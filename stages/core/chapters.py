@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts, diagnostics, figures, logs, results, tasks
+from stages.core import artifacts, diagnostics, figures, logs, results, tables, tasks
 from stages.core.agent import State, TaskContext
 from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
@@ -23,9 +23,9 @@ from stages.core.groundings import open_model
 from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
-from stages.core.results import Table
 from stages.core.scene import Scene, load_actor
 from stages.core.sheets import contact_sheet, save_png
+from stages.core.tables import Table
 from stages.core.world_model import RewardOptions, WorldModel
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
@@ -42,16 +42,16 @@ def scores(scene: Scene) -> Chapter:
     if not found:
         raise BadInput(f"no evaluation yet; make one with: {run.command('evaluate', '--task', _first_task(scene))}")
     made = {
-        "scores": results.tasks_table(found, run.domain),
-        "multi-task": results.multi_task_table(found, run.domain),
-        "ablation": results.ablation_table(found, run.domain),
-        "prompts": results.prompts_table(found),
+        "scores": tables.tasks_table(found, run.domain),
+        "multi-task": tables.multi_task_table(found, run.domain),
+        "ablation": tables.ablation_table(found, run.domain),
+        "prompts": tables.prompts_table(found),
     }
-    tables = {stem: table for stem, table in made.items() if table}
-    for stem, table in tables.items():
+    shown = {stem: table for stem, table in made.items() if table}
+    for stem, table in shown.items():
         scene.save_table(stem, table)
     scene.save_table("ledger", ledger(found, run))  # too wide for the page
-    chapter = Chapter("Scores", tables=list(tables.values()))
+    chapter = Chapter("Scores", tables=list(shown.values()))
     if bars := results.bars([r for r in found if not r.source], run.domain):
         figures.score_bars(scene.folder / "scores.png", bars)
         chapter.pictures.append(Picture("scores.png", "Normalised score: 0 is random, 1 the expert.", chart=True))
@@ -61,7 +61,7 @@ def scores(scene: Scene) -> Chapter:
 def transfers(scene: Scene) -> Chapter | None:
     """Scores of models carried over from other bodies (Fig. 3), and what they gained; None where there are none."""
     chapter = Chapter("Transfer")
-    if table := results.transfer_table(results.gather(scene.run.root, scene.run.domain)):
+    if table := tables.transfer_table(results.gather(scene.run.root, scene.run.domain)):
         scene.save_table("transfer", table)
         chapter.tables.append(table)
     for made in sorted(scene.run.root.glob("transfer/*/artifact.json")):

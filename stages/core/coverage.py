@@ -15,7 +15,7 @@ from stages.core import worlds
 from stages.core.backbones.motion import frame_features
 from stages.core.episodes import Dataset
 from stages.core.experts import kept_episodes
-from stages.core.results import Table
+from stages.core.tables import Table
 
 HEIGHT, PITCH, SPEED = 0.1, np.pi / 12, 0.5  # sides of a bin: m, rad, m/s
 

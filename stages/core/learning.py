@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.core import artifacts, logs, tasks
 from stages.core.artifacts import Artifact
-from stages.core.results import Table
+from stages.core.tables import Table
 
 NOTE = (
     "Score = (return - random) / (expert - random), with the reference returns of stages/core/tasks.py; `score` is of "

@@ -15,7 +15,8 @@ from stages.core.config import Run
 from stages.core.errors import BadInput
 from stages.core.methods import method_option
 from stages.core.naming import slug
-from stages.core.results import Result, Table
+from stages.core.results import Result
+from stages.core.tables import Table
 
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
 SHORT = 8  # characters of an id

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core import artifacts, figures, results, tasks
+from stages.core import artifacts, figures, results, tables, tasks
 from stages.core.artifacts import Artifact
 from stages.core.errors import BadInput
 from stages.core.report import Chapter, Picture, save_table
@@ -41,13 +41,13 @@ def chapters(folder: Path, found: Sequence[Result], reports: dict[str, Artifact]
 
 
 def table_1(folder: Path, found: Sequence[Result]) -> Chapter:
-    table = results.table_1(found)
+    table = tables.table_1(found)
     save_table(folder, "table1", table)
     return Chapter("Table 1", tables=[table])
 
 
 def table_2(folder: Path, found: Sequence[Result]) -> Chapter | None:
-    table = results.ablation_table(found, "walker")
+    table = tables.ablation_table(found, "walker")
     if table is None:
         return None
     save_table(folder, "table2", table)
@@ -55,7 +55,7 @@ def table_2(folder: Path, found: Sequence[Result]) -> Chapter | None:
 
 
 def figure_3(folder: Path, found: Sequence[Result]) -> Chapter | None:
-    table = results.transfer_table(found)
+    table = tables.transfer_table(found)
     if table is None:
         return None
     save_table(folder, "fig3", table)

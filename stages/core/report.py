@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, results
+from stages.core import artifacts, tables
 from stages.core.artifacts import Artifact
 from stages.core.errors import BadInput
-from stages.core.results import Table
+from stages.core.tables import Table
 
 MEDIA = {".png": "image/png", ".gif": "image/gif"}
 
@@ -100,7 +100,7 @@ def write_report(
 
 def save_table(folder: Path, stem: str, table: Table) -> None:
     """One table as Markdown, CSV and LaTeX, and the numbers behind it as JSON."""
-    formats = {"md": results.markdown, "csv": results.comma_separated, "tex": results.latex}
+    formats = {"md": tables.markdown, "csv": tables.comma_separated, "tex": tables.latex}
     for suffix, form in formats.items():
         (folder / f"{stem}.{suffix}").write_text(form(table))
     save_json(folder, stem, table.numbers)

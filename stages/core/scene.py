@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, report, results, tasks, worlds
+from stages.core import artifacts, report, tables, tasks, worlds
 from stages.core.actor_critic import Actor
 from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
@@ -138,7 +138,7 @@ class Scene:
         seconds = worlds.WORLDS[self.run.domain].CONTROL_TIMESTEP * tasks.ACTION_REPEAT
         return max(20, round(seconds * 100) * 10)
 
-    def save_table(self, stem: str, table: results.Table) -> None:
+    def save_table(self, stem: str, table: tables.Table) -> None:
         report.save_table(self.folder, stem, table)
 
     def save_json(self, stem: str, value: Any) -> None:

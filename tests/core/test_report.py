@@ -15,7 +15,7 @@ from PIL import Image
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
 from stages.core.report import Chapter, Picture, provenance, write_report
-from stages.core.results import Table
+from stages.core.tables import Table
 
 
 def make(path: Path, stage: str, inputs: list[Artifact], seed: int = 0) -> Artifact:

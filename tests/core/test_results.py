@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core import artifacts, results, tasks
+from stages.core import artifacts, results, tables, tasks
 from stages.core.errors import BadInput
-from stages.core.results import Result, Table
+from stages.core.results import Result
+from stages.core.tables import Table
 
 
 def evaluate(
@@ -53,7 +54,7 @@ def row(table: Table, name: str) -> dict[str, str]:
 
 
 def test_paper_values_are_complete() -> None:
-    paper = results.paper_results()
+    paper = tables.paper_results()
     wanted = {f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)}
     methods = {"iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent"}
     assert paper["table1"].keys() == wanted
@@ -78,7 +79,7 @@ def test_paper_values_are_complete() -> None:
 def test_what_was_not_run_is_blank_and_the_paper_is_marked(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5)
     evaluate(tmp_path, "walk", 1, 0.7)
-    table = results.tasks_table(gather(tmp_path), "walker")
+    table = tables.tasks_table(gather(tmp_path), "walker")
     assert row(table, "bitagent") == {"walker stand": "", "walker walk": "0.60 ± 0.10 (2)", "walker run": ""}
     assert row(table, "random") == {"walker stand": "", "walker walk": "0.01", "walker run": ""}
     assert row(table, "paper: bitagent")["walker run"] == "0.87 ± 0.02"
@@ -89,7 +90,7 @@ def test_what_was_not_run_is_blank_and_the_paper_is_marked(tmp_path: Path) -> No
 
 def test_one_seed_shows_the_error_over_episodes(tmp_path: Path) -> None:
     evaluate(tmp_path, "run", 3, 0.3, stderr=0.04)
-    assert row(results.tasks_table(gather(tmp_path), "walker"), "bitagent")["walker run"] == "0.30 [0.04]"
+    assert row(tables.tasks_table(gather(tmp_path), "walker"), "bitagent")["walker run"] == "0.30 [0.04]"
 
 
 def test_overall_rows_need_every_task(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_overall_rows_need_every_task(tmp_path: Path) -> None:
             evaluate(tmp_path, task, seed, score + 0.02 * seed)
         evaluate(tmp_path, "walk", seed, 0.1, "genrl")
     found = gather(tmp_path)
-    ours = row(results.tasks_table(found, "walker"), "bitagent")
-    theirs = row(results.tasks_table(found, "walker"), "genrl")
+    ours = row(tables.tasks_table(found, "walker"), "bitagent")
+    theirs = row(tables.tasks_table(found, "walker"), "genrl")
     assert ours["mean of tasks"] == "0.61" and theirs["mean of tasks"] == ""
     assert ours["interquartile mean, 95 % interval"].startswith("0.61 (0.6")
     assert theirs["interquartile mean, 95 % interval"] == ""
@@ -124,39 +125,39 @@ def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path
     evaluate(tmp_path, "stand", 0, 0.4, goal="balance-on-one-leg-77abbf")
     evaluate(tmp_path, "stand", 0, 0.7, goal="stand+walk")
     found = gather(tmp_path)
-    assert row(results.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
-    several = results.multi_task_table(found, "walker")
+    assert row(tables.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
+    several = tables.multi_task_table(found, "walker")
     assert several and row(several, "bitagent")["walker stand"] == "0.70 [0.05]"
-    prompts = results.prompts_table(found)
+    prompts = tables.prompts_table(found)
     assert prompts and prompts.rows == [["balance-on-one-leg-77abbf", "stand", "bitagent", "0", "0.01", "0.40 [0.05]"]]
-    assert results.prompts_table([r for r in found if r.single_task]) is None
+    assert tables.prompts_table([r for r in found if r.single_task]) is None
 
 
 def test_ablation_keeps_the_papers_rows_in_order(tmp_path: Path) -> None:
     evaluate(tmp_path, "run", 0, 0.8)
-    assert results.ablation_table(gather(tmp_path), "walker") is None
+    assert tables.ablation_table(gather(tmp_path), "walker") is None
     evaluate(tmp_path, "run", 0, 0.6, "ablation-base")
-    table = results.ablation_table(gather(tmp_path), "walker")
+    table = tables.ablation_table(gather(tmp_path), "walker")
     assert table is not None
     methods = ["ablation-base", "ablation-mllm", "ablation-tamf", "bitagent"]
     assert [line[0] for line in table.rows] == ["random", *methods, *(f"paper: {m}" for m in methods)]
     assert row(table, "ablation-tamf")["walker run"] == "" and row(table, "bitagent")["walker run"] == "0.80 [0.05]"
-    assert results.ablation_table(gather(tmp_path), "cheetah") is None
+    assert tables.ablation_table(gather(tmp_path), "cheetah") is None
 
 
 def test_formats_agree(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5)
-    table = results.tasks_table(gather(tmp_path), "walker")
-    rows = list(csv.reader(io.StringIO(results.comma_separated(table))))
+    table = tables.tasks_table(gather(tmp_path), "walker")
+    rows = list(csv.reader(io.StringIO(tables.comma_separated(table))))
     assert rows == [table.columns, *table.rows]
-    lines = [line for line in results.markdown(table).splitlines() if line.startswith("|")]
+    lines = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]] == rows
-    tex = results.latex(table)
+    tex = tables.latex(table)
     assert tex.count(r"\\") == 1 + len(table.rows) and r"$\pm$" in tex and "±" not in tex.split(r"\begin")[1]
 
 
 def test_latex_escapes() -> None:
-    assert results._tex("50 % of a_b & {c}") == r"50 \% of a\_b \& \{c\}"
+    assert tables._tex("50 % of a_b & {c}") == r"50 \% of a\_b \& \{c\}"
 
 
 def test_corrupted_evaluation_is_named(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_training_time_is_that_of_the_model_and_of_one_policy(tmp_path: Path) ->
         make_policy(tmp_path, "genrl", task, minutes, (10.0,))
         make_policy(tmp_path, "iql", task, minutes, ())
     evaluate(tmp_path, "walk", 0, 0.2, method="other")
-    table = results.tasks_table(gather(tmp_path), "walker")
+    table = tables.tasks_table(gather(tmp_path), "walker")
     shown = {name: row(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
     assert shown == {"genrl": "15.0", "iql": "5.0", "other": "", "random": ""}
     assert "wall time of the model and of one task's policy" in table.note
@@ -214,7 +215,7 @@ def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> Non
     evaluate(tmp_path / "cheetah", "run", 0, 0.6, "genrl", domain="cheetah")
     evaluate(tmp_path / "walker", "run", 0, 0.9, "transfer-stickman")
     evaluate(tmp_path / "walker", "run", 0, 0.1, "ablation-base")
-    table = results.table_1(everything(tmp_path))
+    table = tables.table_1(everything(tmp_path))
     assert [row[0] for row in table.rows] == [f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)]
     assert table.columns[2:9] == [
         "iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent",
@@ -234,7 +235,7 @@ def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Pat
     evaluate(tmp_path / "walker", "walk", 0, 0.6, "transfer-quadruped")
     evaluate(tmp_path / "walker", "walk", 0, 0.8)
     found = everything(tmp_path)
-    table = results.transfer_table(found)
+    table = tables.transfer_table(found)
     assert table and [row[0] for row in table.rows][:2] == ["walker → stickman run", "quadruped → walker walk"]
     assert column(table, "bitagent")["walker → stickman run"] == "0.50 ± 0.10 (2)"
     assert column(table, "genrl")["quadruped → walker walk"] == ""
@@ -244,6 +245,6 @@ def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Pat
     assert table.numbers[0]["source"] == "walker" and table.numbers[0]["domain"] == "stickman"
     bars = results.transfer_bars(found)
     assert bars["walker → stickman"]["run"].keys() == {"bitagent", "genrl"}
-    walker = results.tasks_table([r for r in found if r.domain == "walker"], "walker")
+    walker = tables.tasks_table([r for r in found if r.domain == "walker"], "walker")
     assert [line[0] for line in walker.rows] == ["random", "bitagent", "paper: bitagent"]
-    assert results.transfer_table([r for r in found if not r.source]) is None
+    assert tables.transfer_table([r for r in found if not r.source]) is None

@@ -1,0 +1,255 @@
+"""Tables of scores, the paper's values beside ours, and the formats they are written in.
+
+A cell that was not run is blank. The paper's published values stand in rows or columns of their own, marked
+as the paper's, and never enter an average.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from stages.core import tasks
+from stages.core.results import (
+    Cell,
+    Groups,
+    Result,
+    by_method,
+    by_task,
+    cell_of,
+    controls,
+    domain_rows,
+    interquartile,
+    ordered,
+    policy_of,
+    training_minutes,
+    transfer_rows,
+)
+
+SCORE = (
+    "Score = (return - random) / (expert - random): mean ± standard error (seeds); with one seed, [standard error over "
+    "episodes]."
+)
+PUBLISHED = "What is marked paper are its published values (InternVideo2, 10 seeds, paper scale), not ours."
+BACKBONES = {"offline": "offline, a small in-domain stand-in for a pretrained video-language model"}
+
+
+@dataclass
+class Table:
+    """A table ready to be written: a header and rows of text, and the numbers behind them."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+    numbers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@cache
+def paper_results() -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """{table: {'walker run': {method: (mean, standard error)}}} as published."""
+    return yaml.safe_load((Path(__file__).with_name("paper_results.yaml")).read_text())
+
+
+def tasks_table(results: Sequence[Result], domain: str) -> Table:
+    """A row a method, with the wall time behind it, then the paper's (the domain's part of Table 1)."""
+    single = [r for r in results if r.single_task and not r.source]
+    table = _methods_down(_table("Scores by task", domain_rows(single, domain), paper_results()["table1"]))
+    minutes = [training_minutes([r for r in single if r.method == row[0]]) for row in table.rows]
+    if any(minutes):
+        table.columns.append("training, minutes")
+        for row, found in zip(table.rows, minutes, strict=True):
+            row.append("" if found is None else f"{found:.1f}")
+        table.note += " Training: wall time of the model and of one task's policy, on the machine that ran it."
+    return table
+
+
+def _methods_down(table: Table) -> Table:
+    """A row a method and a column a task: many methods have a few tasks in one domain."""
+    (_, *tasks_across), *rows = zip(table.columns, *table.rows, strict=True)
+    return replace(table, columns=["method", *tasks_across], rows=[list(row) for row in rows])
+
+
+def table_1(results: Sequence[Result]) -> Table:
+    """Table 1: the paper's ten tasks and seven methods, of all domains."""
+    published = paper_results()["table1"]
+    methods = list(next(iter(published.values())))
+    single = [r for r in results if r.single_task and r.method in methods]
+    rows = by_task(single, [(d, t) for d in tasks.DOMAINS for t in tasks.task_names(d)])
+    return _table("Table 1: scores by task", rows, published, methods)
+
+
+def transfer_table(results: Sequence[Result]) -> Table | None:
+    """Fig. 3 in numbers: one row an ordered pair of bodies and task; None when nothing was carried over.
+
+    A column `<method>, from scratch` holds the controls at equal budget, where they were run.
+    """
+    rows = {}
+    for name, found in transfer_rows(results).items():
+        scratch = {f"{m}, from scratch": mine for m, mine in by_method(controls(results, found)).items()}
+        rows[name] = {**by_method(found), **scratch}
+    if not rows:
+        return None
+    return _table("Fig. 3: transfer between bodies", rows, {}, ordered({m for row in rows.values() for m in row}))
+
+
+def multi_task_table(results: Sequence[Result], domain: str) -> Table | None:
+    """Scores of policies that serve several tasks; None when there are none."""
+    several = [r for r in results if r.multi_task]
+    if not several:
+        return None
+    return _methods_down(_table("One policy for several tasks", domain_rows(several, domain), {}))
+
+
+def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
+    """Table 2: components added one by one; None when no ablation was run or the paper has none here."""
+    published = {k: v for k, v in paper_results()["table2"].items() if k.startswith(f"{domain} ")}
+    methods = list(next(iter(published.values()), {}))
+    mine = [r for r in results if r.single_task and r.domain == domain and r.method in methods]
+    if not any(r.method.startswith("ablation-") for r in mine):
+        return None
+    return _methods_down(_table("Effect of each component", domain_rows(mine, domain), published, methods))
+
+
+def prompts_table(results: Sequence[Result]) -> Table | None:
+    """Policies for free prompts, each scored by the task its user named; None when there are none."""
+    free = [r for r in results if not r.single_task and not r.multi_task]
+    if not free:
+        return None
+    columns = ["prompt", "scored as", "method", "seed", "random", "score"]
+    rows = [
+        [
+            ", ".join(_prompts(r)),
+            r.task,
+            r.method,
+            str(r.seed),
+            f"{r.random_score:.2f}",
+            f"{r.score:.2f} [{r.stderr:.2f}]",
+        ]
+        for r in free
+    ]
+    numbers = [{"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score} for r in free]
+    return Table("Free prompts", f"{SCORE} {_conditions(free)}", columns, rows, numbers)
+
+
+def _prompts(result: Result) -> list[str]:
+    """The text a policy was trained for; its folder's name when the policy is gone."""
+    policy = policy_of(result)
+    return [str(p) for p in policy.meta["config"]["prompts"]] if policy else [result.goal]
+
+
+def _conditions(results: Sequence[Result]) -> str:
+    """Scale and backbone behind the numbers: a stand-in backbone must never pass for the paper's."""
+    policies = [policy for policy in map(policy_of, results) if policy]
+    used = sorted({str(policy.meta["extra"]["backbone"]) for policy in policies})
+    named = "; ".join(BACKBONES.get(name, name) for name in used)
+    scales = ", ".join(sorted({r.scale for r in results}))
+    return f"Scale: {scales}." + (f" Backbone: {named}." if named else "")
+
+
+def _table(
+    title: str,
+    rows: Groups,
+    published: Mapping[str, Mapping[str, tuple[float, float]]],
+    methods: Sequence[str] = (),
+) -> Table:
+    """The rows, run or not, × the methods given, or those that were run."""
+    methods = list(methods) or ordered({m for row in rows.values() for m in row})
+    cells = {(name, m): cell_of(found) for name, row in rows.items() for m in methods if (found := row.get(m))}
+    theirs = [m for m in methods if any(m in published.get(name, {}) for name in rows)]
+    columns = ["task", "random", *methods, *(f"paper: {m}" for m in theirs)]
+    lines, numbers = [], []
+    for name, row in rows.items():
+        random = [r.random_score for found in row.values() for r in found]
+        values = [published.get(name, {}).get(m) for m in theirs]
+        lines.append(
+            [name, f"{np.mean(random):.2f}" if random else ""]
+            + [cells[name, m].text() if (name, m) in cells else "" for m in methods]
+            + [f"{v[0]:.2f} ± {v[1]:.2f}" if v else "" for v in values]
+        )
+        numbers += [_number(row[m][0], m, cells[name, m]) for m in methods if (name, m) in cells]
+    if len(rows) > 1:
+        lines += _overall(list(rows), methods, cells, len(theirs))
+    results = [r for row in rows.values() for found in row.values() for r in found]
+    note = " ".join([SCORE, *([PUBLISHED] if theirs else []), *([_conditions(results)] if results else [])])
+    return Table(title, note, columns, lines, numbers)
+
+
+def _number(first: Result, method: str, cell: Cell) -> dict[str, Any]:
+    """One cell for the JSON file; intervals need two seeds."""
+    about: dict[str, Any] = {"domain": first.domain, "task": first.task, "method": method}
+    if first.source:
+        about["source"] = first.source
+    about |= {"scores": list(cell.scores), "mean": round(cell.mean, 4), "stderr": round(cell.stderr, 4)}
+    about["seeds"] = len(cell.scores)
+    if len(cell.scores) > 1:
+        mean, low, high = interquartile([cell.scores])
+        about |= {"iqm": round(mean, 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
+    return about
+
+
+def _overall(
+    names: Sequence[str], methods: Sequence[str], cells: dict[tuple[str, str], Cell], blanks: int
+) -> list[list[str]]:
+    """Rows over all tasks, for methods that ran every task; the interquartile mean needs two seeds of each."""
+    means, middles = ["mean of tasks", ""], ["interquartile mean, 95 % interval", ""]
+    for method in methods:
+        mine = [cells[name, method] for name in names if (name, method) in cells]
+        whole = len(mine) == len(names)
+        means.append(f"{np.mean([c.mean for c in mine]):.2f}" if whole else "")
+        if whole and all(len(c.scores) > 1 for c in mine):
+            mean, low, high = interquartile([c.scores for c in mine])
+            middles.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        else:
+            middles.append("")
+    return [row + [""] * blanks for row in (means, middles) if any(row[2:])]
+
+
+# ---------------------------------------------------------------------------- formats
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, with the note below."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+    return f"### {table.title}\n\n{body}\n\n{table.note}\n"
+
+
+def comma_separated(table: Table) -> str:
+    """CSV of the cells as shown."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    r"""A booktabs tabular, to be \input into a paper."""
+    escaped = [[_tex(cell) for cell in row] for row in [table.columns, *table.rows]]
+    lines = [" & ".join(row) + r" \\" for row in escaped]
+    return "\n".join(
+        [
+            f"% {table.title}. {table.note}",
+            rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    for sign in ("\\", "&", "%", "$", "#", "_", "{", "}"):
+        text = text.replace(sign, r"\textbackslash " if sign == "\\" else f"\\{sign}")
+    return text.replace("±", r"$\pm$")
