@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from stages.core.errors import BadInput
 
-Compile = Literal["auto", "off", "on"]
+
+def _worded(choice: Any) -> Any:
+    """YAML reads a bare `on` or `off` as a boolean."""
+    return ("off", "on")[choice] if isinstance(choice, bool) else choice
+
+
+Compile = Annotated[Literal["auto", "off", "on"], BeforeValidator(_worded)]
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 Update = Callable[[Batch], Terms]

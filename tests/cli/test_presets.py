@@ -57,6 +57,11 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
     assert presets.load("walker", "smoke", ["pretrain.lr=1e-4"]).pretrain.lr == 1e-4
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_on_and_off_need_no_quotes_though_yaml_takes_them_for_booleans(word: str) -> None:
+    assert presets.load("walker", "smoke", [f"pretrain.compile={word}"]).pretrain.compile == word
+
+
 def test_own_file_builds_on_a_domain_and_its_scales_block_wins(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
