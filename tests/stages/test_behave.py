@@ -265,7 +265,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(run: Run) -> None:
     def value(**changes: float) -> float:
         module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {name: 0.0 for name in weights} | changes)
         torch.manual_seed(5)
-        return float(module(batch)[0])
+        return module(batch)[0].item()
 
     rest = value()  # the loss of the action values
     parts = {name: value(**{name: 1.0}) - rest for name in weights}
