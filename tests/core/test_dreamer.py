@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages import collect
-from stages.core import tasks
+from stages.core import gathering, tasks
 from stages.core.config import Run
 from stages.core.dreamer import TaskReward
 from stages.core.episodes import Dataset
@@ -81,7 +81,7 @@ def test_a_signal_names_the_algorithm_in_the_command_that_continues(
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(collect, "train_dreamer", interrupt)
+    monkeypatch.setattr(gathering, "train_dreamer", interrupt)
     with pytest.raises(Interrupted, match=r"--source expert --task stand --algo dreamer"):
         collect.run(
             config(), walker_run, source="expert", task="stand", algo="dreamer", workers=1, agent=agent_config()

@@ -84,7 +84,7 @@ def test_the_reward_is_one_where_the_members_disagree_as_usual() -> None:
     found = agent.reward.ensemble.disagreement(h)
     agent.reward.usual.copy_(found.mean())
     reward = agent.reward(State(h, torch.zeros(4, 3, 1), torch.zeros(4, 3, 1)))
-    assert float(reward.mean()) == pytest.approx(1.0, rel=1e-4)
+    assert reward.mean().item() == pytest.approx(1.0, rel=1e-4)
     torch.testing.assert_close(reward / reward[0, 0], found / found[0, 0])
 
 

@@ -122,6 +122,18 @@ def make_embeddings(run: Run) -> list[Artifact]:
     return embed.run(config, run)
 
 
+def make_uneven_inputs(run: Run) -> None:
+    """Two datasets with episodes of different lengths, and their embeddings."""
+    make_data(run, "random", rows=9)
+    make_data(run, "expert-walk", "walk", first=100)
+    make_backbone(run)
+    make_embeddings(run)
+
+
+def model_artifact(run: Run) -> Artifact:
+    return artifacts.load(run.root / "model" / "bitagent-s0", "pretrain")
+
+
 def make_inputs(run: Run) -> None:
     """One dataset without a label and one of task walk, embedded."""
     make_data(run, "random")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages import collect
-from stages.core import checkpoints, logs
+from stages.core import checkpoints, gathering, logs
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import Dataset
@@ -140,30 +140,30 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "render_states", explode)
+        patch.setattr(gathering, "render_states", explode)
         with pytest.raises(Killed):
             collect.run(config(), walker_run, source="expert", task="walk", workers=1)
-    trained = collect.train_expert
+    trained = gathering.train_expert
 
     def only_evaluate(job: ExpertJob, channel: Any) -> Any:
         found = checkpoints.load(job.path, job.about)
         assert found is not None and found[0] == job.episodes
         return trained(job, channel)
 
-    monkeypatch.setattr(collect, "train_expert", only_evaluate)
+    monkeypatch.setattr(gathering, "train_expert", only_evaluate)
     artifact = one(collect.run(config(), walker_run, source="expert", task="walk", workers=1))
     assert artifact.meta["extra"]["episodes"] == 2
 
 
 def test_a_signal_ends_with_the_command_that_continues(walker_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = collect.play
+    play = gathering.play
 
     def play_and_interrupt(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return play(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "play", play_and_interrupt)
+        patch.setattr(gathering, "play", play_and_interrupt)
         with pytest.raises(Interrupted, match=r"collect --preset walker .*--source random --frames 1000") as caught:
             collect.run(config(), walker_run, source="random", frames=1000, workers=1)
     assert caught.value.exit_code == 143

@@ -1,0 +1,139 @@
+"""The data as latents of a model: encoded once, drawn from, and labelled with rewards and outcomes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages import pretrain
+from stages.core import latents as latents_module
+from stages.core.agent import Noise, State
+from stages.core.config import Run
+from stages.core.episodes import Dataset
+from stages.core.errors import BadInput
+from stages.core.groundings import open_model
+from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
+from stages.core.pretraining import open_training_data
+from stages.core.world_model import WorldModel
+from tests.core.helpers import model_config, unit
+from tests.stages import small_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a barely trained model, whose two datasets have episodes of different lengths."""
+    made = small_run.make_run(tmp_path_factory.mktemp("latents") / "walker-smoke")
+    small_run.make_uneven_inputs(made)
+    pretrain.run(small_run.pretrain_config(updates=2), model_config(), made)
+    return made
+
+
+def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
+    """Every row, under every prompt, equals stepping through its episode from its first frame."""
+    model, dataset = open_model(small_run.model_artifact(run)), open_training_data(small_run.model_artifact(run), run)
+    prompts = model.task(unit(2, generator=torch.Generator().manual_seed(3)))
+    found = encode(model, dataset, read(model, dataset), prompts, 4, torch.device("cpu"), bf16=False)
+    assert found.h.shape == (2, dataset.n_frames, 16)
+    lengths = []
+    for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True):
+        lengths.append(int(length))
+        rows = np.arange(start, start + length)
+        image, action = torch.from_numpy(dataset.rows("image", rows)), torch.from_numpy(dataset.rows("action", rows))
+        e = model.adapter(torch.from_numpy(dataset.rows("embedding", rows)).float())
+        for k in range(2):
+            state = None
+            for i, row in enumerate(rows):
+                one = prompts.rows(torch.tensor([k]))
+                state = model.observe_step(image[i : i + 1], state, action[i : i + 1], e[i : i + 1], one)
+                torch.testing.assert_close(found.h[k, row], state.h[0].half(), rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(found.z[k, row], state.z[0].half(), rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(found.e[row], state.e[0].half(), rtol=2e-3, atol=2e-3)
+    assert sorted(lengths) == [9, 9, 9, 14, 14, 14]
+    np.testing.assert_array_equal(found.action, dataset.rows("action", np.arange(dataset.n_frames)))
+    np.testing.assert_array_equal(found.reward, dataset.rows("reward", np.arange(dataset.n_frames)))
+
+
+def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once more when the model has changed."""
+    found, dataset = small_run.model_artifact(run), open_training_data(small_run.model_artifact(run), run)
+    model, cpu = open_model(found), torch.device("cpu")
+    modes = data_modes(model, found, dataset, run, cpu)
+    assert torch.equal(modes, read(model, dataset))
+    monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, **__: 1 - modes.clamp(max=1))
+    assert torch.equal(data_modes(model, found, dataset, run, cpu), modes)
+    changed = dataclasses.replace(found, meta=found.meta | {"id": "0" * 16})
+    assert torch.equal(data_modes(model, changed, dataset, run, cpu), 1 - modes.clamp(max=1))
+    for wrong in (modes[1:], modes + 100):
+        monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, wrong=wrong, **__: wrong)
+        other = dataclasses.replace(found, meta=found.meta | {"id": f"{len(wrong):016}"})
+        with pytest.raises(BadInput, match="it holds states"):
+            data_modes(model, other, dataset, run, cpu)
+
+
+def make_latents(run: Run, horizon: int) -> Latents:
+    model, dataset = open_model(small_run.model_artifact(run)), open_training_data(small_run.model_artifact(run), run)
+    return encode(model, dataset, read(model, dataset), model.task(unit(2)), horizon, torch.device("cpu"), bf16=False)
+
+
+def read(model: WorldModel, dataset: Dataset) -> Tensor:
+    return posterior_modes(model, dataset, torch.device("cpu"), quiet=True, bf16=False)
+
+
+def test_drawn_rows_are_decisions_of_long_enough_episodes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module, "EARLY", 3)
+    latents = make_latents(run, 10)
+    assert latents.episodes[:, 1].tolist() == [14, 14, 14]
+    starts = latents.episodes[:, 0].tolist()
+    assert latents.decisions.tolist() == [row for start in starts for row in range(start, start + 13)]
+    assert latents.early.tolist() == [row for start in starts for row in range(start, start + 3)]
+    torch.manual_seed(0)
+    drawn = latents.draw(400, 0.5, Noise("cpu"))
+    assert set(drawn.tolist()) == set(latents.decisions.tolist())
+    assert 0.5 < np.isin(drawn.numpy(), latents.early.numpy()).mean() < 0.75  # half on purpose, 3 of 13 by chance
+
+
+def test_rewards_are_read_over_stretches_that_cover_every_episode(run: Run) -> None:
+    """A reward that tells row and prompt apart: every row but an episode's first is labelled once, as its own."""
+    latents = make_latents(run, 5)
+    latents.e = torch.arange(len(latents.e)).float()[:, None].half()
+    seen: list[int] = []
+
+    def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
+        rows = state.e[:, 1:, 0].long()  # (N, H)
+        assert state.h.shape[:2] == (len(prompt), 6) and torch.equal(action, latents.action[rows])
+        seen.extend(rows.flatten().tolist())
+        return rows + 1000.0 * prompt[:, None]
+
+    found = label_rewards(latents, reward, 5, rows_at_once=12)
+    firsts = latents.episodes[:, 0]
+    for k in range(2):
+        wanted = torch.arange(found.shape[1]) + 1000.0 * k
+        wanted[firsts] = 0
+        assert torch.equal(found[k], wanted)
+    assert set(seen) == set(range(found.shape[1])) - set(firsts.tolist())
+
+
+def test_outcomes_are_the_next_rewards_of_the_same_episode_and_the_row_they_end_in(run: Run) -> None:
+    latents = make_latents(run, 5)
+    reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
+    found = outcomes(latents, reward, 0.9, 3)
+    for start, length in latents.episodes.tolist():
+        for t in range(length - 1):
+            row, steps = start + t, min(3, length - 1 - t)
+            assert found.row[row] == row + steps and found.discount[row].item() == pytest.approx(0.9**steps)
+            for k in range(2):
+                wanted = sum(0.9**i * float(reward[k, row + 1 + i]) for i in range(steps))
+                assert found.reward[k, row].item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_standardized_rewards_have_unit_spread_over_the_rows_arrived_at(run: Run) -> None:
+    latents = make_latents(run, 5)
+    reward = 3 + 0.1 * torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
+    reward[:, latents.episodes[:, 0]] = 0  # never arrived at
+    found = standardized(latents, reward)[:, latents.decisions + 1]
+    torch.testing.assert_close(found.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std(1), torch.ones(2), atol=1e-4, rtol=0)
