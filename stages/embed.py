@@ -29,7 +29,14 @@ from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
-from stages.core.training import fast_bf16, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.core.training import (
+    fast_bf16,
+    load_optimizer_tensors,
+    make_optimizer,
+    make_update,
+    optimizer_tensors,
+    set_lr,
+)
 
 
 class OfflineConfig(TowerConfig):
@@ -191,8 +198,7 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run, s
     lower = f"embed.offline.lr={config.lr / 3:.2g}"
     with bar:
         for step in range(start, config.updates):
-            for group in training.optimizer.param_groups:
-                group["lr"] = config.lr * schedule(step, config.updates)
+            set_lr(training.optimizer, config.lr * schedule(step, config.updates))
             batch = draw_batch(lessons, run.seed, step, config.batch, config.captions)
             terms = update({k: v.to(device) for k, v in batch.items()})
             bar.update()

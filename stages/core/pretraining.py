@@ -43,11 +43,13 @@ from stages.core.training import (
     Compile,
     Terms,
     Update,
+    annealed,
     load_optimizer_tensors,
     make_optimizer,
     make_update,
     optimizer_tensors,
     roomy,
+    set_lr,
     should_compile,
 )
 from stages.core.world_model import WorldModel
@@ -61,6 +63,7 @@ class TrainingConfig(Section):
     batch: int
     length: int
     lr: float
+    anneal: Share
     weight_decay: float
     clip: float
     start_fraction: Share
@@ -311,6 +314,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
     with stop_signals() as stop, bar:
         batches = prefetch(sampler, start, config.updates, place.rank, place.size, device=str(place.device))
         for step, batch in enumerate(batches, start + 1):
+            set_lr(optimizer, config.lr * annealed(step, config.updates, config.anneal))
             terms = update(batch)
             if step % config.log_every == 0 or step == config.updates:
                 values = {k: float(v) for k, v in terms.items()}

@@ -58,9 +58,27 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 
 
 def make_optimizer(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW; capturable on CUDA so that its step can be part of a graph."""
-    on_cuda = any(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=on_cuda)
+    """Fused AdamW; capturable on CUDA so that its step can be part of a graph, which reads the step size anew."""
+    device = next((p.device for p in parameters if p.is_cuda), None)
+    step_size = torch.tensor(lr, device=device) if device else lr
+    return torch.optim.AdamW(
+        parameters, lr=step_size, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=device is not None
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Change the step size in place: a captured update goes on reading the same tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def annealed(step: int, updates: int, share: float) -> float:
+    """What of the learning rate is left at update `step` of 1..`updates`: all of it, then a line that would reach zero
+    one update after the last, over the last `share` of them."""
+    return min(1.0, (updates + 1 - step) / max(1.0, share * updates))
 
 
 def make_update(

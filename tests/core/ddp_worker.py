@@ -27,6 +27,7 @@ CONFIG = TrainingConfig(
     length=8,
     lr=1e-3,
     weight_decay=0.01,
+    anneal=0.0,
     clip=1.0,
     start_fraction=0.1,
     holdout=0.0,

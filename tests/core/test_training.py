@@ -155,6 +155,28 @@ def fresh(seed: int = 0) -> tuple[JointModel, torch.optim.AdamW, training.Update
     return model, optimizer, update
 
 
+def test_the_learning_rate_falls_along_a_line_over_the_last_share() -> None:
+    found = [training.annealed(step, 10, 0.4) for step in range(1, 11)]
+    assert found == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])
+    assert [training.annealed(step, 10, 0.0) for step in range(1, 11)] == [1] * 10
+    assert [training.annealed(step, 4, 1.0) for step in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_new_learning_rate_scales_the_step(as_tensor: bool) -> None:
+    """AdamW's first step is lr times the gradient's sign; on CUDA the rate is a tensor that a graph holds on to."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = training.make_optimizer([weight], 1e-3, 0.0)
+    held = torch.tensor(1e-3)
+    if as_tensor:
+        optimizer.param_groups[0]["lr"] = held
+    training.set_lr(optimizer, 0.25)
+    weight.grad = torch.tensor([3.0, -0.5])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.75, -1.75]))
+    assert not as_tensor or (optimizer.param_groups[0]["lr"] is held and held.item() == 0.25)
+
+
 def test_optimizer_tensors_round_trip() -> None:
     model, optimizer, update = fresh()
     update(batches(1)[0])
@@ -268,7 +290,10 @@ def train_on_cuda(*, compiled: bool, captured: bool, bf16: bool) -> tuple[dict[s
     update = training.make_update(joint(model, cuda), pair, cuda, bf16=bf16, compiled=compiled, captured=captured)
     torch.manual_seed(3)
     data = batches(training.CapturedUpdate.WARMUP + 5, cuda)
-    terms = [{k: v.item() for k, v in update(batch).items()} for batch in data]
+    terms = []
+    for step, batch in enumerate(data, 1):  # the graph must read the step size of every replay
+        training.set_lr(optimizer, 1e-3 * training.annealed(step, len(data), 0.5))
+        terms.append({k: v.item() for k, v in update(batch).items()})
     if captured:
         assert isinstance(update, training.CapturedUpdate) and update.graph is not None
     return state(model), terms

@@ -45,6 +45,7 @@ PRETRAIN: dict[str, Any] = {
     "length": 8,
     "lr": 1e-3,
     "weight_decay": 0.01,
+    "anneal": 0.5,
     "clip": 100.0,
     "start_fraction": 0.25,
     "holdout": 0.0,
