@@ -106,6 +106,8 @@ class JointModel(WorldModel):
         self.semantic_decoder = MLP(c.dim_z, dim_embedding, c.units, 1)  # f_dec, Eq. 13
         self.semantic_predictor = MLP(c.deter + dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
         self.aligner = MLP(c.dim_task, dim_embedding, c.units, 1)  # f_ψ, Eq. 13
+        self.semantic_origin: Tensor
+        self.register_buffer("semantic_origin", torch.zeros(dim_embedding))  # see `conclude`
         self.text_map = MLP(c.dim_task, c.deter + dim_s, c.units, 1)  # f_map, Eq. 7
         self.text_dynamics = Dynamics(**dynamics)  # type: ignore[arg-type] # p̃_ψ, Eq. 8
 
@@ -116,6 +118,10 @@ class JointModel(WorldModel):
         tau = self.task_encoder(embedding).float()
         semantics = F.normalize(self.aligner(tau).float(), dim=-1)
         return TaskContext(tau, self.fusion.gates(tau).float(), semantics)
+
+    def conclude(self, e: Tensor) -> None:
+        """Keep the mean of e: what all videos have in common tells no task from another (`behave.space: relative`)."""
+        self.semantic_origin.copy_(e.mean(0))
 
     # ------------------------------------------------------------------ what fills z
 

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions
 from stages.core.agent import Noise, State, TaskContext
 from stages.core.config import Section, Share
-from stages.core.grounding import Align, Space
 from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
 from stages.core.nets import autocast_dtype
 from stages.core.training import Batch, Compile, Terms
-from stages.core.world_model import WorldModel
+from stages.core.world_model import Align, Space, WorldModel
 
 DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
 

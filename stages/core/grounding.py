@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.agent import JointModel, TaskContext
-
-Align = Literal["none", "best"]
-Space = Literal["z", "semantic"]
+from stages.core.world_model import Align, Space
 
 
 def text_reward(
@@ -22,7 +19,9 @@ def text_reward(
 
     `space: z` is the equation as written. `space: semantic` reads both latents through f_dec (Eq. 13)
     first: in z the one-hot state of two gaits out of phase is nearly orthogonal and hides what they
-    have in common.
+    have in common. `space: relative` also takes off the mean of e, half of random behaviour and half of all
+    data: training draws every video and every prompt toward one direction, beside which little is left of what
+    tells them apart.
 
     The reference starts at f_map(τ) and follows the executed actions (`text_actions: policy`) or none;
     it takes the mode at each step. With `align: best` each sequence is compared with the reference at
@@ -36,7 +35,9 @@ def text_reward(
     """
 
     def pose(latent: Tensor) -> Tensor:
-        return F.normalize((model.semantic_decoder(latent) if space == "semantic" else latent).float(), dim=-1)
+        if space != "z":
+            latent = model.semantic_decoder(latent).float()
+        return F.normalize(latent.float() - (model.semantic_origin if space == "relative" else 0.0), dim=-1)
 
     z = pose(z[:, 1:])  # (N, H, dim_z or dim_e)
     reference = _reference(model, task, action, pose)  # (N, H+1, ·)

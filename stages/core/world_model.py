@@ -96,22 +96,26 @@ class Noise:
         return drawn[self.rank * batch : (self.rank + 1) * batch]
 
 
+Align = Literal["none", "best"]
+Space = Literal["z", "semantic", "relative"]
+
+
 class RewardOptions(Protocol):
     """How BiTAgent compares latents, see stages/core/grounding.py; the other groundings have their own measure."""
 
     @property
-    def align(self) -> Literal["none", "best"]: ...
+    def align(self) -> Align: ...
 
     @property
-    def space(self) -> Literal["z", "semantic"]: ...
+    def space(self) -> Space: ...
 
 
 @dataclass(frozen=True)
 class Measure:
     """One choice of `RewardOptions`."""
 
-    align: Literal["none", "best"]
-    space: Literal["z", "semantic"]
+    align: Align
+    space: Space
 
 
 class WorldModel(nn.Module):
@@ -165,6 +169,9 @@ class WorldModel(nn.Module):
             batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
         """
         raise NotImplementedError
+
+    def conclude(self, e: Tensor) -> None:
+        """What is fixed when training ends, from e (N, dim_e) of `pretraining.sample_semantics`; most keep nothing."""
 
     def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.

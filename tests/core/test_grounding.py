@@ -6,21 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.grounding import Align, Space, _best_offset, text_reward
+from stages.core.grounding import _best_offset, text_reward
+from stages.core.world_model import Align, Space
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, make_model, unit
 
 
 @pytest.mark.parametrize("actions_seen", ["policy", "none"])
 @pytest.mark.parametrize("align", ["none", "best"])
-@pytest.mark.parametrize("space", ["z", "semantic"])
+@pytest.mark.parametrize("space", ["z", "semantic", "relative"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_equation_10(actions_seen: str, align: Align, space: Space, shared: bool) -> None:
-    """Cosine of z_t and z̃^τ_t, or of what f_dec reads in them, for t = 1..H.
+    """Cosine of z_t and z̃^τ_t, of what f_dec reads in them, or of that less a mean, for t = 1..H.
 
     `best` takes the common shift of largest mean similarity. `shared`: the rows are of two prompts.
     """
     model = make_model(text_actions=actions_seen)
+    mean = torch.randn(model.dim_embedding, generator=torch.Generator().manual_seed(4))
+    model.conclude(torch.stack([mean - 1, mean + 1]))
     y = unit(4, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     z = torch.randn(4, 6, 12, generator=generator)
@@ -34,7 +37,10 @@ def test_equation_10(actions_seen: str, align: Align, space: Space, shared: bool
     world = literal.World(model)
 
     def read(latent: np.ndarray) -> np.ndarray:
-        return latent if space == "z" else literal.mlp(literal.under(world.w, "semantic_decoder"), latent)
+        if space == "z":
+            return latent
+        meaning = literal.mlp(literal.under(world.w, "semantic_decoder"), latent)
+        return meaning - (mean.double().numpy() if space == "relative" else 0)
 
     for n in range(4):
         tau = world.tau(y[n].double().numpy())

@@ -42,7 +42,7 @@ BEHAVE: dict[str, Any] = {
     "lr": 1e-3,
     "clip": 100.0,
     "align": "none",
-    "space": "semantic",
+    "space": "relative",
     "oracle_updates": 3,
     "bf16": False,
     "compile": "off",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from stages import pretrain
 from stages.core import artifacts, checkpoints
+from stages.core.agent import JointModel
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
+from stages.core.pretraining import open_training_data
 from tests.core.helpers import model_config
 from tests.stages import small_run
 
@@ -69,6 +72,20 @@ def test_model_artifact(run: Run, whole: Artifact) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "kl", "image", "joint_behavior", "text_imagination", "grad_norm"} <= rows[0].keys()
     assert not checkpoints.folder(whole.path).exists()
+
+
+def test_it_keeps_the_mean_of_half_random_half_all_semantics(run: Run, whole: Artifact) -> None:
+    """Up to which frames were drawn. The mean is no unit vector: it holds only what the frames share."""
+    model, dataset = open_model(whole), open_training_data(whole, run)
+    with torch.no_grad():
+        e = model.adapter(torch.from_numpy(dataset.rows("embedding", np.arange(dataset.n_frames))).float())
+    assert isinstance(model, JointModel)
+    aimless = [e[p.first_row : p.last_row] for p in dataset.parts if p.source == "random"]
+    assert 0 < sum(map(len, aimless)) < len(e)
+    expected = (e.mean(0) + torch.cat(aimless).mean(0)) / 2
+    spread = (e - e.mean(0)).square().sum(-1).mean().sqrt()
+    assert (model.semantic_origin - expected).norm() < 0.08 * spread
+    assert 0 < model.semantic_origin.norm() < 1
 
 
 def test_the_seed_decides(run: Run, whole: Artifact) -> None:

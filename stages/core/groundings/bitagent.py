@@ -17,8 +17,9 @@ class BiTAgent(JointModel):
     """The joint model with its two duties; the ablations are the same class under other switches."""
 
     measures: ClassVar[Mapping[str, RewardOptions]] = {
+        "relative": Measure("none", "relative"),
+        "relative, best shift": Measure("best", "relative"),
         "semantic": Measure("none", "semantic"),
-        "semantic, best shift": Measure("best", "semantic"),
         "z": Measure("none", "z"),
         "z, best shift": Measure("best", "z"),
     }
