@@ -22,9 +22,11 @@ from stages.core.agent import JointModel
 from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.config import Run
+from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
-from stages.core.pretraining import open_training_data
+from stages.core.pretraining import open_training_data, sample_semantics
+from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config
 from tests.stages import small_run
 
@@ -74,18 +76,37 @@ def test_model_artifact(run: Run, whole: Artifact) -> None:
     assert not checkpoints.folder(whole.path).exists()
 
 
-def test_it_keeps_the_mean_of_half_random_half_all_semantics(run: Run, whole: Artifact) -> None:
-    """Up to which frames were drawn. The mean is no unit vector: it holds only what the frames share."""
-    model, dataset = open_model(whole), open_training_data(whole, run)
+def semantics_of(model: WorldModel, dataset: Dataset) -> Tensor:
+    """e (N, dim_e) of every frame, none like another."""
     with torch.no_grad():
-        e = model.adapter(torch.from_numpy(dataset.rows("embedding", np.arange(dataset.n_frames))).float())
+        return model.adapter(torch.from_numpy(dataset.rows("embedding", np.arange(dataset.n_frames))).float())
+
+
+def among(found: Tensor, e: Tensor) -> Tensor:
+    """Which rows of found (N, dim_e) are rows of e."""
+    return torch.cdist(found.double(), e.double()).min(1).values < 1e-5
+
+
+def test_it_keeps_the_mean_semantics_half_of_random_behaviour(run: Run, whole: Artifact) -> None:
+    model, dataset = open_model(whole), open_training_data(whole, run)
     assert isinstance(model, JointModel)
-    aimless = [e[p.first_row : p.last_row] for p in dataset.parts if p.source == "random"]
-    assert 0 < sum(map(len, aimless)) < len(e)
-    expected = (e.mean(0) + torch.cat(aimless).mean(0)) / 2
-    spread = (e - e.mean(0)).square().sum(-1).mean().sqrt()
-    assert (model.semantic_origin - expected).norm() < 0.08 * spread
-    assert 0 < model.semantic_origin.norm() < 1
+    found = sample_semantics(model, None, dataset, 0.0, torch.device("cpu"))
+    torch.testing.assert_close(model.semantic_origin, found.mean(0))
+    e = semantics_of(model, dataset)
+    aimless = torch.cat([e[p.first_row : p.last_row] for p in dataset.parts if p.source == "random"])
+    of_all, of_random = found.chunk(2)
+    assert among(of_all, e).all() and 0.3 < among(of_all, aimless).float().mean() < 0.7
+    assert among(of_random, aimless).all()
+
+
+def test_without_random_behaviour_the_mean_is_of_all_training_episodes(run: Run, whole: Artifact) -> None:
+    model, (data, embeddings) = open_model(whole), (run.root / "data", run.root / "embeddings" / "offline")
+    dataset = Dataset.open([data / "expert-walk"], run.domain, [embeddings / "expert-walk"])
+    e, held_out = semantics_of(model, dataset), held_out_episodes(dataset, 0.5)
+    assert held_out.any() and not held_out.all()
+    kept = torch.from_numpy(np.repeat(~held_out, dataset.episode_info.length))  # (N,)
+    found = sample_semantics(model, None, dataset, 0.5, torch.device("cpu"))
+    assert among(found, e[kept]).all() and among(e[kept], found).all()
 
 
 def test_the_seed_decides(run: Run, whole: Artifact) -> None:
