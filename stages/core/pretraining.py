@@ -36,6 +36,7 @@ from stages.core.distributed import World, world
 from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput
 from stages.core.objective import Labels, ObjectiveConfig
+from stages.core.origin import sample_semantics
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.training import (
@@ -53,8 +54,6 @@ from stages.core.training import (
     should_compile,
 )
 from stages.core.world_model import WorldModel
-
-SAMPLED_BATCHES, SAMPLED_FRAMES = 64, 64  # behind what a model keeps of its data: so many batches of so many frames
 
 
 class TrainingConfig(Section):
@@ -336,28 +335,6 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
         metrics.close()
     model.conclude(sample_semantics(model, tower, dataset, config.holdout, place.device))
     return model, tuned_tensors(tower) if tower else {}, values
-
-
-@torch.no_grad()
-def sample_semantics(
-    model: WorldModel, tower: Backbone | None, dataset: Dataset, holdout: float, device: torch.device
-) -> Tensor:
-    """e (N, dim_e) of single frames of the training data, half of them of random behaviour where there is any.
-
-    The same in every process. Half: a replay of experts says little about what a body does without aim.
-    """
-    held_out = held_out_episodes(dataset, holdout)  # (E,)
-    aimless = np.array([part.source == "random" for part in dataset.parts])[dataset.episode_info.part] & ~held_out
-    everything = ~held_out
-    keys, past = (("image", "embedding"), tower.window - 1) if tower else (("embedding",), 0)
-    found = []
-    for drawn in (everything, aimless if aimless.any() else everything):
-        sampler = Sampler(dataset, SAMPLED_FRAMES, 1, seed=0, keys=keys, past=past, left_out=~drawn)
-        for step in range(SAMPLED_BATCHES // 2):
-            batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
-            raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()
-            found.append(model.adapter(raw).flatten(0, 1))  # (B, dim_e)
-    return torch.cat(found)
 
 
 def build_update(

@@ -171,7 +171,7 @@ class WorldModel(nn.Module):
         raise NotImplementedError
 
     def conclude(self, e: Tensor) -> None:
-        """What is fixed when training ends, from e (N, dim_e) of `pretraining.sample_semantics`; most keep nothing."""
+        """What is fixed when training ends, from e (N, dim_e) of `origin.sample_semantics`; most keep nothing."""
 
     def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.

@@ -25,7 +25,8 @@ from stages.core.config import Run
 from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
-from stages.core.pretraining import open_training_data, sample_semantics
+from stages.core.origin import sample_semantics
+from stages.core.pretraining import open_training_data
 from stages.core.world_model import WorldModel
 from tests.core.helpers import model_config
 from tests.stages import small_run
