@@ -28,7 +28,7 @@ from stages.core.world_model import WorldModel
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together
-SAMPLES = 16  # rollouts behind the expected frame: of 8, their own noise is 4 % of its error at step 10 (laptop)
+SAMPLES = 16  # rollouts behind the expected frame: of 8, their own noise is 3 % of its error at step 10 (laptop)
 
 # (context of N prompts, states (N, H+1, ...), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
 RewardFunction = Callable[[TaskContext, State, Tensor], Tensor]
