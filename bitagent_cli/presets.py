@@ -16,13 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
-from stages.core.agent import ModelConfig
 from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput, nearest
 from stages.core.groundings import Constants
 from stages.core.methods import base_method
 from stages.core.model_free import OfflineRLConfig
+from stages.core.settings import ModelConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.pretrain import Config as PretrainConfig

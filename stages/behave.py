@@ -23,11 +23,9 @@ from torch import Tensor, nn
 
 from stages.core import artifacts, checkpoints, model_free, storage, tasks
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import Noise, State
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
-from stages.core.behavior import BehaviorConfig as Config
 from stages.core.config import Run
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
@@ -42,6 +40,7 @@ from stages.core.play import play
 from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.core.settings import BehaviorConfig as Config
 from stages.core.training import (
     Batch,
     Terms,
@@ -51,7 +50,7 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
-from stages.core.world_model import WorldModel
+from stages.core.world_model import Noise, State, WorldModel
 
 
 def run(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stages.core import artifacts, figures, groundings, results, storage, tables, tasks
-from stages.core.agent import ModelConfig, load_weights
+from stages.core.agent import load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.config import Run, Section
@@ -28,6 +28,7 @@ from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 from stages.core.results import Result
+from stages.core.settings import ModelConfig
 from stages.core.tables import Table
 from stages.core.world_model import WorldModel
 

@@ -15,31 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.config import Section
 from stages.core.distributed import gathered
 from stages.core.nets import MLP, TwoHotHead
 from stages.core.offline_rl import smoothed_target
-
-
-class ActorCriticConfig(Section):
-    """Constants of behaviour learning; defaults and comments in presets/paper.yaml."""
-
-    units: int
-    layers: int
-    discount: float
-    trace: float
-    entropy: float
-    imagination: float
-    anchor: float
-    climb: float
-    n_step: int
-    target_noise: float
-    target_noise_clip: float
-    slow_rate: float
-    return_floor: float
-    return_rate: float
-    min_std: float
-    max_std: float
+from stages.core.settings import ActorCriticConfig
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,34 +16,12 @@ from torch import Tensor, nn
 from stages.core import artifacts
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
-from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics
-from stages.core.world_model import Noise, Observed, State, TaskContext, WorldModel
-
-__all__ = ["Adapter", "JointModel", "ModelConfig", "Noise", "Observed", "State", "TaskContext", "load_model"]
-
-
-class ModelConfig(Section):
-    """Sizes and variants of the joint model; defaults and comments in presets/paper.yaml."""
-
-    depth: int
-    deter: int
-    classes: int
-    categories: int
-    dim_z: int
-    dim_task: int
-    units: int
-    fusion: Literal["tamf", "sum"]
-    fusion_layers: int
-    expert_hidden: int
-    gate: Literal["scalar", "channel"]
-    layer_scale: float
-    unimix: float
-    imagined_semantics: Literal["predict", "hold"]
-    text_actions: Literal["policy", "none"]
+from stages.core.settings import ModelConfig
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 
 
 class Adapter(nn.Module):

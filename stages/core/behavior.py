@@ -10,37 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions
-from stages.core.agent import Noise, State, TaskContext
-from stages.core.config import Section, Share
+from stages.core.actor_critic import ActorCritic, Transitions
 from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
 from stages.core.nets import autocast_dtype
-from stages.core.training import Batch, Compile, Terms
-from stages.core.world_model import Align, Space, WorldModel
+from stages.core.settings import BehaviorConfig
+from stages.core.training import Batch, Terms
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 
 DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
-
-
-class BehaviorConfig(Section):
-    """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
-
-    updates: int
-    decisions: int
-    imagined: int
-    horizon: int
-    start_fraction: Share
-    lr: float
-    clip: float
-    align: Align
-    space: Space
-    oracle_updates: int
-    bf16: bool
-    compile: Compile
-    log_every: int
-    checkpoint_every: int
-    watch_every: int
-    watch_episodes: int
-    actor_critic: ActorCriticConfig
 
 
 class Behavior(nn.Module):
@@ -63,7 +40,7 @@ class Behavior(nn.Module):
         """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
         if self.oracle is not None:
             return self.oracle(state.features[:, 1:]).squeeze(-1).float()
-        return self.model.reward(task, state, action, self.config)
+        return self.model.reward(task, state, action, self.config.measure)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: prompt (N,) and, unless data-free, what `draw_batch` reads of the data."""

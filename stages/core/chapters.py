@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import artifacts, diagnostics, figures, logs, results, tables, tasks
-from stages.core.agent import State, TaskContext
 from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
@@ -24,9 +23,10 @@ from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
 from stages.core.scene import Scene, load_actor
+from stages.core.settings import Measure
 from stages.core.sheets import contact_sheet, save_png
 from stages.core.tables import Table
-from stages.core.world_model import RewardOptions, WorldModel
+from stages.core.world_model import State, TaskContext, WorldModel
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
 LEGEND = (
@@ -220,7 +220,7 @@ def rewards(scene: Scene) -> Chapter:
     c, dataset = scene.config, scene.dataset
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
     episodes = diagnostics.choose_episodes(dataset, scene.judged, count)
-    functions = {name: partial(_reward, scene.model, options) for name, options in scene.model.measures.items()}
+    functions = {name: partial(_reward, scene.model, measure) for name, measure in scene.model.measures.items()}
     shown = _policy_variant(scene)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, functions, c.reward_horizon)
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
@@ -247,16 +247,16 @@ def _judged_on(scene: Scene) -> str:
     return "The episodes are those the model was trained on: none is held out."
 
 
-def _reward(model: WorldModel, options: RewardOptions, task: TaskContext, state: State, action: Tensor) -> Tensor:
-    return model.reward(task, state, action, options)
+def _reward(model: WorldModel, measure: Measure, task: TaskContext, state: State, action: Tensor) -> Tensor:
+    return model.reward(task, state, action, measure)
 
 
 def _policy_variant(scene: Scene) -> str:
     """The variant that the policies were trained on; the first of them where there is no policy."""
     for policy in scene.policies.values():
         behave = policy.meta["config"]["behave"]
-        for name, options in scene.model.measures.items():
-            if (options.align, options.space) == (behave.get("align"), behave.get("space")):
+        for name, measure in scene.model.measures.items():
+            if (measure.align, measure.space) == (behave.get("align"), behave.get("space")):
                 return name
     return next(iter(scene.model.measures))
 

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from stages.core import worlds
 from stages.core.actor_critic import Actor
-from stages.core.agent import Noise, State, TaskContext
 from stages.core.backbones.behaviours import memberships
 from stages.core.backbones.motion import window_features
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.nets import normalize_image, sample_one_hot, to_uint8
-from stages.core.world_model import WorldModel
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together

@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from stages.core.agent import Observed, State
 from stages.core.nets import MLP
 from stages.core.online import OnlineJob, train_online
 from stages.core.online_agent import OnlineConfig, Reward
 from stages.core.training import Batch
 from stages.core.workers import Channel
+from stages.core.world_model import Observed, State
 
 
 class ExploreConfig(OnlineConfig):

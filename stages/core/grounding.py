@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import JointModel, TaskContext
-from stages.core.world_model import Align, Space
+from stages.core.agent import JointModel
+from stages.core.settings import Measure
+from stages.core.world_model import TaskContext
 
 
-def text_reward(
-    model: JointModel, task: TaskContext, z: Tensor, action: Tensor, align: Align, space: Space = "z"
-) -> Tensor:
+def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor, measure: Measure) -> Tensor:
     """r_t = cos(z_t, z̃^τ_t) (Eq. 10) along a real or imagined sequence.
 
     `space: z` is the equation as written. `space: semantic` reads both latents through f_dec (Eq. 13)
@@ -35,13 +34,13 @@ def text_reward(
     """
 
     def pose(latent: Tensor) -> Tensor:
-        if space != "z":
+        if measure.space != "z":
             latent = model.semantic_decoder(latent).float()
-        return F.normalize(latent.float() - (model.semantic_origin if space == "relative" else 0.0), dim=-1)
+        return F.normalize(latent.float() - (model.semantic_origin if measure.space == "relative" else 0.0), dim=-1)
 
     z = pose(z[:, 1:])  # (N, H, dim_z or dim_e)
     reference = _reference(model, task, action, pose)  # (N, H+1, ·)
-    if align == "none":
+    if measure.align == "none":
         return (z * reference[:, 1:]).sum(-1)
     similarity = z @ reference.transpose(1, 2)  # (N, H, H+1)
     return _best_offset(similarity)

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import artifacts, storage
-from stages.core.agent import Noise, State, TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.running import progress
 from stages.core.training import autocast, roomy
-from stages.core.world_model import WorldModel
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
 

@@ -9,42 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import JointModel, Noise, Observed, State, TaskContext
-from stages.core.config import Section
+from stages.core.agent import JointModel
 from stages.core.nets import categorical_kl
-from stages.core.world_model import WorldModel
-
-
-class ObjectiveConfig(Section):
-    """Weights and constants of the objective; defaults and comments in presets/paper.yaml."""
-
-    world_model: float
-    mllm: float
-    joint_behavior: float
-    rollout: float
-    text_imagination: float
-    semantic_prediction: float
-    kl_dynamics: float
-    kl_representation: float
-    free_nats: float
-    align_video: float
-    horizon: int
-    discount: float
-    pseudo_text: float
-    pseudo_text_noise: float
-
-
-@dataclass
-class Labels:
-    """What is known of each dataset part's task: text (P, dim_e), known (P,) bool, threshold (P,).
-
-    A replay spans random to expert behaviour, so a segment counts as a demonstration of its label
-    only when the backbone finds it at least `threshold` similar to the prompt.
-    """
-
-    text: Tensor
-    known: Tensor
-    threshold: Tensor
+from stages.core.settings import ObjectiveConfig
+from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
 
 @dataclass

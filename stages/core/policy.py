@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import artifacts
-from stages.core.actor_critic import ActorCritic, ActorCriticConfig
-from stages.core.agent import State, TaskContext, load_weights
+from stages.core.actor_critic import ActorCritic
+from stages.core.agent import load_weights
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
@@ -27,7 +27,8 @@ from stages.core.methods import is_model_free
 from stages.core.model_free import OfflineRLConfig
 from stages.core.offline_rl import Actor, resolve_precision
 from stages.core.pixels import PixelEncoder
-from stages.core.world_model import WorldModel
+from stages.core.settings import ActorCriticConfig
+from stages.core.world_model import State, TaskContext, WorldModel
 
 IMAGE_SIZE = 64  # of the frames the world model reads
 

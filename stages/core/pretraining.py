@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core import artifacts, checkpoints, groundings, storage, tasks
-from stages.core.agent import ModelConfig, Noise
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.sidecar import tuned_embeddings
@@ -35,10 +34,10 @@ from stages.core.config import PartShare, Run, Section, Share
 from stages.core.distributed import World, world
 from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.errors import BadInput
-from stages.core.objective import Labels, ObjectiveConfig
 from stages.core.origin import sample_semantics
 from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
+from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.training import (
     Batch,
     Compile,
@@ -53,7 +52,7 @@ from stages.core.training import (
     set_lr,
     should_compile,
 )
-from stages.core.world_model import WorldModel
+from stages.core.world_model import Labels, Noise, WorldModel
 
 
 class TrainingConfig(Section):

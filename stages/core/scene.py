@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stages.core import artifacts, report, tables, tasks, worlds
 from stages.core.actor_critic import Actor
-from stages.core.agent import TaskContext
 from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.config import Run, Section
@@ -24,7 +23,7 @@ from stages.core.groundings import open_model
 from stages.core.methods import is_model_free
 from stages.core.policy import load_learner
 from stages.core.pretraining import open_training_data
-from stages.core.world_model import WorldModel
+from stages.core.world_model import TaskContext, WorldModel
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from stages.core.errors import BadInput
 from stages.core.nets import ImageDecoder, sample_one_hot
 from stages.core.rssm import RSSM
-
-if TYPE_CHECKING:
-    from stages.core.agent import ModelConfig
-    from stages.core.objective import Labels, ObjectiveConfig
+from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 
 
 @dataclass
@@ -75,6 +72,19 @@ class TaskContext:
         return TaskContext(tau, gates, semantics)
 
 
+@dataclass
+class Labels:
+    """What is known of each dataset part's task: text (P, dim_e), known (P,) bool, threshold (P,).
+
+    A replay spans random to expert behaviour, so a segment counts as a demonstration of its label
+    only when the backbone finds it at least `threshold` similar to the prompt.
+    """
+
+    text: Tensor
+    known: Tensor
+    threshold: Tensor
+
+
 class Noise:
     """Uniform noise for the *global* batch of which this process takes its rows.
 
@@ -96,28 +106,6 @@ class Noise:
         return drawn[self.rank * batch : (self.rank + 1) * batch]
 
 
-Align = Literal["none", "best"]
-Space = Literal["z", "semantic", "relative"]
-
-
-class RewardOptions(Protocol):
-    """How BiTAgent compares latents, see stages/core/grounding.py; the other groundings have their own measure."""
-
-    @property
-    def align(self) -> Align: ...
-
-    @property
-    def space(self) -> Space: ...
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One choice of `RewardOptions`."""
-
-    align: Align
-    space: Space
-
-
 class WorldModel(nn.Module):
     """RSSM and decoder with what a grounding puts into z; subclasses build the parts named here.
 
@@ -126,7 +114,7 @@ class WorldModel(nn.Module):
     """
 
     reads_semantics: ClassVar[bool] = True
-    measures: ClassVar[Mapping[str, RewardOptions]] = {"reward": Measure("none", "z")}
+    measures: ClassVar[Mapping[str, Measure]] = {"reward": Measure("none", "z")}
 
     config: ModelConfig
     dim_embedding: int
@@ -173,7 +161,7 @@ class WorldModel(nn.Module):
     def conclude(self, e: Tensor) -> None:
         """What is fixed when training ends, from e (N, dim_e) of `origin.sample_semantics`; most keep nothing."""
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.
 
         Args:

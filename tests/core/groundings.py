@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages.core import groundings
-from stages.core.world_model import Measure, Noise, State, TaskContext, WorldModel
+from stages.core.settings import Measure
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from tests.core.helpers import (
     DIM_ACTION,
     DIM_E,

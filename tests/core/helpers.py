@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.agent import ModelConfig
 from stages.core.groundings.bitagent import BiTAgent
-from stages.core.objective import Labels, ObjectiveConfig
+from stages.core.settings import ModelConfig, ObjectiveConfig
+from stages.core.world_model import Labels
 
 # Sizes that differ from each other, so that a swapped axis cannot pass unseen.
 DIM_E, DIM_ACTION = 9, 2

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.actor_critic import ActorCriticConfig
 from stages.core.dreamer import DreamerConfig, DreamerJob
 from stages.core.explore import ExploreConfig, ExploreJob
 from stages.core.online import OnlineJob, Training
 from stages.core.online_agent import AgentConfig
+from stages.core.settings import ActorCriticConfig
 from tests.core.helpers import ACTOR_CRITIC, DIM_ACTION, DREAMER, EXPLORE, make_batch, model_config, objective_config
 
 KINDS = ("explore", "dreamer")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.core import actor_critic
-from stages.core.actor_critic import ActorCritic, ActorCriticConfig, Transitions, lambda_return
+from stages.core.actor_critic import ActorCritic, Transitions, lambda_return
+from stages.core.settings import ActorCriticConfig
 from tests.core import literal
 from tests.core.helpers import scramble
 

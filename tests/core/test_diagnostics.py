@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import diagnostics, tasks
-from stages.core.agent import JointModel, State, TaskContext
+from stages.core.agent import JointModel
 from stages.core.episodes import Dataset
 from stages.core.errors import BadInput
 from stages.core.grounding import text_reward
+from stages.core.settings import Measure
+from stages.core.world_model import State, TaskContext
 from tests.core.helpers import model_config
 from tests.core.real_data import make_dataset
 
@@ -137,7 +139,7 @@ def test_true_reward_is_the_environments_own(domain: str) -> None:
 
 
 def literal(
-    model: JointModel, dataset: Dataset, episode: int, task: TaskContext, horizon: int, align: str
+    model: JointModel, dataset: Dataset, episode: int, task: TaskContext, horizon: int, measure: Measure
 ) -> np.ndarray:
     """The reward along one episode, the slow way: filter it whole, then compare stretch by stretch."""
     found = dataset.episode(episode)
@@ -149,24 +151,25 @@ def literal(
     out = []
     for begin in range(0, len(found) - horizon, horizon):
         z = seen.state.z[:, begin : begin + horizon + 1]
-        out.append(text_reward(model, task, z, action[:, begin + 1 : begin + horizon + 1], align)[0])  # type: ignore[arg-type]
+        out.append(text_reward(model, task, z, action[:, begin + 1 : begin + horizon + 1], measure)[0])
     return torch.cat(out).numpy()
 
 
 def test_rewards_along_episodes_equal_the_slow_way(model: JointModel, dataset: Dataset) -> None:
     contexts, episodes = prompts(model), np.array([0, 2, 3, 5, 4])
 
-    def reward(align: str, task: TaskContext, state: State, action: Tensor) -> Tensor:
-        return text_reward(model, task, state.z, action, align)  # type: ignore[arg-type]
+    def reward(measure: Measure, task: TaskContext, state: State, action: Tensor) -> Tensor:
+        return text_reward(model, task, state.z, action, measure)
 
-    functions = {align: partial(reward, align) for align in ("none", "best")}
+    measures = {"none": Measure("none", "z"), "best": Measure("best", "z")}
+    functions = {name: partial(reward, measure) for name, measure in measures.items()}
     found = diagnostics.episode_rewards(model, dataset, episodes, contexts, functions, horizon=7)
     assert found["none"].shape == (2, 5, 28)
-    for align in functions:
+    for name, measure in measures.items():
         for k in range(2):
             for place, episode in enumerate(episodes):
-                wanted = literal(model, dataset, int(episode), contexts.rows(torch.tensor([k])), 7, align)
-                np.testing.assert_allclose(found[align][k, place], wanted, atol=1e-5)
+                wanted = literal(model, dataset, int(episode), contexts.rows(torch.tensor([k])), 7, measure)
+                np.testing.assert_allclose(found[name][k, place], wanted, atol=1e-5)
 
 
 def test_episodes_cover_the_ranks_of_every_part(dataset: Dataset) -> None:

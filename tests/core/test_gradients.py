@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from stages.core import objective
-from stages.core.agent import JointModel, Noise, State
+from stages.core.agent import JointModel
 from stages.core.grounding import text_reward
+from stages.core.settings import Measure
+from stages.core.world_model import Noise, State
 from tests.core.helpers import DIM_ACTION, make_batch, make_model, objective_config, unit
 
 # Name of the paper → parameters of the module, by prefix.
@@ -122,6 +124,6 @@ def test_actor_learns_through_a_frozen_model(actions_seen: str) -> None:
     start = State(*(getattr(seen.state, k)[:, 0] for k in ("h", "z", "e")))
     torch.manual_seed(2)
     states, taken, _ = model.imagine(start, lambda _, t: actions[:, t], 4, task, Noise("cpu"))
-    text_reward(model, task, states.z, taken, "none").sum().backward()
+    text_reward(model, task, states.z, taken, Measure("none", "z")).sum().backward()
     assert actions.grad is not None and actions.grad.abs().sum(-1).all()
     assert all(p.grad is None for p in model.parameters())

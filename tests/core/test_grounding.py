@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.core.grounding import _best_offset, text_reward
-from stages.core.world_model import Align, Space
+from stages.core.settings import Align, Measure, Space
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, make_model, unit
 
@@ -32,7 +32,7 @@ def test_equation_10(actions_seen: str, align: Align, space: Space, shared: bool
     if shared:
         index = torch.tensor([1, 0, 0, 1])
         task, y = model.task(y[:2]).rows(index), y[index]
-    found = text_reward(model, task, z, action, align, space)
+    found = text_reward(model, task, z, action, Measure(align, space))
     assert found.shape == (4, 5)
     world = literal.World(model)
 
@@ -60,8 +60,8 @@ def test_the_reference_itself_earns_one_at_every_step() -> None:
     task = model.task(unit(2, generator=torch.Generator().manual_seed(5)))
     action = torch.rand(2, 5, DIM_ACTION, generator=torch.Generator().manual_seed(6))
     z, _ = model.text_rollout(action, task, None)
-    torch.testing.assert_close(text_reward(model, task, z, action, "none"), torch.ones(2, 5))
-    torch.testing.assert_close(text_reward(model, task, z, action, "best"), torch.ones(2, 5))
+    torch.testing.assert_close(text_reward(model, task, z, action, Measure("none", "z")), torch.ones(2, 5))
+    torch.testing.assert_close(text_reward(model, task, z, action, Measure("best", "z")), torch.ones(2, 5))
 
 
 def test_best_offset_forgives_a_gait_out_of_phase_and_the_same_step_does_not() -> None:

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.core.agent import Noise
 from stages.core.backbones import Backbone
 from stages.core.backbones.internvideo2 import InternVideo2Backbone
 from stages.core.backbones.offline import load_offline
 from stages.core.backbones.tuning import IN_LOOP, Mode, make_trainable
 from stages.core.groundings.bitagent import BiTAgent
-from stages.core.objective import Labels
 from stages.core.pretraining import JointObjective
+from stages.core.world_model import Labels, Noise
 from tests.core.backbones.test_internvideo2 import make_model as make_internvideo2
 from tests.core.backbones.trained import make_offline
 from tests.core.helpers import DIM_ACTION, make_batch, model_config, objective_config, scramble

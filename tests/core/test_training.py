@@ -11,8 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.core import objective, training
-from stages.core.agent import JointModel, Noise
+from stages.core.agent import JointModel
 from stages.core.errors import BadInput
+from stages.core.world_model import Noise
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 CPU = torch.device("cpu")

@@ -17,7 +17,6 @@ from torch import Tensor
 from stages import behave, pretrain
 from stages.core import artifacts, checkpoints, storage, tasks
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import Noise
 from stages.core.artifacts import Artifact
 from stages.core.config import Run
 from stages.core.distributed import World
@@ -27,6 +26,7 @@ from stages.core.latents import encode, posterior_modes
 from stages.core.play import Rollout
 from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
+from stages.core.world_model import Noise
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
 from tests.stages import small_run

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stages.core.agent import ModelConfig, load_model
+from stages.core.agent import load_model
 from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import MllmConfig
 from stages.core.config import Section
@@ -22,6 +22,7 @@ from stages.core.groundings.founder import Founder, FounderConfig
 from stages.core.groundings.genrl import GenRL, GenRLConfig
 from stages.core.groundings.wm_clip import WMCLIP
 from stages.core.methods import base_method
+from stages.core.settings import ModelConfig
 from stages.core.world_model import WorldModel
 
 

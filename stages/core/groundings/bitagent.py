@@ -9,14 +9,15 @@ from torch import Tensor
 
 from stages.core.agent import JointModel
 from stages.core.grounding import text_reward
-from stages.core.objective import Labels, ObjectiveConfig, joint_loss
-from stages.core.world_model import Measure, Noise, RewardOptions, State, TaskContext
+from stages.core.objective import joint_loss
+from stages.core.settings import Measure, ObjectiveConfig
+from stages.core.world_model import Labels, Noise, State, TaskContext
 
 
 class BiTAgent(JointModel):
     """The joint model with its two duties; the ablations are the same class under other switches."""
 
-    measures: ClassVar[Mapping[str, RewardOptions]] = {
+    measures: ClassVar[Mapping[str, Measure]] = {
         "relative": Measure("none", "relative"),
         "relative, best shift": Measure("best", "relative"),
         "semantic": Measure("none", "semantic"),
@@ -30,6 +31,6 @@ class BiTAgent(JointModel):
         """L_total of Eq. 11."""
         return joint_loss(self, batch, labels, config, noise)
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Eq. 10."""
-        return text_reward(self, task, state.z, action, options.align, options.space)
+        return text_reward(self, task, state.z, action, measure)

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import ModelConfig
 from stages.core.config import Section
 from stages.core.groundings.aligner import Aligner
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot, unimix_log_probs
-from stages.core.objective import ObjectiveConfig
-from stages.core.world_model import Noise, Observed, RewardOptions, State, TaskContext
+from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.world_model import Noise, Observed, State, TaskContext
 
 LAYERS = 2
 
@@ -98,7 +97,7 @@ class Founder(PlainWorldModel):
             -1, steps, -1, -1
         )
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Minus the predicted distance to the goal state, in (-1, 0)."""
         goal = task.tau.unsqueeze(1).expand(-1, state.z.shape[1] - 1, -1)
         return -self.distance(state.z[:, 1:], goal)

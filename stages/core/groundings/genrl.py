@@ -9,15 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.core.agent import ModelConfig
 from stages.core.config import Section
 from stages.core.errors import BadInput
 from stages.core.groundings.aligner import Aligner
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot
-from stages.core.objective import ObjectiveConfig
 from stages.core.rssm import Dynamics
-from stages.core.world_model import Noise, Observed, RewardOptions, State, TaskContext
+from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.world_model import Noise, Observed, State, TaskContext
 
 
 class GenRLConfig(Section):
@@ -113,7 +112,7 @@ class GenRL(PlainWorldModel):
             priors.append(prior)
         return torch.stack(states, 1), torch.stack(priors, 1)
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Similarity to the target states in the decoder's first layer, aligned in time."""
         prompts, index = (task, slice(None)) if task.distinct is None else (task.distinct, task.index)
         steps = action[:, 1:].new_zeros(len(prompts.tau), *action[0, 1:].shape)  # as many as are judged

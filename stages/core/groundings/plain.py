@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.agent import ModelConfig
 from stages.core.nets import ImageDecoder
-from stages.core.objective import Labels, ObjectiveConfig, world_model_loss
+from stages.core.objective import world_model_loss
 from stages.core.rssm import RSSM
-from stages.core.world_model import Noise, Observed, State, TaskContext, WorldModel
+from stages.core.settings import ModelConfig, ObjectiveConfig
+from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
 
 class PlainWorldModel(WorldModel):

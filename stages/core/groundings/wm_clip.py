@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import ModelConfig
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP
-from stages.core.objective import ObjectiveConfig
-from stages.core.world_model import Noise, Observed, RewardOptions, State, TaskContext
+from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.world_model import Noise, Observed, State, TaskContext
 
 LAYERS = 2
 
@@ -31,7 +30,7 @@ class WMCLIP(PlainWorldModel):
         """1 - cosine to the backbone's embedding e_t."""
         return {"reverse": 1 - (self.embed(seen.state) * seen.state.e).sum(-1).mean()}
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, options: RewardOptions) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Cosine of the state's embedding and the text's."""
         seen = self.embed(State(state.h[:, 1:], state.z[:, 1:], state.e[:, 1:]))  # (N, H, dim_e)
         return (seen * task.semantics.unsqueeze(1)).sum(-1)

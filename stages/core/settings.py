@@ -1,0 +1,107 @@
+"""The sections of a preset that decide what the model is and how it learns; every default is in presets/paper.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.core.config import Section, Share
+from stages.core.training import Compile
+
+Align = Literal["none", "best"]
+Space = Literal["z", "semantic", "relative"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How BiTAgent's reward compares latents (core/reward.py); the other methods have a measure of their own."""
+
+    align: Align
+    space: Space
+
+
+class ModelConfig(Section):
+    """Sizes and variants of the joint model; defaults and comments in presets/paper.yaml."""
+
+    depth: int
+    deter: int
+    classes: int
+    categories: int
+    dim_z: int
+    dim_task: int
+    units: int
+    fusion: Literal["tamf", "sum"]
+    fusion_layers: int
+    expert_hidden: int
+    gate: Literal["scalar", "channel"]
+    layer_scale: float
+    unimix: float
+    imagined_semantics: Literal["predict", "hold"]
+    text_actions: Literal["policy", "none"]
+
+
+class ObjectiveConfig(Section):
+    """Weights and constants of the objective; defaults and comments in presets/paper.yaml."""
+
+    world_model: float
+    mllm: float
+    joint_behavior: float
+    rollout: float
+    text_imagination: float
+    semantic_prediction: float
+    kl_dynamics: float
+    kl_representation: float
+    free_nats: float
+    align_video: float
+    horizon: int
+    discount: float
+    pseudo_text: float
+    pseudo_text_noise: float
+
+
+class ActorCriticConfig(Section):
+    """Constants of behaviour learning; defaults and comments in presets/paper.yaml."""
+
+    units: int
+    layers: int
+    discount: float
+    trace: float
+    entropy: float
+    imagination: float
+    anchor: float
+    climb: float
+    n_step: int
+    target_noise: float
+    target_noise_clip: float
+    slow_rate: float
+    return_floor: float
+    return_rate: float
+    min_std: float
+    max_std: float
+
+
+class BehaviorConfig(Section):
+    """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+    decisions: int
+    imagined: int
+    horizon: int
+    start_fraction: Share
+    lr: float
+    clip: float
+    align: Align
+    space: Space
+    oracle_updates: int
+    bf16: bool
+    compile: Compile
+    log_every: int
+    checkpoint_every: int
+    watch_every: int
+    watch_episodes: int
+    actor_critic: ActorCriticConfig
+
+    @property
+    def measure(self) -> Measure:
+        """How BiTAgent's reward compares latents."""
+        return Measure(self.align, self.space)
