@@ -15,11 +15,11 @@ import typer
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
 from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
-    from stages.core.config import Run
+    from stages.runtime.config import Run
 
 app = typer.Typer(
     cls=Commands,
@@ -81,7 +81,7 @@ def goal_options(task: str | None, prompt: str | None, video: Path | None, tasks
 
 def check_trainable(method: str) -> None:
     """pretrain makes models of methods by name: refuse the labels that other commands make of them."""
-    from stages.core.methods import base_method
+    from stages.runtime.names import base_method
 
     check_name(method, "--method")
     if base_method(method) != method:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from stages.core.errors import BadInput, Interrupted, printable
+from stages.runtime.errors import BadInput, Interrupted, printable
 
 _DISK = {
     errno.ENOSPC: "the disk is full: free some space, or choose another --out, and run the same command again",

@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact
-from stages.core.errors import BadInput, printable
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput, printable
 
 MAX_TENSORS = 40
 MAX_DEPTH = 12

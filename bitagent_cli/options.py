@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 MAX_PROMPT_LENGTH = 2000
 COMMON = "Common options"

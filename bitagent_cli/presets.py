@@ -17,15 +17,15 @@ from pydantic import BaseModel, ValidationError
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
 from stages.core.backbones.tuning import MllmConfig
-from stages.core.config import Section
-from stages.core.errors import BadInput, nearest
 from stages.core.groundings import Constants
-from stages.core.methods import base_method
 from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ModelConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.pretrain import Config as PretrainConfig
+from stages.runtime.config import Section
+from stages.runtime.errors import BadInput, nearest
+from stages.runtime.names import base_method
 from stages.transfer import Config as TransferConfig
 from stages.visualize import Config as VisualizeConfig
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from bitagent_cli import presets
 from bitagent_cli.options import Common
 from bitagent_cli.presets import Preset
-from stages.core.config import Run, resolve_device
-from stages.core.distributed import require_one_process
-from stages.core.errors import BadInput
-from stages.core.training import fast_bf16
+from stages.runtime.config import Run, resolve_device
+from stages.runtime.distributed import require_one_process
+from stages.runtime.errors import BadInput
+from stages.runtime.update import fast_bf16
 
 # Minutes a stage took for the walker on 2 CPU cores (behave and evaluate: one task), with bfloat16 in hardware and
 # without. A scale or stage that was not timed announces no estimate.

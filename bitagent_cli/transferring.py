@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, transfer
 from stages.core import tasks
-from stages.core.config import Run
+from stages.runtime.config import Run
 
 
 def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, control: bool, method: str) -> None:

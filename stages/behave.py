@@ -21,27 +21,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core import artifacts, checkpoints, model_free, storage, tasks
+from stages.core import model_free, tasks
 from stages.core.actor_critic import ActorCritic
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
-from stages.core.config import Run
-from stages.core.distributed import World, world
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.groundings import open_model
 from stages.core.latents import Latents, data_modes, encode
-from stages.core.methods import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
 from stages.core.play import play
 from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
-from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.settings import BehaviorConfig as Config
-from stages.core.training import (
+from stages.core.world_model import Noise, State, WorldModel
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.distributed import World, world
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
+from stages.runtime.update import (
     Batch,
     Terms,
     load_optimizer_tensors,
@@ -50,7 +52,6 @@ from stages.core.training import (
     optimizer_tensors,
     should_compile,
 )
-from stages.core.world_model import Noise, State, WorldModel
 
 
 def run(

@@ -21,18 +21,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, storage, tasks
-from stages.core.artifacts import Artifact
-from stages.core.config import PartShare, Run, Section
+from stages.core import tasks
 from stages.core.derive import render_dataset
 from stages.core.dreamer import DreamerConfig, DreamerJob
-from stages.core.errors import BadInput, nearest
 from stages.core.experts import DECISIONS, ExpertConfig, ExpertJob, kept_episodes, task_decisions
 from stages.core.explore import ExploreConfig, ExploreJob
 from stages.core.gathering import Look, Target, drop_work, make
 from stages.core.genrl_import import import_genrl
 from stages.core.online_agent import AgentConfig
 from stages.core.render import DEFAULT_CAMERAS
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import PartShare, Run, Section
+from stages.runtime.errors import BadInput, nearest
 
 SOURCES = ("random", "explore", "expert", "all")
 ALGOS = ("td3", "dreamer")

@@ -18,18 +18,19 @@ from typing import Any
 
 import torch
 
-from stages.core import artifacts, checkpoints, storage, tasks
-from stages.core.artifacts import Artifact
+from stages.core import tasks
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
 from stages.core.backbones.offline import Student, TextTower, TowerConfig
 from stages.core.backbones.probe import draw_probe
 from stages.core.backbones.sidecar import FrameSource, write_embeddings
-from stages.core.config import PartShare, Run, Section
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
-from stages.core.running import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
-from stages.core.training import (
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import PartShare, Run, Section
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.update import (
     fast_bf16,
     load_optimizer_tensors,
     make_optimizer,

@@ -20,15 +20,16 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from stages.core import artifacts, storage, tasks
-from stages.core.artifacts import Artifact
-from stages.core.config import Run, Section
-from stages.core.errors import BadInput
+from stages.core import tasks
 from stages.core.goals import command_again, parse_goal
 from stages.core.play import FIRST_SEED, Rollout, play
 from stages.core.policy import Policy
-from stages.core.running import seed_everything
 from stages.core.tasks import Env
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run, Section
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import seed_everything
 
 VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
 

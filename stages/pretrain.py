@@ -10,13 +10,13 @@ The loop itself is stages/core/pretraining.py, which `transfer` shares; the loss
 from __future__ import annotations
 
 from stages.core import groundings
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig
-from stages.core.config import Run
-from stages.core.errors import BadInput
-from stages.core.methods import is_model_free, method_option
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 from stages.core.settings import ModelConfig
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
+from stages.runtime.names import is_model_free, method_option
 
 
 class Config(TrainingConfig):

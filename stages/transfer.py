@@ -19,18 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, figures, groundings, results, storage, tables, tasks
+from stages.core import figures, groundings, results, tables, tasks
 from stages.core.agent import load_weights
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
-from stages.core.config import Run, Section
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
 from stages.core.results import Result
 from stages.core.settings import ModelConfig
 from stages.core.tables import Table
 from stages.core.world_model import WorldModel
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run, Section
+from stages.runtime.errors import BadInput
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
 

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, logs, paper_page, results, storage
-from stages.core.artifacts import Artifact
+from stages.core import paper_page, results
 from stages.core.chapters import PARTS
-from stages.core.config import Run
-from stages.core.errors import BadInput
 from stages.core.report import Chapter, provenance, write_report
 from stages.core.scene import Scene, ViewConfig, find_artifacts
+from stages.runtime import artifacts, logs, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 
 
 class Config(ViewConfig):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from stages.core.config import Run
+from stages.runtime.config import Run
 
 os.environ.pop("MUJOCO_GL", None)
 

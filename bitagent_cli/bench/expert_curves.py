@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from stages.core import figures, tables
-from stages.core.errors import BadInput
 from stages.core.learning import expert_curves, experts_table, find_experts
+from stages.runtime.errors import BadInput
 
 
 def run(picture: Path, roots: list[Path]) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.core.errors import BadInput
 from stages.core.opengl import find_platform
 from stages.core.render import DEFAULT_CAMERAS, Renderer
 from stages.core.tasks import DOMAINS, make_env, task_names
+from stages.runtime.errors import BadInput
 
 GL_STATES = 40  # as many states as the slow paths are timed on,
 LIMIT_S = 5.0  # unless that takes longer than this

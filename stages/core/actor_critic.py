@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.distributed import gathered
 from stages.core.nets import MLP, TwoHotHead
 from stages.core.offline_rl import smoothed_target
 from stages.core.settings import ActorCriticConfig
+from stages.runtime.distributed import gathered
 
 
 @dataclass

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import mllm_of
-from stages.core.errors import BadInput
 from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
 
 
 class Adapter(nn.Module):

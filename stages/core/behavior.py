@@ -14,8 +14,8 @@ from stages.core.actor_critic import ActorCritic, Transitions
 from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
 from stages.core.nets import autocast_dtype
 from stages.core.settings import BehaviorConfig
-from stages.core.training import Batch, Terms
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.runtime.update import Batch, Terms
 
 DREAMED = 4  # horizons that a data-free start lies at most into its dreamed episode
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, storage
-from stages.core.artifacts import Artifact
-from stages.core.errors import BadInput
 from stages.core.shards import Shard, allow_open_files, check_episodes
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
 
 FACTS = {
     "source": str, "task": str, "renderer": str, "image_size": int, "action_dim": int, "state_dim": int,

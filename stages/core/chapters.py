@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts, diagnostics, figures, logs, results, tables, tasks
+from stages.core import diagnostics, figures, results, tables, tasks
 from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.groundings import open_model
 from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
@@ -27,6 +26,8 @@ from stages.core.settings import Measure
 from stages.core.sheets import contact_sheet, save_png
 from stages.core.tables import Table
 from stages.core.world_model import State, TaskContext, WorldModel
+from stages.runtime import artifacts, logs
+from stages.runtime.errors import BadInput
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
 LEGEND = (

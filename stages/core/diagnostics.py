@@ -21,9 +21,9 @@ from stages.core.actor_critic import Actor
 from stages.core.backbones.behaviours import memberships
 from stages.core.backbones.motion import window_features
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.nets import normalize_image, sample_one_hot, to_uint8
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.runtime.errors import BadInput
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together

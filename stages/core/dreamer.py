@@ -20,9 +20,9 @@ from stages.core.experts import Policy, evaluate, summary
 from stages.core.nets import TwoHotHead
 from stages.core.online import OnlineJob, pixel_policy, train_online
 from stages.core.online_agent import OnlineConfig, Reward
-from stages.core.training import Batch
-from stages.core.workers import Channel
 from stages.core.world_model import Observed, State
+from stages.runtime.update import Batch
+from stages.runtime.workers import Channel
 
 
 class DreamerConfig(OnlineConfig):

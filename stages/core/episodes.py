@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, catalog, storage
-from stages.core.artifacts import Artifact
+from stages.core import catalog
 from stages.core.catalog import EpisodeInfo, Part
-from stages.core.errors import BadInput
 from stages.core.shards import (
     Arrays,
     Episode,
@@ -38,6 +36,9 @@ from stages.core.shards import (
     read_sealed,
     write_shard,
 )
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
 
 __all__ = ["Dataset", "DatasetWriter", "Episode", "EpisodeInfo", "Part", "write_dataset"]
 

@@ -24,14 +24,15 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from stages.core import checkpoints, storage, tasks
-from stages.core.config import PartShare, Section, Share
-from stages.core.errors import BadInput
+from stages.core import tasks
 from stages.core.nets import symlog
 from stages.core.offline_rl import TD3, TD3Config
-from stages.core.running import Metrics, require_finite
 from stages.core.shards import Episode, episode_arrays, read_sealed, write_shard
-from stages.core.workers import Channel
+from stages.runtime import checkpoints, storage
+from stages.runtime.config import PartShare, Section, Share
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics, require_finite
+from stages.runtime.workers import Channel
 
 DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
 Policy = Callable[[np.ndarray, int], np.ndarray]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from stages.core.nets import MLP
 from stages.core.online import OnlineJob, train_online
 from stages.core.online_agent import OnlineConfig, Reward
-from stages.core.training import Batch
-from stages.core.workers import Channel
 from stages.core.world_model import Observed, State
+from stages.runtime.update import Batch
+from stages.runtime.workers import Channel
 
 
 class ExploreConfig(OnlineConfig):

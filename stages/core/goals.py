@@ -9,13 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.core import tasks
-from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
-from stages.core.config import Run
-from stages.core.errors import BadInput
-from stages.core.methods import DATA_FREE, ORACLE, method_option
-from stages.core.naming import slug
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
+from stages.runtime.names import DATA_FREE, ORACLE, method_option, slug
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.errors import BadInput
 from stages.core.tasks import ACTION_REPEAT, TASKS, Step, get_task, make_env
 from stages.core.worlds import control_timestep
+from stages.runtime.errors import BadInput
 
 try:
     import gymnasium

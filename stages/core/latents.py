@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts, storage
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
-from stages.core.running import progress
-from stages.core.training import autocast, roomy
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import progress
+from stages.runtime.update import autocast, roomy
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
 

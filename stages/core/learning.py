@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core import artifacts, logs, tasks
-from stages.core.artifacts import Artifact
+from stages.core import tasks
 from stages.core.tables import Table
+from stages.runtime import artifacts, logs
+from stages.runtime.artifacts import Artifact
 
 NOTE = (
     "Score = (return - random) / (expert - random), with the reference returns of stages/core/tasks.py; `score` is of "

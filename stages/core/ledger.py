@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
-from stages.core.errors import BadInput
-from stages.core.methods import method_option
-from stages.core.naming import slug
 from stages.core.results import Result
 from stages.core.tables import Table
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
+from stages.runtime.names import method_option, slug
 
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
 SHORT = 8  # characters of an id

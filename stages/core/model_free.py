@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts, checkpoints, storage
-from stages.core.artifacts import Artifact
-from stages.core.config import Run, Section, Share
-from stages.core.distributed import World, require_one_process, world
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.goals import Goal, command_again, embed_goal
-from stages.core.methods import MODEL_FREE, base_method
 from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
 from stages.core.pixels import PixelEncoder, random_shift, transitions
 from stages.core.pretraining import backbone_id, data_device, find_inputs
-from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
-from stages.core.training import autocast, load_optimizer_tensors, optimizer_tensors
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run, Section, Share
+from stages.runtime.distributed import World, require_one_process, world
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.names import MODEL_FREE, base_method
+from stages.runtime.update import autocast, load_optimizer_tensors, optimizer_tensors
 
 REWARD_ROWS = 65536  # behind mean and spread of the reward
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.config import Section
-from stages.core.training import fast_bf16, load_optimizer_tensors, optimizer_tensors
+from stages.runtime.config import Section
+from stages.runtime.update import fast_bf16, load_optimizer_tensors, optimizer_tensors
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LN_EPS = 1e-5

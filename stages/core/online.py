@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core import checkpoints, tasks
+from stages.core import tasks
 from stages.core.experts import (
     DECISIONS,
     Policy,
@@ -36,10 +36,11 @@ from stages.core.experts import (
 )
 from stages.core.online_agent import Agent, AgentConfig, OnlineConfig, Reward
 from stages.core.render import render_states
-from stages.core.running import Metrics, require_finite
 from stages.core.shards import Shard, allow_open_files, read_sealed
-from stages.core.training import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
-from stages.core.workers import Channel
+from stages.runtime import checkpoints
+from stages.runtime.loop import Metrics, require_finite
+from stages.runtime.update import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.runtime.workers import Channel
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel
-from stages.core.config import PartShare, Section, Share
 from stages.core.experts import DECISIONS
 from stages.core.objective import kl_losses
 from stages.core.settings import ActorCriticConfig, ModelConfig, ObjectiveConfig
-from stages.core.training import Batch, Terms
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.runtime.config import PartShare, Section, Share
+from stages.runtime.update import Batch, Terms
 
 NO_SEMANTICS = 1  # width of the embedding that is always zero
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.core import tasks
 from stages.core.policy import Policy
-from stages.core.running import progress
+from stages.runtime.loop import progress
 
 FIRST_SEED = 100_000  # episodes start where no collected episode does
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages.core.errors import BadInput
 from stages.core.playground import Film, ask
 from stages.core.report import inline
 from stages.core.scene import Scene
+from stages.runtime.errors import BadInput
 
 HOST = "127.0.0.1"
 FONTS = ("system-ui", "sans-serif")

@@ -15,20 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import artifacts
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import load_weights
-from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
-from stages.core.errors import BadInput
 from stages.core.groundings import open_model
-from stages.core.methods import is_model_free
 from stages.core.model_free import OfflineRLConfig
 from stages.core.offline_rl import Actor, resolve_precision
 from stages.core.pixels import PixelEncoder
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
+from stages.runtime.names import is_model_free
 
 IMAGE_SIZE = 64  # of the frames the world model reads
 

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts, checkpoints, groundings, storage, tasks
-from stages.core.artifacts import Artifact
+from stages.core import groundings, tasks
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.sidecar import tuned_embeddings
 from stages.core.backbones.tuning import (
@@ -30,15 +29,18 @@ from stages.core.backbones.tuning import (
     tuned_tensors,
     window_embeddings,
 )
-from stages.core.config import PartShare, Run, Section, Share
-from stages.core.distributed import World, world
 from stages.core.episodes import Dataset, held_out_episodes
-from stages.core.errors import BadInput
 from stages.core.origin import sample_semantics
-from stages.core.running import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.core.sampler import Sampler, prefetch
 from stages.core.settings import ModelConfig, ObjectiveConfig
-from stages.core.training import (
+from stages.core.world_model import Labels, Noise, WorldModel
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import PartShare, Run, Section, Share
+from stages.runtime.distributed import World, world
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.update import (
     Batch,
     Compile,
     Terms,
@@ -52,7 +54,6 @@ from stages.core.training import (
     set_lr,
     should_compile,
 )
-from stages.core.world_model import Labels, Noise, WorldModel
 
 
 class TrainingConfig(Section):

@@ -15,9 +15,9 @@ from multiprocessing import get_context
 import numpy as np
 
 from stages.core import worlds
-from stages.core.errors import BadInput, nearest
 from stages.core.opengl import GLDrawer
 from stages.core.shading import RayCaster
+from stages.runtime.errors import BadInput, nearest
 
 BACKENDS = ("ray", "gl")
 DEFAULT_CAMERAS = {"walker": 0, "cheetah": 0, "quadruped": 2, "stickman": 0}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, tables
-from stages.core.artifacts import Artifact
-from stages.core.errors import BadInput
+from stages.core import tables
 from stages.core.tables import Table
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
 
 MEDIA = {".png": "image/png", ".gif": "image/gif"}
 

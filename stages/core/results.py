@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, storage, tasks
-from stages.core.artifacts import Artifact
-from stages.core.methods import CONTROL, base_method, transfer_source
+from stages.core import tasks
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.names import CONTROL, base_method, transfer_source
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 KEYS = ("image", "action", "reward", "is_first", "is_terminal")
 

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import artifacts, report, tables, tasks, worlds
+from stages.core import report, tables, tasks, worlds
 from stages.core.actor_critic import Actor
-from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
-from stages.core.config import Run, Section
 from stages.core.episodes import Dataset, held_out_episodes
-from stages.core.errors import BadInput
 from stages.core.groundings import open_model
-from stages.core.methods import is_model_free
 from stages.core.policy import load_learner
 from stages.core.pretraining import open_training_data
 from stages.core.world_model import TaskContext, WorldModel
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run, Section
+from stages.runtime.errors import BadInput
+from stages.runtime.names import is_model_free
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 

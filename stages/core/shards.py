@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.storage import corrupted
+from stages.runtime.storage import corrupted
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_), "I64": np.dtype("<i8"),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.core import worlds
-from stages.core.errors import BadInput, nearest
 from stages.core.render import Renderer
 from stages.core.worlds.suite import flatten_observation, mujoco
+from stages.runtime.errors import BadInput, nearest
 
 DOMAINS: tuple[str, ...] = ("walker", "cheetah", "quadruped", "stickman")
 ACTION_REPEAT = 2

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from stages.core.errors import BadInput
 from stages.core.nets import ImageDecoder, sample_one_hot
 from stages.core.rssm import RSSM
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.runtime.errors import BadInput
 
 
 @dataclass

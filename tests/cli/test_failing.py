@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from bitagent_cli.failing import Commands
-from stages.core.errors import BadInput, Interrupted
+from stages.runtime.errors import BadInput, Interrupted
 
 
 def run_raising(error: BaseException) -> Result:

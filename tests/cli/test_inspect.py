@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import Result
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
 from tests.core.real_data import make_data
 from tests.core.synthetic import write_meta
 

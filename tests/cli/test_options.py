@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bitagent_cli.options import check_text, split_names
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 
 def test_text_is_stripped_and_unicode_is_fine() -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bitagent_cli.app import app
-from stages.core import artifacts
+from stages.runtime import artifacts
 
 TINY = (
     "collect.random_episodes=1", "collect.expert.decisions.walk=1000", "collect.expert.keep_episodes=1",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bitagent_cli import presets
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 
 def refusal(name: str = "walker", scale: str = "smoke", *sets: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from stages.core import artifacts
+from stages.runtime import artifacts
 
 Bitagent = Callable[..., Result]
 Refused = Callable[..., None]

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.core.agent import JointModel
-from stages.core.distributed import World, world
 from stages.core.pretraining import TrainingConfig, build_update
-from stages.core.training import make_optimizer
+from stages.runtime.distributed import World, world
+from stages.runtime.update import make_optimizer
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 UPDATES, BATCH = 20, 4

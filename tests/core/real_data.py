@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.core import artifacts, storage, tasks
-from stages.core.artifacts import Artifact
+from stages.core import tasks
 from stages.core.episodes import Dataset, DatasetWriter, Episode
 from stages.core.render import render_states
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
 
 
 def play(domain: str, task: str, rows: int, seed: int) -> Episode:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, storage
-from stages.core.artifacts import Artifact
 from stages.core.episodes import DatasetWriter, Episode
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core import artifacts
 from stages.core.agent import JointModel, load_model, load_weights
-from stages.core.errors import BadInput
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.runtime import artifacts
+from stages.runtime.errors import BadInput
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, DIM_E, make_batch, make_model, model_config, unit
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import artifacts, logs, storage
-from stages.core.artifacts import Artifact
 from stages.core.backbones.sidecar import PartialEmbeddings
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
-from stages.core.running import Metrics
+from stages.runtime import artifacts, logs, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import Metrics
 from tests.core.synthetic import make_dataset, start
 
 

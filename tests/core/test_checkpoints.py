@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.core import checkpoints
-from stages.core.errors import BadInput
+from stages.runtime import checkpoints
+from stages.runtime.errors import BadInput
 
 
 def test_a_failed_checkpoint_leaves_the_one_before_and_no_draft(tmp_path: Path) -> None:

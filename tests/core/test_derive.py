@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core import artifacts, derive
-from stages.core.artifacts import Artifact
+from stages.core import derive
 from stages.core.derive import export_states, render_dataset, renderer_name, write_embeddings
 from stages.core.episodes import Dataset, Episode
-from stages.core.errors import BadInput, Interrupted
 from stages.core.render import Renderer, render_states
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput, Interrupted
 from tests.core.synthetic import make_dataset, make_episode, make_writer
 
 SIZE, EPISODES, ROWS = 16, 3, 4

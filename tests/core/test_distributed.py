@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.core.distributed import World, require_one_process, world
-from stages.core.errors import BadInput
+from stages.runtime.distributed import World, require_one_process, world
+from stages.runtime.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
 

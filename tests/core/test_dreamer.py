@@ -9,12 +9,12 @@ import torch
 
 from stages import collect
 from stages.core import gathering, tasks
-from stages.core.config import Run
 from stages.core.dreamer import TaskReward
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput, Interrupted
-from stages.core.training import make_optimizer
 from stages.core.world_model import State
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput, Interrupted
+from stages.runtime.update import make_optimizer
 from tests.core.online_agents import agent_config, make_training, make_windows
 from tests.stages.test_collect import config
 

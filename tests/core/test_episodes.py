@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from stages.core import episodes as room
 from stages.core.derive import write_embeddings
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.shards import read_header
+from stages.runtime.errors import BadInput
 from tests.core.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer, start
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages.core import experts, tasks
-from stages.core.errors import BadInput
 from stages.core.nets import symlog
+from stages.runtime.errors import BadInput
 
 
 def fill(n_step: int, length: int, terminal: bool = False) -> tuple[experts.Replay, np.ndarray, np.ndarray, np.ndarray]:

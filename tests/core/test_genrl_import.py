@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.core import artifacts, genrl_import
+from stages.core import genrl_import
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput, Interrupted
 from stages.core.genrl_import import BROKEN, import_genrl, read_episode
+from stages.runtime import artifacts
+from stages.runtime.errors import BadInput, Interrupted
 
 ACTIONS = 6
 Arrays = dict[str, np.ndarray]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core.errors import BadInput
 from stages.core.tasks import TASKS, make_env
+from stages.runtime.errors import BadInput
 
 gymnasium = pytest.importorskip("gymnasium")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from stages.core import artifacts, results
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
+from stages.core import results
 from stages.core.ledger import ledger, wall_minutes
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 
 
 def make(path: Path, stage: str, inputs: list[Artifact], seconds: float, **about: Any) -> Artifact:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.naming import slug
+from stages.runtime.names import slug
 
 
 @pytest.mark.parametrize("name", ["stand", "walk", "run", "one_foot", "lying_down", "high_kick"])

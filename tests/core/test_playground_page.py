@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stages.core import playground_page
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 gradio: Any = pytest.importorskip("gradio")
 

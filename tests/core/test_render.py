@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stages.core import opengl, render, worlds
-from stages.core.errors import BadInput
 from stages.core.render import DEFAULT_CAMERAS, Renderer, render_states
 from stages.core.tasks import DOMAINS, make_env, task_names
+from stages.runtime.errors import BadInput
 from tests.core.poses import POSES, set_pose
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.core import artifacts
-from stages.core.artifacts import Artifact
 from stages.core.report import Chapter, Picture, provenance, write_report
 from stages.core.tables import Table
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
 
 
 def make(path: Path, stage: str, inputs: list[Artifact], seed: int = 0) -> Artifact:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core import artifacts, results, tables, tasks
-from stages.core.errors import BadInput
+from stages.core import results, tables, tasks
 from stages.core.results import Result
 from stages.core.tables import Table
+from stages.runtime import artifacts
+from stages.runtime.errors import BadInput
 
 
 def evaluate(

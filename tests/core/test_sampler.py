@@ -15,8 +15,8 @@ import torch
 from stages.core import episodes as room
 from stages.core.derive import write_embeddings
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.sampler import KEYS, Sampler, prefetch
+from stages.runtime.errors import BadInput
 from tests.core.synthetic import make_dataset, make_episode
 
 LENGTHS = ((20, 12, 9, 31), (14, 25))  # of two parts; with windows of 10 one episode is too short

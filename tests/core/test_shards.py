@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stages.core import artifacts, catalog
+from stages.core import catalog
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.shards import CODES, read_header
+from stages.runtime import artifacts
+from stages.runtime.errors import BadInput
 from tests.core.synthetic import make_dataset, start, write_meta
 
 # ---------------------------------------------------------------------------- broken files

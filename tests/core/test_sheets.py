@@ -10,8 +10,8 @@ from PIL import Image
 
 from stages.core import sheets
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.sheets import contact_sheet, save_png
+from stages.runtime.errors import BadInput
 from tests.core.synthetic import SIZE, make_dataset, make_episode, make_writer
 
 PITCH = sheets.LABEL_HEIGHT + sheets.GAP

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import storage
-from stages.core.errors import BadInput
+from stages.runtime import storage
+from stages.runtime.errors import BadInput
 
 
 def test_a_folder_goes_in_one_step(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from stages.core import tasks, worlds
-from stages.core.errors import BadInput
 from stages.core.tasks import DOMAINS, TASKS, Task, get_task, make_env, normalized_score, task_names
+from stages.runtime.errors import BadInput
 from tests.core.poses import POSES, set_pose
 
 SPECS = {  # action, nq + nv, observation

@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stages.core import objective, training
+from stages.core import objective
 from stages.core.agent import JointModel
-from stages.core.errors import BadInput
 from stages.core.world_model import Noise
+from stages.runtime import update as updates
+from stages.runtime.errors import BadInput
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 CPU = torch.device("cpu")
-Loss = Callable[[training.Batch], tuple[Tensor, training.Terms]]
+Loss = Callable[[updates.Batch], tuple[Tensor, updates.Terms]]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 compiler = any(map(shutil.which, ("cc", "gcc", "g++", "clang")))
 needs_compiler = pytest.mark.skipif(not compiler, reason="needs a C compiler")
@@ -43,8 +44,8 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
 def test_what_takes_half_of_a_gpus_free_memory_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
     cuda = torch.device("cuda", 0)
-    assert training.roomy(499, cuda) == cuda and training.roomy(500, cuda) == CPU
-    assert training.roomy(10**18, CPU) == CPU
+    assert updates.roomy(499, cuda) == cuda and updates.roomy(500, cuda) == CPU
+    assert updates.roomy(10**18, CPU) == CPU
 
 
 # ---------------------------------------------------------------------------- the update itself
@@ -60,7 +61,7 @@ def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
         one, two = torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)
         logged = []
 
-        def loss(batch: training.Batch) -> tuple[Tensor, training.Terms]:
+        def loss(batch: updates.Batch) -> tuple[Tensor, updates.Terms]:
             error = two(torch.tanh(one(batch["x"]))).square().mean()
             return error, {"error": error.detach()}
 
@@ -88,10 +89,10 @@ def test_update_is_clip_then_adamw_for_each_optimizer() -> None:
                 )
         else:
             pairs: list[tuple[torch.optim.Optimizer, float]] = [
-                (training.make_optimizer(list(one.parameters()), 0.01, 0.01), 0.05),
-                (training.make_optimizer(list(two.parameters()), 0.02, 0.01), 1e9),
+                (updates.make_optimizer(list(one.parameters()), 0.01, 0.01), 0.05),
+                (updates.make_optimizer(list(two.parameters()), 0.02, 0.01), 1e9),
             ]
-            update = training.make_update(loss, pairs, CPU, bf16=False, compiled=False)
+            update = updates.make_update(loss, pairs, CPU, bf16=False, compiled=False)
             logged = [{k: v.item() for k, v in update({"x": x}).items()} for _ in range(5)]
         return [*one.parameters(), *two.parameters()], logged
 
@@ -106,15 +107,15 @@ def test_bf16_is_autocast_where_it_is_fast_and_after_runs_once_per_update(monkey
     layer = torch.nn.Linear(4, 3)
     seen, calls = [], []
 
-    def loss(batch: training.Batch) -> tuple[Tensor, training.Terms]:
+    def loss(batch: updates.Batch) -> tuple[Tensor, updates.Terms]:
         out = layer(batch["x"])
         seen.append(out.dtype)
         return out.float().square().mean(), {}
 
     for bf16, fast in ((False, True), (True, False), (True, True)):
-        monkeypatch.setattr(training, "fast_bf16", lambda _, fast=fast: fast)
-        optimizer = training.make_optimizer(list(layer.parameters()), 0.01, 0.0)
-        update = training.make_update(
+        monkeypatch.setattr(updates, "fast_bf16", lambda _, fast=fast: fast)
+        optimizer = updates.make_optimizer(list(layer.parameters()), 0.01, 0.0)
+        update = updates.make_update(
             loss, [(optimizer, 1.0)], CPU, bf16=bf16, compiled=False, after=lambda: calls.append(1)
         )
         update({"x": torch.ones(2, 4)})
@@ -123,12 +124,12 @@ def test_bf16_is_autocast_where_it_is_fast_and_after_runs_once_per_update(monkey
 
 
 def test_joint_update_in_bf16_stays_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "fast_bf16", lambda _: True)
+    monkeypatch.setattr(updates, "fast_bf16", lambda _: True)
 
     def terms(bf16: bool) -> dict[str, float]:
         model = make_model()
-        optimizer = training.make_optimizer(list(model.parameters()), 1e-4, 0.01)
-        update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=bf16, compiled=False)
+        optimizer = updates.make_optimizer(list(model.parameters()), 1e-4, 0.01)
+        update = updates.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=bf16, compiled=False)
         torch.manual_seed(0)
         return {k: v.item() for k, v in update(batches(1)[0]).items()}
 
@@ -139,8 +140,8 @@ def test_joint_update_in_bf16_stays_near_float32(monkeypatch: pytest.MonkeyPatch
 
 def test_training_lowers_the_joint_loss() -> None:
     model = make_model()
-    optimizer = training.make_optimizer(list(model.parameters()), 3e-3, 0.0)
-    update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
+    optimizer = updates.make_optimizer(list(model.parameters()), 3e-3, 0.0)
+    update = updates.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
     torch.manual_seed(0)
     first, *_, last = [update(batches(1)[0])["loss"].item() for _ in range(40)]
     assert last < 0.8 * first
@@ -149,29 +150,29 @@ def test_training_lowers_the_joint_loss() -> None:
 # ---------------------------------------------------------------------------- resuming
 
 
-def fresh(seed: int = 0) -> tuple[JointModel, torch.optim.AdamW, training.Update]:
+def fresh(seed: int = 0) -> tuple[JointModel, torch.optim.AdamW, updates.Update]:
     model = make_model(seed)
-    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
-    update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
+    optimizer = updates.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    update = updates.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)
     return model, optimizer, update
 
 
 def test_the_learning_rate_falls_along_a_line_over_the_last_share() -> None:
-    found = [training.annealed(step, 10, 0.4) for step in range(1, 11)]
+    found = [updates.annealed(step, 10, 0.4) for step in range(1, 11)]
     assert found == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])
-    assert [training.annealed(step, 10, 0.0) for step in range(1, 11)] == [1] * 10
-    assert [training.annealed(step, 4, 1.0) for step in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [updates.annealed(step, 10, 0.0) for step in range(1, 11)] == [1] * 10
+    assert [updates.annealed(step, 4, 1.0) for step in range(1, 5)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_new_learning_rate_scales_the_step(as_tensor: bool) -> None:
     """AdamW's first step is lr times the gradient's sign; on CUDA the rate is a tensor that a graph holds on to."""
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = training.make_optimizer([weight], 1e-3, 0.0)
+    optimizer = updates.make_optimizer([weight], 1e-3, 0.0)
     held = torch.tensor(1e-3)
     if as_tensor:
         optimizer.param_groups[0]["lr"] = held
-    training.set_lr(optimizer, 0.25)
+    updates.set_lr(optimizer, 0.25)
     weight.grad = torch.tensor([3.0, -0.5])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([0.75, -1.75]))
@@ -181,9 +182,9 @@ def test_a_new_learning_rate_scales_the_step(as_tensor: bool) -> None:
 def test_optimizer_tensors_round_trip() -> None:
     model, optimizer, update = fresh()
     update(batches(1)[0])
-    file = save(training.optimizer_tensors(optimizer))
+    file = save(updates.optimizer_tensors(optimizer))
     _, other, _ = fresh(seed=1)
-    training.load_optimizer_tensors(other, load(file))
+    updates.load_optimizer_tensors(other, load(file))
     found, wanted = other.state_dict(), optimizer.state_dict()
     assert found["param_groups"] == wanted["param_groups"]
     assert found["state"].keys() == wanted["state"].keys()
@@ -195,13 +196,13 @@ def test_optimizer_tensors_round_trip() -> None:
 
 def test_parameters_without_a_gradient_have_no_optimizer_state() -> None:
     model = make_model(fusion="sum")
-    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    optimizer = updates.make_optimizer(list(model.parameters()), 1e-3, 0.01)
     before = model.fusion.allocator.w1.weight.clone()
-    training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)(batches(1)[0])
-    tensors = training.optimizer_tensors(optimizer)
+    updates.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=False)(batches(1)[0])
+    tensors = updates.optimizer_tensors(optimizer)
     _, other, _ = fresh()
-    training.load_optimizer_tensors(other, tensors)
-    assert training.optimizer_tensors(other).keys() == tensors.keys()
+    updates.load_optimizer_tensors(other, tensors)
+    assert updates.optimizer_tensors(other).keys() == tensors.keys()
     assert torch.equal(model.fusion.allocator.w1.weight, before)
 
 
@@ -216,12 +217,12 @@ def test_resuming_is_bit_exact() -> None:
     torch.manual_seed(7)
     for batch in data[:3]:
         update(batch)
-    kept = save(half.state_dict()), save(training.optimizer_tensors(optimizer)), torch.get_rng_state()
+    kept = save(half.state_dict()), save(updates.optimizer_tensors(optimizer)), torch.get_rng_state()
 
     torch.manual_seed(999)  # another process, somewhere else in its random numbers
     resumed, optimizer, update = fresh(seed=5)
     resumed.load_state_dict(load(kept[0]))
-    training.load_optimizer_tensors(optimizer, load(kept[1]))
+    updates.load_optimizer_tensors(optimizer, load(kept[1]))
     torch.set_rng_state(kept[2])
     for batch in data[3:]:
         update(batch)
@@ -233,15 +234,15 @@ def test_resuming_is_bit_exact() -> None:
 
 
 def test_when_to_compile() -> None:
-    assert not training.should_compile("auto", CPU) and training.should_compile("auto", torch.device("cuda"))
-    assert not training.should_compile("off", torch.device("cuda"))
+    assert not updates.should_compile("auto", CPU) and updates.should_compile("auto", torch.device("cuda"))
+    assert not updates.should_compile("off", torch.device("cuda"))
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(BadInput, match=r"C compiler.*compile=off"):
-        training.should_compile("on", CPU)
-    assert training.should_compile("on", torch.device("cuda"))
+        updates.should_compile("on", CPU)
+    assert updates.should_compile("on", torch.device("cuda"))
 
 
 def test_no_graph_breaks() -> None:
@@ -264,8 +265,8 @@ def test_compiled_equals_eager() -> None:
 
     def train(compiled: bool) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         model = make_model(fusion_layers=1)
-        optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
-        update = training.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=compiled)
+        optimizer = updates.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+        update = updates.make_update(joint(model), [(optimizer, 100.0)], CPU, bf16=False, compiled=compiled)
         torch.manual_seed(3)
         terms = [{k: v.item() for k, v in update(batch).items()} for batch in batches(3, batch=2, length=3)]
         return state(model), terms
@@ -286,17 +287,17 @@ def test_compiled_equals_eager() -> None:
 def train_on_cuda(*, compiled: bool, captured: bool, bf16: bool) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     cuda = torch.device("cuda")
     model = make_model().to(cuda)
-    optimizer = training.make_optimizer(list(model.parameters()), 1e-3, 0.01)
+    optimizer = updates.make_optimizer(list(model.parameters()), 1e-3, 0.01)
     pair: list[tuple[torch.optim.Optimizer, float]] = [(optimizer, 100.0)]
-    update = training.make_update(joint(model, cuda), pair, cuda, bf16=bf16, compiled=compiled, captured=captured)
+    update = updates.make_update(joint(model, cuda), pair, cuda, bf16=bf16, compiled=compiled, captured=captured)
     torch.manual_seed(3)
-    data = batches(training.CapturedUpdate.WARMUP + 5, cuda)
+    data = batches(updates.CapturedUpdate.WARMUP + 5, cuda)
     terms = []
     for step, batch in enumerate(data, 1):  # the graph must read the step size of every replay
-        training.set_lr(optimizer, 1e-3 * training.annealed(step, len(data), 0.5))
+        updates.set_lr(optimizer, 1e-3 * updates.annealed(step, len(data), 0.5))
         terms.append({k: v.item() for k, v in update(batch).items()})
     if captured:
-        assert isinstance(update, training.CapturedUpdate) and update.graph is not None
+        assert isinstance(update, updates.CapturedUpdate) and updates.graph is not None
     return state(model), terms
 
 
@@ -326,9 +327,9 @@ def test_compiled_and_captured_update_equals_eager_within_bf16() -> None:
 def test_captured_update_draws_new_noise_at_every_replay() -> None:
     cuda = torch.device("cuda")
     model = make_model().to(cuda)
-    optimizer = training.make_optimizer(list(model.parameters()), 0.0, 0.0)
+    optimizer = updates.make_optimizer(list(model.parameters()), 0.0, 0.0)
     pair: list[tuple[torch.optim.Optimizer, float]] = [(optimizer, 100.0)]
-    update = training.make_update(joint(model, cuda), pair, cuda, bf16=False, compiled=False, captured=True)
+    update = updates.make_update(joint(model, cuda), pair, cuda, bf16=False, compiled=False, captured=True)
     batch = batches(1, cuda)[0]
-    found = [update(batch)["joint_behavior"].item() for _ in range(training.CapturedUpdate.WARMUP + 4)]
+    found = [update(batch)["joint_behavior"].item() for _ in range(updates.CapturedUpdate.WARMUP + 4)]
     assert len(set(found)) == len(found)

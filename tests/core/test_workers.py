@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from stages.core.errors import BadInput
-from stages.core.workers import Channel, Pool
+from stages.runtime.errors import BadInput
+from stages.runtime.workers import Channel, Pool
 
 
 def double(number: int, channel: Channel) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core import artifacts, storage
+from stages.runtime import artifacts, storage
 
 Random = random.Random
 ODD: tuple[Any, ...] = (

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.core import artifacts
+from stages.runtime import artifacts
 from tests.faults.forks import Door, Ended
 
 SETTINGS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import storage
+from stages.runtime import storage
 from tests.faults.forks import Ended
 from tests.faults.pipeline import Pipeline, Step, find
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts, checkpoints, storage
-from stages.core.artifacts import Artifact
 from stages.core.backbones import slug
-from stages.core.errors import BadInput
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import BadInput
 from tests.core.synthetic import ROOT, make_dataset, write_meta
 from tests.faults import mutants
 from tests.faults.pipeline import Pipeline
@@ -127,14 +127,14 @@ def test_a_wrong_opengl_is_one_sentence_wherever_it_is_met() -> None:
     """MUJOCO_GL=nonsense breaks the import of MuJoCo itself; every room that imports it says so in words."""
     code = """
 import importlib, json, sys
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 said = {}
 for room in sys.argv[1:]:
     try:
         importlib.import_module(room)
     except Exception as error:
         said[room] = [type(error).__name__, str(error)]
-    for name in [n for n in sys.modules if n.startswith("stages") and n != "stages.core.errors"]:
+    for name in [n for n in sys.modules if n.startswith("stages") and n != "stages.runtime.errors"]:
         del sys.modules[name]
 print(json.dumps(said))
 """

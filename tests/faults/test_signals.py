@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts, storage
 from stages.core.shards import read_sealed
+from stages.runtime import artifacts, storage
 from tests.faults.pipeline import Pipeline, find
 
 CHECKPOINTS = {

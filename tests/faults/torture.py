@@ -33,14 +33,15 @@ from typer.testing import CliRunner
 
 from bitagent_cli import presets
 from bitagent_cli.app import app
-from stages.core import artifacts, checkpoints, results
+from stages.core import results
 from stages.core.agent import load_model
-from stages.core.config import Run
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.pretraining import find_inputs
 from stages.core.scene import load_actor
 from stages.core.shards import episode_arrays, read_sealed, write_shard
+from stages.runtime import artifacts, checkpoints
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 from tests.faults import mutants
 from tests.faults.forks import Door, Ended
 from tests.faults.mutants import Case

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from stages import embed, pretrain
-from stages.core import artifacts, checkpoints, storage
-from stages.core.artifacts import Artifact
 from stages.core.backbones.offline import Student
-from stages.core.config import Run
 from stages.core.episodes import DatasetWriter, Episode
-from stages.core.running import Metrics
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.loop import Metrics
 from tests.core.helpers import objective_config
 
 ACTIONS, ROWS = 6, 14

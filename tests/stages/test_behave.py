@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from stages import behave, pretrain
-from stages.core import artifacts, checkpoints, storage, tasks
+from stages.core import tasks
 from stages.core.actor_critic import ActorCritic
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
-from stages.core.distributed import World
-from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
 from stages.core.latents import encode, posterior_modes
 from stages.core.play import Rollout
 from stages.core.policy import LatentPolicy
 from stages.core.pretraining import open_training_data
 from stages.core.world_model import Noise
+from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.distributed import World
+from stages.runtime.errors import BadInput, Interrupted
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
 from tests.stages import small_run

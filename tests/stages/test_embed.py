@@ -21,16 +21,17 @@ import torch.nn.functional as F
 
 from bitagent_cli.presets import load as load_preset
 from stages import embed
-from stages.core import artifacts, tasks
-from stages.core.artifacts import Artifact
+from stages.core import tasks
 from stages.core.backbones import load_backbone, offline
 from stages.core.backbones.offline import OfflineBackbone, TextTower
-from stages.core.config import Run
 from stages.core.episodes import Dataset, DatasetWriter, held_out_episodes
-from stages.core.errors import BadInput, Interrupted
 from stages.core.render import render_states
 from stages.core.shards import Episode
 from stages.core.tasks import make_env
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput, Interrupted
 from tests.core.backbones.tiny import SIZE, save_tiny
 from tests.stages.small_run import Killed
 
@@ -256,7 +257,8 @@ def interrupted(run: Run, section: embed.Config, backbone: str, when: Callable[[
     """
     code = (
         "import json, sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from stages import embed; from stages.core.config import Run; from stages.core.errors import Interrupted\n"
+        "from stages import embed; from stages.runtime.config import Run\n"
+        "from stages.runtime.errors import Interrupted\n"
         "from stages.core.backbones import base\n"
         "encode = base.Backbone.encode_video\n"
         "base.Backbone.encode_video = lambda self, x: (time.sleep(0.3), encode(self, x))[1]\n"

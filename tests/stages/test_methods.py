@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
 from stages.core import goals, groundings, model_free, tasks
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import ADAPTER
-from stages.core.config import Run
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.policy import Policy
 from stages.core.pretraining import find_inputs
 from stages.core.sampler import Sampler
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 from tests.core.helpers import model_config, objective_config
 from tests.stages import small_run
 from tests.stages.test_behave import config as behave_config

@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages import pretrain
-from stages.core import artifacts, checkpoints
 from stages.core.agent import JointModel
-from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
-from stages.core.config import Run
 from stages.core.episodes import Dataset, held_out_episodes
-from stages.core.errors import BadInput, Interrupted
 from stages.core.groundings import bitagent, open_model
 from stages.core.origin import sample_semantics
 from stages.core.pretraining import open_training_data
 from stages.core.world_model import WorldModel
+from stages.runtime import artifacts, checkpoints
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput, Interrupted
 from tests.core.helpers import model_config
 from tests.stages import small_run
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import pretrain, transfer
-from stages.core import artifacts, chapters, groundings, pretraining
+from stages.core import chapters, groundings, pretraining
 from stages.core.agent import JointModel, load_model
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
-from stages.core.errors import BadInput
 from stages.core.pretraining import open_training_data
 from stages.core.scene import Scene
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 from tests.core.helpers import model_config, scramble
 from tests.core.real_data import make_data, make_embeddings
 from tests.stages import small_run

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from stages import behave, embed, evaluate, pretrain, transfer
-from stages.core import artifacts
 from stages.core.agent import load_model
-from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
-from stages.core.config import Run
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.latents import encode, posterior_modes
 from stages.core.policy import Policy
 from stages.core.pretraining import open_training_data
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 from tests.core.backbones.tiny import save_tiny
 from tests.core.helpers import model_config
 from tests.stages import small_run

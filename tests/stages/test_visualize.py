@@ -14,15 +14,16 @@ from PIL import Image
 from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
-from stages.core import artifacts, chapters, figures, playground, playground_page
-from stages.core.artifacts import Artifact
-from stages.core.config import Run
+from stages.core import chapters, figures, playground, playground_page
 from stages.core.episodes import held_out_episodes
-from stages.core.errors import BadInput
 from stages.core.play import Rollout
 from stages.core.pretraining import open_training_data
 from stages.core.sampler import Sampler
 from stages.core.scene import Scene
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
 from tests.core.real_data import make_data
 from tests.stages import small_run
 

@@ -11,7 +11,7 @@ import posixpath
 from pathlib import Path
 
 from stages.core.backbones.base import Backbone
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 __all__ = ["Backbone", "load_backbone", "slug"]
 

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import artifacts, storage
-from stages.core.artifacts import Artifact
 from stages.core.backbones.base import Backbone, linears_of, resize
 from stages.core.backbones.motion import WINDOW
-from stages.core.config import Section
-from stages.core.errors import BadInput
-from stages.core.training import fast_bf16
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Section
+from stages.runtime.errors import BadInput
+from stages.runtime.update import fast_bf16
 
 PAIRS = WINDOW // 2
 FRAME_SIZE = 64

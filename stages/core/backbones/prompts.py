@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.backbones.base import Backbone
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

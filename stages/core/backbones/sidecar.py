@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import artifacts, storage
-from stages.core.artifacts import Artifact
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
-from stages.core.config import Run
 from stages.core.episodes import Dataset
-from stages.core.errors import BadInput
 from stages.core.render import render_states
-from stages.core.running import progress, stop_signals
 from stages.core.shards import write_shard
-from stages.core.workers import follow_parent
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
+from stages.runtime.errors import BadInput
+from stages.runtime.loop import progress, stop_signals
+from stages.runtime.workers import follow_parent
 
 SAVE_SECONDS = 30.0
 TUNED_BATCH = 64  # windows a forward pass of a tuned backbone

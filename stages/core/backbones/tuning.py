@@ -23,11 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stages.core.artifacts import Artifact
 from stages.core.backbones import load_backbone
 from stages.core.backbones.base import Backbone, resize
-from stages.core.config import Run, Section
-from stages.core.errors import BadInput
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run, Section
+from stages.runtime.errors import BadInput
 
 Mode = Literal["none", "adapter", "last-k", "lora", "full"]
 IN_LOOP: tuple[Mode, ...] = ("last-k", "lora", "full")  # the backbone runs in the training loop

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from stages.core.agent import load_model
-from stages.core.artifacts import Artifact
 from stages.core.backbones.tuning import MllmConfig
-from stages.core.config import Section
-from stages.core.errors import BadInput
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.groundings.founder import Founder, FounderConfig
 from stages.core.groundings.genrl import GenRL, GenRLConfig
 from stages.core.groundings.wm_clip import WMCLIP
-from stages.core.methods import base_method
 from stages.core.settings import ModelConfig
 from stages.core.world_model import WorldModel
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Section
+from stages.runtime.errors import BadInput
+from stages.runtime.names import base_method
 
 
 class Constants(Section):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.core.config import Section
-from stages.core.errors import BadInput
 from stages.core.groundings.aligner import Aligner
 from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot
 from stages.core.rssm import Dynamics
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.runtime.config import Section
+from stages.runtime.errors import BadInput
 
 
 class GenRLConfig(Section):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.core.backbones import load_backbone
 from stages.core.backbones.hub import HubBackbone, explain
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 from tests.core.backbones.tiny import FAMILIES, MEAN, SIZE, STD, TinyTimm, save_tiny
 
 TEXTS = ["walk fast clean", "stand"]

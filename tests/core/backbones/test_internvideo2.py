@@ -21,7 +21,7 @@ from stages.core.backbones.internvideo2 import (
     load_weights,
     read_checkpoint,
 )
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 TEXT = BertSizes(width=24, layers=3, heads=4, hidden=40, vocabulary=30522, positions=64)
 SIZES = Sizes(

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core import artifacts
 from stages.core.backbones import load_backbone, slug
 from stages.core.backbones.contrast import contrastive_loss
 from stages.core.backbones.offline import OfflineBackbone, Student, TextTower, TowerConfig, VideoTower
-from stages.core.errors import BadInput
+from stages.runtime import artifacts
+from stages.runtime.errors import BadInput
 from tests.core.backbones.trained import TOWER, make_offline
 
 

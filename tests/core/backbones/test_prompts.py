@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from stages.core.backbones.offline import OfflineBackbone
 from stages.core.backbones.prompts import embed_prompt_video, read_frames
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 from tests.core.backbones.trained import make_offline
 
 

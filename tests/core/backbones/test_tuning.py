@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.internvideo2 import InternVideo2Backbone
 from stages.core.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors, window_embeddings
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 from tests.core.backbones.test_internvideo2 import make_model
 from tests.core.backbones.tiny import FAMILIES, TinyTimm, save_tiny
 from tests.core.backbones.trained import make_offline

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from stages.core import artifacts
 from stages.core.backbones.offline import OfflineBackbone, Student, TextTower, TowerConfig
+from stages.runtime import artifacts
 
 TOWER = {"dim": 6, "depth": 4, "features": 10, "units": 12}
 

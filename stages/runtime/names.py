@@ -1,12 +1,35 @@
-"""The names that `--method` takes, and the method behind the label of an artifact.
+"""Names: folders of tasks and prompts, the methods of `--method`, and the method behind an artifact's label.
 
-What a method changes in the preset is the block of its name under `methods` in presets/paper.yaml; which
-classes implement it is chosen in stages/core/groundings (world models) and stages/core/model_free.py.
+What a method changes in the preset is the block of its name under `methods` in presets/paper.yaml; which class
+implements it is chosen in stages/methods.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
+
+MAX_WORDS_LENGTH = 40
+
+
+def slug(text: str) -> str:
+    """A safe folder name for a task or a prompt.
+
+    A task name (one lower-case word, underscores allowed) stays as it is. Any other text becomes its
+    ASCII words in lower case joined by '-', cut at 40 characters, and 6 hex digits of its SHA-256, so
+    that two prompts never share a folder: "Stand still!" → "stand-still-3f0c3e".
+    """
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", text):
+        return text
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    words = "-".join(re.findall(r"[a-z0-9]+", ascii_text))[:MAX_WORDS_LENGTH].strip("-")
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a file's name may not be Unicode
+    return f"{words or 'prompt'}-{digest[:6]}"
+
+
+# ---------------------------------------------------------------------------- methods
+
 
 MODEL_FREE = ("iql", "td3-bc", "td3")  # learned from pixels without a world model
 TRANSFER, CONTROL = "transfer-", "control"  # <method>-transfer-<source or control>

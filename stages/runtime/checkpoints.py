@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.core import storage
+from stages.runtime import storage
 
 
 def folder(path: Path) -> Path:

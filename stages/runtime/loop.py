@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages.core import logs
-from stages.core.errors import BadInput, Interrupted
-from stages.core.storage import replace_file
+from stages.runtime import logs
+from stages.runtime.errors import BadInput, Interrupted
+from stages.runtime.storage import replace_file
 
 
 def seed_everything(seed: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 
 @dataclass(frozen=True)

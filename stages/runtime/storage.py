@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 SCHEMA = 1
 MAX_JSON_BYTES = 16 * 2**20

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import torch
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 Figure = float | str | None  # the return of the last episode, or words for the bar
 Report = Callable[[str, int, Figure], None]

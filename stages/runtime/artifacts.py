@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.core import storage
-from stages.core.errors import BadInput
+from stages.runtime import storage
+from stages.runtime.errors import BadInput
 
 PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "transformers", "safetensors")
 CONTENT = ("stage", "domain", "config", "seed", "inputs", "extra", "files")  # of artifact.json: what the id covers

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from stages.core.errors import BadInput
+from stages.runtime.errors import BadInput
 
 
 def _worded(choice: Any) -> Any:
