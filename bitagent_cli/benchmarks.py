@@ -57,7 +57,7 @@ def render(
 ) -> None:
     """Frames/s of the ray renderer beside OpenGL and dm_control's default path."""
     from bitagent_cli.bench import render as bench
-    from stages.core.tasks import DOMAINS, check_domain
+    from stages.worlds.tasks import DOMAINS, check_domain
 
     for name in domain or []:
         check_domain(name)
@@ -83,7 +83,7 @@ def random_returns(
 ) -> None:
     """Returns of a random policy beside the minimum that normalises each task's score."""
     from bitagent_cli.bench import random_returns as bench
-    from stages.core.tasks import TASKS, check_domain
+    from stages.worlds.tasks import TASKS, check_domain
 
     for name in domain or []:
         check_domain(name)

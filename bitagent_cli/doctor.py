@@ -105,7 +105,7 @@ def _cuda() -> Finding:
 
 
 def _ray() -> Finding:
-    from stages.core.tasks import make_env
+    from stages.worlds.tasks import make_env
 
     env = make_env("walker", "stand", seed=0)
     env.reset(seed=0)
@@ -116,7 +116,7 @@ def _ray() -> Finding:
 def _gl() -> Finding:
     """In a process of its own: a broken driver may take the interpreter down with it."""
     code = (
-        "from stages.core.tasks import make_env\n"
+        "from stages.worlds.tasks import make_env\n"
         "env = make_env('walker', 'stand', seed=0)\nenv.reset(seed=0)\nenv.render(size=64, backend='gl')\n"
     )
     remedy = "optional; install libegl1 or libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw"

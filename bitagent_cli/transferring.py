@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, transfer
-from stages.core import tasks
 from stages.runtime.config import Run
+from stages.worlds import tasks
 
 
 def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, control: bool, method: str) -> None:

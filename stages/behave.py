@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core import model_free, tasks
+from stages.core import model_free
 from stages.core.actor_critic import ActorCritic
 from stages.core.backbones.tuning import mllm_of
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
@@ -52,6 +52,7 @@ from stages.runtime.update import (
     optimizer_tensors,
     should_compile,
 )
+from stages.worlds import tasks
 
 
 def run(

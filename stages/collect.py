@@ -21,7 +21,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.core import tasks
 from stages.core.derive import render_dataset
 from stages.core.dreamer import DreamerConfig, DreamerJob
 from stages.core.experts import DECISIONS, ExpertConfig, ExpertJob, kept_episodes, task_decisions
@@ -29,11 +28,12 @@ from stages.core.explore import ExploreConfig, ExploreJob
 from stages.core.gathering import Look, Target, drop_work, make
 from stages.core.genrl_import import import_genrl
 from stages.core.online_agent import AgentConfig
-from stages.core.render import DEFAULT_CAMERAS
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
+from stages.worlds import tasks
+from stages.worlds.render import DEFAULT_CAMERAS
 
 SOURCES = ("random", "explore", "expert", "all")
 ALGOS = ("td3", "dreamer")

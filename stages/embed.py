@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from stages.core import tasks
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
 from stages.core.backbones.offline import Student, TextTower, TowerConfig
@@ -38,6 +37,7 @@ from stages.runtime.update import (
     optimizer_tensors,
     set_lr,
 )
+from stages.worlds import tasks
 
 
 class OfflineConfig(TowerConfig):

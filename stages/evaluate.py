@@ -20,16 +20,16 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from stages.core import tasks
 from stages.core.goals import command_again, parse_goal
 from stages.core.play import FIRST_SEED, Rollout, play
 from stages.core.policy import Policy
-from stages.core.tasks import Env
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import seed_everything
+from stages.worlds import tasks
+from stages.worlds.tasks import Env
 
 VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import figures, groundings, results, tables, tasks
+from stages.core import figures, groundings, results, tables
 from stages.core.agent import load_weights
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.episodes import Dataset
@@ -32,6 +32,7 @@ from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
 

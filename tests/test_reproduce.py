@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import tasks
+from stages.worlds import tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOME = ("DOMAINS=walker stickman", "METHODS=bitagent iql")

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import tasks
 from stages.core.backbones import load_backbone
 from stages.core.backbones.captions import CLASSES
 from stages.core.backbones.contrast import label
@@ -25,6 +24,7 @@ from stages.core.backbones.offline import OfflineBackbone, VideoTower
 from stages.core.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 CLIPS = 300  # a class or a task
 GALLERIES = 500  # a sentence

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 
-from stages.core import tasks
 from stages.core.coverage import occupied_bins
 from stages.core.experts import DECISIONS, Policy, correlated_noise, derive_seed, play
+from stages.worlds import tasks
 
 CORRELATION = 0.5  # of the noise in time; the random source's
 SCALES = (1.55, 100.0)  # standard deviations: an untrained explorer's, and one at which every action is an end

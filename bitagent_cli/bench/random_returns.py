@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.tasks import TASKS, Task, make_env
+from stages.worlds.tasks import TASKS, Task, make_env
 
 
 def run(tasks: Sequence[Task], episodes: int = 20) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.core.opengl import find_platform
-from stages.core.render import DEFAULT_CAMERAS, Renderer
-from stages.core.tasks import DOMAINS, make_env, task_names
 from stages.runtime.errors import BadInput
+from stages.worlds.opengl import find_platform
+from stages.worlds.render import DEFAULT_CAMERAS, Renderer
+from stages.worlds.tasks import DOMAINS, make_env, task_names
 
 GL_STATES = 40  # as many states as the slow paths are timed on,
 LIMIT_S = 5.0  # unless that takes longer than this
@@ -107,7 +107,7 @@ def in_child(domain: str, size: int, states: np.ndarray) -> dict[str, float]:
 
 def child_main(domain: str, size: int) -> None:
     """Read states from stdin, print {"gl": frames/s, "dm_control": frames/s}."""
-    from stages.core import worlds
+    from stages import worlds
 
     states = np.array(json.load(sys.stdin))
     physics, camera = worlds.make_physics(domain), DEFAULT_CAMERAS[domain]

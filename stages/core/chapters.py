@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import diagnostics, figures, results, tables, tasks
+from stages.core import diagnostics, figures, results, tables
 from stages.core.coverage import coverage_table
 from stages.core.episodes import Dataset
 from stages.core.groundings import open_model
@@ -28,6 +28,7 @@ from stages.core.tables import Table
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.runtime import artifacts, logs
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
 LEGEND = (

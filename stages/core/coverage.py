@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import worlds
-from stages.core.backbones.motion import frame_features
+from stages import worlds
 from stages.core.episodes import Dataset
 from stages.core.experts import kept_episodes
 from stages.core.tables import Table
+from stages.worlds.motion import frame_features
 
 HEIGHT, PITCH, SPEED = 0.1, np.pi / 12, 0.5  # sides of a bin: m, rad, m/s
 

@@ -20,13 +20,13 @@ import numpy as np
 
 from stages.core import catalog
 from stages.core.episodes import Dataset, DatasetWriter, write_dataset
-from stages.core.render import DEFAULT_CAMERAS, render_states
 from stages.core.shards import episode_arrays, write_shard
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import follow_parent
+from stages.worlds.render import DEFAULT_CAMERAS, render_states
 
 COUNTS = ("episodes", "frames", "returns", "action_dim", "state_dim")  # made anew by the writer
 

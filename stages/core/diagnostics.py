@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from numpy.random import RandomState
 from torch import Tensor
 
-from stages.core import worlds
+from stages import worlds
 from stages.core.actor_critic import Actor
-from stages.core.backbones.behaviours import memberships
-from stages.core.backbones.motion import window_features
 from stages.core.episodes import Dataset
 from stages.core.nets import normalize_image, sample_one_hot, to_uint8
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.runtime.errors import BadInput
+from stages.worlds.behaviours import memberships
+from stages.worlds.motion import window_features
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import PositiveInt
 from torch import Tensor
 
-from stages.core import tasks
 from stages.core.experts import Policy, evaluate, summary
 from stages.core.nets import TwoHotHead
 from stages.core.online import OnlineJob, pixel_policy, train_online
@@ -23,6 +22,7 @@ from stages.core.online_agent import OnlineConfig, Reward
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
 from stages.runtime.workers import Channel
+from stages.worlds import tasks
 
 
 class DreamerConfig(OnlineConfig):

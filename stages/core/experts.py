@@ -24,7 +24,6 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from stages.core import tasks
 from stages.core.nets import symlog
 from stages.core.offline_rl import TD3, TD3Config
 from stages.core.shards import Episode, episode_arrays, read_sealed, write_shard
@@ -33,6 +32,7 @@ from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Metrics, require_finite
 from stages.runtime.workers import Channel
+from stages.worlds import tasks
 
 DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
 Policy = Callable[[np.ndarray, int], np.ndarray]

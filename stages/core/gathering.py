@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import tasks
 from stages.core.dreamer import DreamerJob, train_dreamer
 from stages.core.episodes import DatasetWriter
 from stages.core.experts import DECISIONS, ReplayJob, derive_seed, load_episode, play, random_policy, train_expert
 from stages.core.explore import ExploreJob, train_explorer
-from stages.core.render import render_states
 from stages.core.shards import Episode
 from stages.runtime import checkpoints
 from stages.runtime.config import Run
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import Channel, Figure, Pool
+from stages.worlds import tasks
+from stages.worlds.render import render_states
 
 ROWS = DECISIONS + 1
 CHUNK = 8  # episodes a rendering job

@@ -28,11 +28,11 @@ import numpy as np
 from stages.core.derive import write_embeddings
 from stages.core.episodes import Dataset, DatasetWriter
 from stages.core.shards import Episode, episode_arrays
-from stages.core.tasks import action_dim
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
+from stages.worlds.tasks import action_dim
 
 BACKBONE = "internvideo2"
 CLIP_DIM = 512

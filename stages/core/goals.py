@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stages.core import tasks
 from stages.core.backbones import load_backbone
 from stages.core.backbones.prompts import embed_prompt_video
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.names import DATA_FREE, ORACLE, method_option, slug
+from stages.worlds import tasks
 
 
 @dataclass(frozen=True)

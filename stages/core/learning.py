@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core import tasks
 from stages.core.tables import Table
 from stages.runtime import artifacts, logs
 from stages.runtime.artifacts import Artifact
+from stages.worlds import tasks
 
 NOTE = (
-    "Score = (return - random) / (expert - random), with the reference returns of stages/core/tasks.py; `score` is of "
+    "Score = (return - random) / (expert - random), with the reference returns of stages/worlds; `score` is of "
     "episodes without noise after training, ± the standard error over them. Minutes: from the first update on, playing "
     "included."
 )

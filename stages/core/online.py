@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core import tasks
 from stages.core.experts import (
     DECISIONS,
     Policy,
@@ -35,12 +34,13 @@ from stages.core.experts import (
     store_episode,
 )
 from stages.core.online_agent import Agent, AgentConfig, OnlineConfig, Reward
-from stages.core.render import render_states
 from stages.core.shards import Shard, allow_open_files, read_sealed
 from stages.runtime import checkpoints
 from stages.runtime.loop import Metrics, require_finite
 from stages.runtime.update import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
 from stages.runtime.workers import Channel
+from stages.worlds import tasks
+from stages.worlds.render import render_states
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core import figures, results, tables, tasks
+from stages.core import figures, results, tables
 from stages.core.report import Chapter, Picture, save_table
 from stages.core.results import Result
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 FIG_4 = "real-above-text-imagination.png"
 TAKEN = "Source → target: the model of the source adapts to the target's data; policies are learned and scored there."

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core import tasks
 from stages.core.policy import Policy
 from stages.runtime.loop import progress
+from stages.worlds import tasks
 
 FIRST_SEED = 100_000  # episodes start where no collected episode does
 

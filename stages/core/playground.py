@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import diagnostics, figures, tasks
-from stages.core.backbones.motion import window_rows
+from stages.core import diagnostics, figures
 from stages.core.backbones.probe import CLIPS, closest, similarities
 from stages.core.chapters import FILM_PAUSE, FILM_STRIDE
 from stages.core.diagnostics import source_name
@@ -23,6 +22,8 @@ from stages.core.figures import Clip
 from stages.core.policy import Policy
 from stages.core.scene import Scene
 from stages.runtime.artifacts import Artifact
+from stages.worlds import tasks
+from stages.worlds.motion import window_rows
 
 DECISIONS = 200  # of a rollout in the real environment: two fifths of an episode
 FIRST_SEED = 200_000  # no collected and no evaluated episode starts there

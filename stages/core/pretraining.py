@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import groundings, tasks
+from stages.core import groundings
 from stages.core.backbones import Backbone, load_backbone, slug
 from stages.core.backbones.sidecar import tuned_embeddings
 from stages.core.backbones.tuning import (
@@ -54,6 +54,7 @@ from stages.runtime.update import (
     set_lr,
     should_compile,
 )
+from stages.worlds import tasks
 
 
 class TrainingConfig(Section):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import tasks
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.names import CONTROL, base_method, transfer_source
+from stages.worlds import tasks
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

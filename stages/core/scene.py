@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import report, tables, tasks, worlds
+from stages import worlds
+from stages.core import report, tables
 from stages.core.actor_critic import Actor
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.episodes import Dataset, held_out_episodes
@@ -25,6 +26,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
+from stages.worlds import tasks
 
 FOLDERS = ("data/*", "model/*", "policy/*/*", "evaluation/*/*", "transfer/*")
 

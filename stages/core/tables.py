@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stages.core import tasks
 from stages.core.results import (
     Cell,
     Groups,
@@ -33,6 +32,7 @@ from stages.core.results import (
     training_minutes,
     transfer_rows,
 )
+from stages.worlds import tasks
 
 SCORE = (
     "Score = (return - random) / (expert - random): mean ± standard error (seeds); with one seed, [standard error over "

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bitagent_cli.bench import data, noise_coverage, random_returns, render
-from stages.core import opengl
-from stages.core.tasks import get_task
+from stages.worlds import opengl
+from stages.worlds.tasks import get_task
 
 
 def test_without_opengl_the_ray_renderer_is_still_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.core import tasks
 from stages.core.episodes import Dataset, DatasetWriter, Episode
-from stages.core.render import render_states
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
+from stages.worlds import tasks
+from stages.worlds.render import render_states
 
 
 def play(domain: str, task: str, rows: int, seed: int) -> Episode:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core import coverage, tasks
+from stages.core import coverage
 from stages.core.episodes import Dataset
+from stages.worlds import tasks
 from tests.core.real_data import make_data, play
 
 

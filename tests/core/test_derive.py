@@ -12,10 +12,10 @@ import pytest
 from stages.core import derive
 from stages.core.derive import export_states, render_dataset, renderer_name, write_embeddings
 from stages.core.episodes import Dataset, Episode
-from stages.core.render import Renderer, render_states
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput, Interrupted
+from stages.worlds.render import Renderer, render_states
 from tests.core.synthetic import make_dataset, make_episode, make_writer
 
 SIZE, EPISODES, ROWS = 16, 3, 4

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import diagnostics, tasks
+from stages.core import diagnostics
 from stages.core.agent import JointModel
 from stages.core.episodes import Dataset
 from stages.core.grounding import text_reward
 from stages.core.settings import Measure
 from stages.core.world_model import State, TaskContext
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 from tests.core.helpers import model_config
 from tests.core.real_data import make_dataset
 

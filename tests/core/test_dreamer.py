@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from stages import collect
-from stages.core import gathering, tasks
+from stages.core import gathering
 from stages.core.dreamer import TaskReward
 from stages.core.episodes import Dataset
 from stages.core.world_model import State
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.update import make_optimizer
+from stages.worlds import tasks
 from tests.core.online_agents import agent_config, make_training, make_windows
 from tests.stages.test_collect import config
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import experts, tasks
+from stages.core import experts
 from stages.core.nets import symlog
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 
 def fill(n_step: int, length: int, terminal: bool = False) -> tuple[experts.Replay, np.ndarray, np.ndarray, np.ndarray]:

@@ -16,10 +16,10 @@ from stages import collect, pretrain
 from stages.core.episodes import Dataset
 from stages.core.explore import Disagreement, Ensemble
 from stages.core.online_agent import Agent
-from stages.core.render import render_states
 from stages.core.world_model import State
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
+from stages.worlds.render import render_states
 from tests.core.helpers import model_config
 from tests.core.online_agents import agent_config, explore_config, make_training, make_windows
 from tests.stages import small_run

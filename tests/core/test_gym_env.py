@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core.tasks import TASKS, make_env
 from stages.runtime.errors import BadInput
+from stages.worlds.tasks import TASKS, make_env
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -15,22 +15,22 @@ gymnasium = pytest.importorskip("gymnasium")
 def test_gymnasiums_own_check_passes(name: str, obs: str) -> None:
     from gymnasium.utils.env_checker import check_env
 
-    import stages.core.gym_env  # noqa: F401
+    import stages.worlds.gym  # noqa: F401
 
     check_env(gymnasium.make(name, obs=obs, render_mode="rgb_array").unwrapped)
 
 
 def test_every_task_is_registered() -> None:
-    import stages.core.gym_env  # noqa: F401
+    import stages.worlds.gym  # noqa: F401
 
     ids = {name for name in gymnasium.registry if name.startswith("bitagent/")}
     assert ids == {f"bitagent/{task.domain}-{task.name.replace('_', '-')}-v0" for task in TASKS}
 
 
 def test_episode_is_the_environments() -> None:
-    import stages.core.gym_env
+    import stages.worlds.gym
 
-    env = stages.core.gym_env.TaskEnv("cheetah", "run", obs="state", render_mode="rgb_array")
+    env = stages.worlds.gym.TaskEnv("cheetah", "run", obs="state", render_mode="rgb_array")
     _, info = env.reset(seed=3)
     ended, total, steps = False, 0.0, 0
     while not ended:
@@ -43,9 +43,9 @@ def test_episode_is_the_environments() -> None:
 
 
 def test_seed_decides_the_following_episodes_too() -> None:
-    import stages.core.gym_env
+    import stages.worlds.gym
 
-    env = stages.core.gym_env.TaskEnv("walker", "walk", size=16)
+    env = stages.worlds.gym.TaskEnv("walker", "walk", size=16)
     pairs = []
     for seed in (1, 1, 2):
         first, _ = env.reset(seed=seed)
@@ -56,9 +56,9 @@ def test_seed_decides_the_following_episodes_too() -> None:
 
 
 def test_pixels_are_the_renderers() -> None:
-    import stages.core.gym_env
+    import stages.worlds.gym
 
-    env = stages.core.gym_env.TaskEnv("walker", "walk", size=32)
+    env = stages.worlds.gym.TaskEnv("walker", "walk", size=32)
     frame, _ = env.reset(seed=0)
     assert frame.shape == (32, 32, 3) and frame.dtype == np.uint8
     np.testing.assert_array_equal(frame.transpose(2, 0, 1), env.env.render(32))
@@ -67,7 +67,7 @@ def test_pixels_are_the_renderers() -> None:
 
 @pytest.mark.parametrize("options", [{"obs": "sound"}, {"render_mode": "human"}, {"task": "fly"}])
 def test_bad_options_are_refused(options: dict[str, str]) -> None:
-    import stages.core.gym_env
+    import stages.worlds.gym
 
     with pytest.raises(BadInput):
-        stages.core.gym_env.TaskEnv(**{"domain": "walker", "task": "walk", **options})
+        stages.worlds.gym.TaskEnv(**{"domain": "walker", "task": "walk", **options})

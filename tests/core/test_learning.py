@@ -10,10 +10,11 @@ import pytest
 
 from bitagent_cli import presets
 from bitagent_cli.bench import expert_curves as bench
-from stages.core import chapters, learning, tasks
+from stages.core import chapters, learning
 from stages.core.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 from tests.stages import small_run
 
 RETURNS = [30.0, 400.0, 770.0]  # of walker run: random's, the middle, the reference's

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import dreamer, experts, explore, online, tasks
+from stages.core import dreamer, experts, explore, online
 from stages.core.experts import DECISIONS, Rollout, episode_file, store_episode
 from stages.core.online import PixelReplay, pixel_policy
-from stages.core.render import render_states
 from stages.runtime import artifacts, checkpoints
+from stages.worlds import tasks
+from stages.worlds.render import render_states
 from tests.core.online_agents import KINDS, copies, explore_config, make_job, make_training, make_windows
 from tests.stages import small_run
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core import opengl, render, worlds
-from stages.core.render import DEFAULT_CAMERAS, Renderer, render_states
-from stages.core.tasks import DOMAINS, make_env, task_names
+from stages import worlds
 from stages.runtime.errors import BadInput
+from stages.worlds import opengl, render
+from stages.worlds.render import DEFAULT_CAMERAS, Renderer, render_states
+from stages.worlds.tasks import DOMAINS, make_env, task_names
 from tests.core.poses import POSES, set_pose
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def test_frame_is_a_function_of_positions_alone(domain: str) -> None:
 def test_casting_only_the_bodies_boxes_loses_nothing(domain: str, camera: int, monkeypatch: pytest.MonkeyPatch) -> None:
     states = some_states(domain)
     quick = render_states(domain, states, camera=camera)
-    monkeypatch.setattr("stages.core.shading.RayCaster._candidates", lambda self, *_: np.arange(self.size**2))
+    monkeypatch.setattr("stages.worlds.raycast.RayCaster._candidates", lambda self, *_: np.arange(self.size**2))
     np.testing.assert_array_equal(quick, render_states(domain, states, camera=camera))
 
 
@@ -66,7 +67,7 @@ def test_another_process_draws_the_same_bytes() -> None:
     states = some_states("quadruped")
     here = hashlib.sha256(render_states("quadruped", states, size=48).tobytes()).hexdigest()
     program = (
-        "import sys, hashlib, numpy as np; from stages.core.render import render_states; "
+        "import sys, hashlib, numpy as np; from stages.worlds.render import render_states; "
         "states = np.frombuffer(sys.stdin.buffer.read()).reshape(-1, 45); "
         "print(hashlib.sha256(render_states('quadruped', states, size=48).tobytes()).hexdigest())"
     )

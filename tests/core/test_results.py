@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core import results, tables, tasks
+from stages.core import results, tables
 from stages.core.results import Result
 from stages.core.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 
 
 def evaluate(

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core import tasks, worlds
-from stages.core.tasks import DOMAINS, TASKS, Task, get_task, make_env, normalized_score, task_names
+from stages import worlds
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
+from stages.worlds.tasks import DOMAINS, TASKS, Task, get_task, make_env, normalized_score, task_names
 from tests.core.poses import POSES, set_pose
 
 SPECS = {  # action, nq + nv, observation

@@ -140,9 +140,9 @@ def warm_up() -> None:
 
     from bitagent_cli import session  # noqa: F401
     from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
-    from stages.core import tasks
     from stages.core.backbones import captions
     from stages.core.backbones.offline import TextTower
+    from stages.worlds import tasks
 
     with suppress(ImportError):
         import torch.utils.tensorboard

@@ -138,8 +138,8 @@ for room in sys.argv[1:]:
         del sys.modules[name]
 print(json.dumps(said))
 """
-    rooms = ["tasks", "render", "opengl", "shading", "worlds", "backbones.motion", "episodes"]
-    names = [f"stages.core.{room}" for room in rooms]
+    rooms = ["tasks", "render", "opengl", "raycast", "suite", "motion"]
+    names = [*(f"stages.worlds.{room}" for room in rooms), "stages.core.episodes"]
     environment = {"MUJOCO_GL": "nonsense", "PATH": "", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True)
     said = json.loads(ran.stdout)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stages import behave, pretrain
-from stages.core import tasks
 from stages.core.actor_critic import ActorCritic
 from stages.core.groundings import bitagent, open_model
 from stages.core.latents import encode, posterior_modes
@@ -28,6 +27,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput, Interrupted
+from stages.worlds import tasks
 from tests.core.helpers import model_config, unit
 from tests.core.test_actor_critic import CONFIG as ACTOR_CRITIC
 from tests.stages import small_run

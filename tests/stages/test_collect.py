@@ -15,11 +15,11 @@ from stages import collect
 from stages.core import gathering
 from stages.core.episodes import Dataset
 from stages.core.experts import ExpertJob, _upsets, train_expert
-from stages.core.render import render_states
 from stages.runtime import checkpoints, logs
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
+from stages.worlds.render import render_states
 from tests.core.helpers import DREAMER, EXPLORE
 
 TD3 = {

@@ -21,17 +21,17 @@ import torch.nn.functional as F
 
 from bitagent_cli.presets import load as load_preset
 from stages import embed
-from stages.core import tasks
 from stages.core.backbones import load_backbone, offline
 from stages.core.backbones.offline import OfflineBackbone, TextTower
 from stages.core.episodes import Dataset, DatasetWriter, held_out_episodes
-from stages.core.render import render_states
 from stages.core.shards import Episode
-from stages.core.tasks import make_env
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
+from stages.worlds import tasks
+from stages.worlds.render import render_states
+from stages.worlds.tasks import make_env
 from tests.core.backbones.tiny import SIZE, save_tiny
 from tests.stages.small_run import Killed
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
-from stages.core import goals, groundings, model_free, tasks
+from stages.core import goals, groundings, model_free
 from stages.core.backbones.tuning import ADAPTER
 from stages.core.episodes import Dataset
 from stages.core.policy import Policy
@@ -21,6 +21,7 @@ from stages.core.sampler import Sampler
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 from tests.core.helpers import model_config, objective_config
 from tests.stages import small_run
 from tests.stages.test_behave import config as behave_config

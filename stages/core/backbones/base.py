@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.motion import WINDOW, window_rows
+from stages.worlds.motion import WINDOW, window_rows
 
 
 class Backbone(ABC):

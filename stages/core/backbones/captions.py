@@ -1,6 +1,6 @@
 """The caption grammar: sentences for each graded behaviour of each domain, some of them kept for testing.
 
-A concept (stages.core.backbones.behaviours) has phrases; a phrase in the -ing form is put into
+A concept (stages.worlds.behaviours) has phrases; a phrase in the -ing form is put into
 sentences ("a robot walking", "make the walker walk"), a phrase with a leading '=' is a noun ("a
 headstand") and is only labelled. The first ten concepts of a domain are its behaviour classes, on which
 retrieval is measured with `held_out` phrases, which no training sentence contains.

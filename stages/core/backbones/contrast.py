@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import tasks, worlds
-from stages.core.backbones import behaviours, captions, motion
+from stages import worlds
+from stages.core.backbones import captions
 from stages.core.backbones.captions import Concept
 from stages.core.backbones.offline import Student, TextTower
 from stages.core.episodes import Dataset, held_out_episodes
+from stages.worlds import behaviours, motion, tasks
 
 RARE = 0.002  # a concept seen in a smaller share of the windows than this is not drawn as if it had this share
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.backbones.base import Backbone, linears_of, resize
-from stages.core.backbones.motion import window_rows
 from stages.runtime.errors import BadInput
+from stages.worlds.motion import window_rows
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")

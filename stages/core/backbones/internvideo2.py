@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from stages.core.backbones.base import Backbone, linears_of
 from stages.core.backbones.bert import Bert, BertSizes
-from stages.core.backbones.motion import WINDOW
 from stages.runtime import storage
 from stages.runtime.errors import BadInput
+from stages.worlds.motion import WINDOW
 
 REPOSITORY, FILE = "OpenGVLab/InternVideo2-Stage2_1B-224p-f4", "InternVideo2-stage2_1b-224p-f4.pt"
 VARIABLE = "BITAGENT_INTERNVIDEO2"

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.backbones.base import Backbone, linears_of, resize
-from stages.core.backbones.motion import WINDOW
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput
 from stages.runtime.update import fast_bf16
+from stages.worlds.motion import WINDOW
 
 PAIRS = WINDOW // 2
 FRAME_SIZE = 64

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.backbones.base import Backbone
-from stages.core.backbones.motion import window_rows
 from stages.core.episodes import Dataset
+from stages.worlds.motion import window_rows
 
 CLIPS = 5  # closest clips shown for a text, from different episodes
 SHOWN = (0, 3, 7)  # frames of a clip that are shown

@@ -17,7 +17,6 @@ import numpy as np
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
 from stages.core.episodes import Dataset
-from stages.core.render import render_states
 from stages.core.shards import write_shard
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
@@ -25,6 +24,7 @@ from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import follow_parent
+from stages.worlds.render import render_states
 
 SAVE_SECONDS = 30.0
 TUNED_BATCH = 64  # windows a forward pass of a tuned backbone

@@ -8,8 +8,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from stages.core import tasks, worlds
-from stages.core.backbones import behaviours, captions, motion
+from stages import worlds
+from stages.core.backbones import captions
+from stages.worlds import behaviours, motion, tasks
 
 PROMPTS = frozenset(t.prompt.lower() for t in tasks.TASKS)
 

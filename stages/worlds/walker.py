@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from numpy.random import RandomState
 
-from stages.core.worlds.biped import POSES, Physics
-from stages.core.worlds.suite import base, walker
+from stages.worlds.biped import POSES, Physics
+from stages.worlds.suite import base, walker
 
 __all__ = ["CONTROL_TIMESTEP", "TASKS", "Physics", "model_xml"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.worlds.suite import mujoco
+from stages.worlds.suite import mujoco
 
 AMBIENT, HEADLIGHT, SKYLIGHT = 0.45, 0.65, 0.22  # white light: everywhere, along the camera's axis, from above
 FLOOR_COLORS = ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4))  # the suite's checker

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.random import RandomState
 
-from stages.core.worlds.biped import ramp
-from stages.core.worlds.suite import base, quadruped, tolerance
+from stages.worlds.biped import ramp
+from stages.worlds.suite import base, quadruped, tolerance
 
 CONTROL_TIMESTEP = 0.02
 FLOOR_SIZE = 100  # m, the suite's for run: walk's smaller floor differs to the eye alone

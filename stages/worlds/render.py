@@ -14,10 +14,10 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from stages.core import worlds
-from stages.core.opengl import GLDrawer
-from stages.core.shading import RayCaster
+from stages import worlds
 from stages.runtime.errors import BadInput, nearest
+from stages.worlds.opengl import GLDrawer
+from stages.worlds.raycast import RayCaster
 
 BACKENDS = ("ray", "gl")
 DEFAULT_CAMERAS = {"walker": 0, "cheetah": 0, "quadruped": 2, "stickman": 0}

@@ -1,7 +1,7 @@
 """The tasks as Gymnasium environments (`pip install "bitagent[gym]"`).
 
     import gymnasium
-    import stages.core.gym_env  # registers bitagent/walker-stand-v0 and the like
+    import stages.worlds.gym  # registers bitagent/walker-stand-v0 and the like
     env = gymnasium.make("bitagent/walker-stand-v0", obs="pixels", size=64)
 
 One step is one decision (two control steps); an episode is truncated after 500.
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.tasks import ACTION_REPEAT, TASKS, Step, get_task, make_env
-from stages.core.worlds import control_timestep
 from stages.runtime.errors import BadInput
+from stages.worlds import control_timestep
+from stages.worlds.tasks import ACTION_REPEAT, TASKS, Step, get_task, make_env
 
 try:
     import gymnasium

@@ -1,6 +1,6 @@
 """Graded behaviours: how much each window of motion is a "walk", a "headstand", ... for every domain.
 
-Each function turns window features (stages.core.backbones.motion) into {concept: membership (N,)},
+Each function turns window features (stages.worlds.motion) into {concept: membership (N,)},
 every membership in [0, 1]. Concepts are predicates and may overlap (running is also moving fast).
 Thresholds are metres, metres a second and radians a second, read off the bodies' own sizes.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.core.backbones.motion import Array, Features
+from stages.worlds.motion import Array, Features
 
 Memberships = dict[str, Array]
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.random import RandomState
 
-from stages.core.worlds.suite import base, tolerance, walker
+from stages.worlds.suite import base, tolerance, walker
 
 INF = float("inf")
 SIDES = ("right", "left")

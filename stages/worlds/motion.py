@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.worlds.suite import mujoco
+from stages.worlds.suite import mujoco
 
 WINDOW = 8
 Array = NDArray[np.float64]

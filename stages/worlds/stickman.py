@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.random import RandomState
 
-from stages.core.worlds import biped
-from stages.core.worlds.biped import INF, Pose, low, ramp, stand, standing
-from stages.core.worlds.suite import base, tolerance, walker
+from stages.worlds import biped
+from stages.worlds.biped import INF, Pose, low, ramp, stand, standing
+from stages.worlds.suite import base, tolerance, walker
 
 CONTROL_TIMESTEP = 0.025
 HANDS = ["right_hand", "left_hand"]

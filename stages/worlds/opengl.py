@@ -16,8 +16,8 @@ import weakref
 
 import numpy as np
 
-from stages.core.worlds.suite import mujoco
 from stages.runtime.errors import BadInput
+from stages.worlds.suite import mujoco
 
 PLATFORMS = ("egl", "osmesa")  # in order of preference
 PROBE = (

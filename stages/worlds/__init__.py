@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from stages.core.worlds import cheetah, quadruped, stickman, walker
-from stages.core.worlds.suite import base, common, mujoco, no_compiler_advice
+from stages.worlds import cheetah, quadruped, stickman, walker
+from stages.worlds.suite import base, common, mujoco, no_compiler_advice
 
 WORLDS: dict[str, Any] = {"walker": walker, "cheetah": cheetah, "quadruped": quadruped, "stickman": stickman}
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core import worlds
-from stages.core.render import Renderer
-from stages.core.worlds.suite import flatten_observation, mujoco
+from stages import worlds
 from stages.runtime.errors import BadInput, nearest
+from stages.worlds.render import Renderer
+from stages.worlds.suite import flatten_observation, mujoco
 
 DOMAINS: tuple[str, ...] = ("walker", "cheetah", "quadruped", "stickman")
 ACTION_REPEAT = 2

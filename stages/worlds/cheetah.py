@@ -7,8 +7,8 @@ from functools import partial
 
 from numpy.random import RandomState
 
-from stages.core.worlds.biped import ramp
-from stages.core.worlds.suite import base, cheetah
+from stages.worlds.biped import ramp
+from stages.worlds.suite import base, cheetah
 
 CONTROL_TIMESTEP = 0.01
 
