@@ -136,7 +136,7 @@ def _contents(found: Artifact) -> list[str]:
 
 def _dataset(found: Artifact) -> list[str]:
     """Episodes, frames, and a histogram of the returns of each part."""
-    from stages.core.episodes import Dataset
+    from stages.data.episodes import Dataset
 
     about = Dataset.open([found.path], found.domain).describe()
     parts, edges = about.pop("parts"), about.pop("histogram_edges")

@@ -21,13 +21,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.core.derive import render_dataset
 from stages.core.dreamer import DreamerConfig, DreamerJob
-from stages.core.experts import DECISIONS, ExpertConfig, ExpertJob, kept_episodes, task_decisions
+from stages.core.experts import DECISIONS, ExpertConfig, ExpertJob, task_decisions
 from stages.core.explore import ExploreConfig, ExploreJob
 from stages.core.gathering import Look, Target, drop_work, make
-from stages.core.genrl_import import import_genrl
 from stages.core.online_agent import AgentConfig
+from stages.data.episodes import kept_episodes
+from stages.data.genrl_import import import_genrl
+from stages.data.rerender import render_dataset
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section

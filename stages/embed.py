@@ -18,17 +18,19 @@ from typing import Any
 
 import torch
 
-from stages.core.backbones import Backbone, load_backbone, slug
+from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
 from stages.core.backbones.offline import Student, TextTower, TowerConfig
 from stages.core.backbones.probe import draw_probe
 from stages.core.backbones.sidecar import FrameSource, write_embeddings
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.names import backbone_folder
 from stages.runtime.update import (
     fast_bf16,
     load_optimizer_tensors,
@@ -86,7 +88,7 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
         Interrupted: stopped by a signal, after saving.
     """
     name = backbone or config.backbone
-    data = find_data(run)
+    data, _ = find_inputs(run)
     if name == "offline":
         train_offline(config.offline, run, data)
     loaded = load_backbone(name, run.root, run.device)
@@ -94,21 +96,10 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
     made = [embed_dataset(config, run, loaded, name, source, inputs) for source in data]
     if probe:
         dataset = Dataset.open([a.path for a in data], run.domain, [a.path for a in made])
-        sheet = draw_probe(dataset, loaded, list(probe), run.root / "report" / f"probe-{slug(name)}.png")
+        sheet = draw_probe(dataset, loaded, list(probe), run.root / "report" / f"probe-{backbone_folder(name)}.png")
         if not run.quiet:
             print(f"closest clips and similarity curves: {sheet}")
     return made
-
-
-def find_data(run: Run) -> list[Artifact]:
-    """The finished datasets of the run, verified. Raises BadInput when there are none."""
-    folder = run.root / "data"
-    paths = sorted(p.parent for p in folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
-    if not paths:
-        raise BadInput(f"no data in {folder}; make it with: {run.command('collect')}")
-    found = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
-    artifacts.verify(*found)
-    return found
 
 
 # ---------------------------------------------------------------------------- the offline tower
@@ -248,7 +239,7 @@ def embed_dataset(
     config: Config, run: Run, backbone: Backbone, name: str, source: Artifact, inputs: list[Artifact]
 ) -> Artifact:
     """Write the sidecar embeddings of one dataset, going on from a stopped attempt."""
-    path = run.root / "embeddings" / slug(name) / source.path.name
+    path = run.root / "embeddings" / backbone_folder(name) / source.path.name
     seed = source.meta["seed"]
     found = embedded(path, source, backbone) if artifacts.finished(path, run.fresh) else None
     if found:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from stages.core import groundings
 from stages.core.backbones.tuning import ADAPTER, MllmConfig
-from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
+from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.settings import ModelConfig
+from stages.data.inputs import find_inputs
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

@@ -22,12 +22,13 @@ from torch import Tensor
 from stages.core import figures, groundings, results, tables
 from stages.core.agent import load_weights
 from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
-from stages.core.episodes import Dataset
-from stages.core.pretraining import Job, TrainingConfig, find_inputs, make_model
+from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.results import Result
 from stages.core.settings import ModelConfig
 from stages.core.tables import Table
 from stages.core.world_model import WorldModel
+from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.episodes import Dataset, DatasetWriter, Episode
-from stages.core.sampler import KEYS, Sampler
+from stages.data.episodes import Dataset, DatasetWriter, Episode
+from stages.data.sampler import KEYS, Sampler
 
 ROWS, FRAME, ACTIONS, STATES = 501, (3, 64, 64), 6, 18
 BATCH, LENGTH = 64, 32

@@ -21,7 +21,7 @@ from stages.core.backbones import load_backbone
 from stages.core.backbones.captions import CLASSES
 from stages.core.backbones.contrast import label
 from stages.core.backbones.offline import OfflineBackbone, VideoTower
-from stages.core.episodes import Dataset, held_out_episodes
+from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks

@@ -21,12 +21,12 @@ from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel
 from stages.core.behavior import Behavior
-from stages.core.episodes import Dataset
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.objective import choose_prompts, joint_behavior_loss
-from stages.core.sampler import Sampler, prefetch
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext
+from stages.data.episodes import Dataset
+from stages.data.sampler import Sampler, prefetch
 from stages.runtime.distributed import World, keep_freed_memory
 from stages.runtime.update import autocast, fast_bf16, make_optimizer, make_update, should_compile
 

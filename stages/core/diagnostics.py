@@ -18,9 +18,9 @@ from torch import Tensor
 
 from stages import worlds
 from stages.core.actor_critic import Actor
-from stages.core.episodes import Dataset
 from stages.core.nets import normalize_image, sample_one_hot, to_uint8
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
 from stages.worlds.behaviours import memberships
 from stages.worlds.motion import window_features

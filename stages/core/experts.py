@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stages.core.nets import symlog
 from stages.core.offline_rl import TD3, TD3Config
-from stages.core.shards import Episode, episode_arrays, read_sealed, write_shard
+from stages.data.shards import Episode, episode_arrays, read_sealed, write_shard
 from stages.runtime import checkpoints, storage
 from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput
@@ -376,14 +376,6 @@ def summary(job: ReplayJob, returns: list[float], scores: list[float]) -> dict[s
         "evaluation_return": round(mean, 2),
         "normalized_score": round(tasks.normalized_score(tasks.get_task(job.domain, job.task), mean), 4),
     }
-
-
-def kept_episodes(episodes: int, keep: int) -> list[int]:
-    """Which of a run's episodes to keep: all for `keep` 0, else `keep` spread evenly, first and last among them."""
-    if keep == 0 or keep >= episodes:
-        return list(range(episodes))
-    spread = np.linspace(episodes - 1, 0, keep)  # the last one stays even when only one is kept
-    return sorted({round(x) for x in spread})
 
 
 def task_decisions(config: ExpertConfig, task: str) -> int:

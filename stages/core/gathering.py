@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.dreamer import DreamerJob, train_dreamer
-from stages.core.episodes import DatasetWriter
 from stages.core.experts import DECISIONS, ReplayJob, derive_seed, load_episode, play, random_policy, train_expert
 from stages.core.explore import ExploreJob, train_explorer
-from stages.core.shards import Episode
+from stages.data.episodes import DatasetWriter
+from stages.data.shards import Episode
 from stages.runtime import checkpoints
 from stages.runtime.config import Run
 from stages.runtime.loop import progress, stop_signals

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.episodes import Dataset
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.data.episodes import Dataset
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.episodes import Dataset
 from stages.core.goals import Goal, command_again, embed_goal
 from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
 from stages.core.pixels import PixelEncoder, random_shift, transitions
-from stages.core.pretraining import backbone_id, data_device, find_inputs
-from stages.core.sampler import Sampler, prefetch
+from stages.core.pretraining import backbone_id
+from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
+from stages.data.sampler import Sampler, data_device, prefetch
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section, Share

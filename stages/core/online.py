@@ -34,7 +34,7 @@ from stages.core.experts import (
     store_episode,
 )
 from stages.core.online_agent import Agent, AgentConfig, OnlineConfig, Reward
-from stages.core.shards import Shard, allow_open_files, read_sealed
+from stages.data.shards import Shard, allow_open_files, read_sealed
 from stages.runtime import checkpoints
 from stages.runtime.loop import Metrics, require_finite
 from stages.runtime.update import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from stages.core.backbones import Backbone
 from stages.core.backbones.tuning import window_embeddings
-from stages.core.episodes import Dataset, held_out_episodes
-from stages.core.sampler import Sampler
 from stages.core.world_model import WorldModel
+from stages.data.episodes import Dataset, held_out_episodes
+from stages.data.sampler import Sampler
 
 BATCHES, FRAMES = 64, 64  # so many batches of so many frames
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core import groundings
-from stages.core.backbones import Backbone, load_backbone, slug
+from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.sidecar import tuned_embeddings
 from stages.core.backbones.tuning import (
     ADAPTER,
@@ -29,11 +29,11 @@ from stages.core.backbones.tuning import (
     tuned_tensors,
     window_embeddings,
 )
-from stages.core.episodes import Dataset, held_out_episodes
 from stages.core.origin import sample_semantics
-from stages.core.sampler import Sampler, prefetch
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
+from stages.data.episodes import Dataset, held_out_episodes
+from stages.data.sampler import Sampler, data_device, prefetch
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section, Share
@@ -50,7 +50,6 @@ from stages.runtime.update import (
     make_optimizer,
     make_update,
     optimizer_tensors,
-    roomy,
     set_lr,
     should_compile,
 )
@@ -185,19 +184,6 @@ def describe(job: Job, model: WorldModel, backbone: str, summary: dict[str, floa
 # ---------------------------------------------------------------------------- data
 
 
-def find_inputs(run: Run, backbone: str) -> tuple[list[Artifact], list[Artifact]]:
-    """Every finished dataset of the run and its embeddings, verified. Raises BadInput naming what makes them."""
-    data_folder, sidecars = run.root / "data", run.root / "embeddings" / slug(backbone)
-    paths = sorted(p.parent for p in data_folder.glob("*/artifact.json") if not p.parent.name.startswith("."))
-    if not paths:
-        raise BadInput(f"no data in {data_folder}; make it with: {run.command('collect')}")
-    data = [artifacts.load(p, "collect", domain=run.domain) for p in paths]
-    embed = run.command("embed", "--backbone", backbone)
-    made = [artifacts.load(sidecars / p.name, "embed", domain=run.domain, made_by=embed) for p in paths]
-    artifacts.verify(*data, *made)
-    return data, made
-
-
 def open_training_data(model: Artifact, run: Run) -> Dataset:
     """The datasets a model was trained on, verified, with the embeddings it reads: by its own backbone where tuned.
 
@@ -240,12 +226,6 @@ def make_labels(dataset: Dataset, run: Run, config: TrainingConfig) -> Labels:
                 threshold[i] = torch.quantile(F.normalize(e, dim=-1) @ text[i], config.label_quantile)
     device = run.device
     return Labels(text.to(device), torch.tensor(known, device=device), threshold.to(device))
-
-
-def data_device(dataset: Dataset, device: torch.device) -> str:
-    """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
-    row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1
-    return str(roomy(dataset.n_frames * row, device))
 
 
 # ---------------------------------------------------------------------------- the loop

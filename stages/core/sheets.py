@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
 
 GAP = 2
 LABEL_HEIGHT = 40  # three lines

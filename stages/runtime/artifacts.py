@@ -168,6 +168,13 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
     return Artifact(path, meta)
 
 
+def find(root: Path, pattern: str, stage: str | None = None, *, domain: str | None = None) -> list[Artifact]:
+    """Every finished artifact at `pattern` below `root`, in the order of their paths; see `load`."""
+    places = [file.parent for file in sorted(root.glob(f"{pattern}/artifact.json"))]
+    hidden = [any(part.startswith(".") for part in place.relative_to(root).parts) for place in places]
+    return [load(place, stage, domain=domain) for place, hide in zip(places, hidden, strict=True) if not hide]
+
+
 def _read_meta(file: Path) -> dict[str, Any]:
     """artifact.json, when it is of a known schema and unchanged since it was written."""
     meta = storage.read_json(file)

@@ -7,8 +7,11 @@ implements it is chosen in stages/methods.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 import unicodedata
+
+from stages.runtime.errors import BadInput
 
 MAX_WORDS_LENGTH = 40
 
@@ -26,6 +29,17 @@ def slug(text: str) -> str:
     words = "-".join(re.findall(r"[a-z0-9]+", ascii_text))[:MAX_WORDS_LENGTH].strip("-")
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a file's name may not be Unicode
     return f"{words or 'prompt'}-{digest[:6]}"
+
+
+def backbone_folder(name: str) -> str:
+    """The folder name of a backbone's embeddings: 'google/siglip2-base' → 'google--siglip2-base'.
+
+    Raises BadInput for a name that would be hidden or leave the folder of all embeddings.
+    """
+    found = posixpath.normpath(name).strip("/").replace("/", "--")
+    if not found or found.startswith(".") or not found.isprintable():
+        raise BadInput(f"{name!r} cannot name a folder of embeddings: give a Hugging Face id, or a folder's full path")
+    return found
 
 
 # ---------------------------------------------------------------------------- methods

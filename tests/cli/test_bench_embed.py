@@ -18,7 +18,7 @@ from bitagent_cli.bench import embed as bench
 from bitagent_cli.presets import load as load_preset
 from stages import embed
 from stages.core.backbones.captions import class_names
-from stages.core.episodes import Dataset, held_out_episodes
+from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.config import Run
 from tests.core.real_data import make_data

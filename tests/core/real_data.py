@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.core.episodes import Dataset, DatasetWriter, Episode
+from stages.data.episodes import Dataset, DatasetWriter, Episode
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.worlds import tasks

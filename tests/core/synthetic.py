@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.episodes import DatasetWriter, Episode
+from stages.data.episodes import DatasetWriter, Episode
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 

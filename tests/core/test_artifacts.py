@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stages.core.backbones.sidecar import PartialEmbeddings
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
 from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
@@ -81,7 +81,7 @@ def test_a_reader_does_not_put_back_what_a_writer_is_replacing(tmp_path: Path) -
     code = """
         import sys
         from pathlib import Path
-        from stages.core import storage
+        from stages.runtime import storage
         with storage.locked(Path(sys.argv[1])):
             print("held", flush=True)
             sys.stdin.read()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.core import coverage
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
 from stages.worlds import tasks
 from tests.core.real_data import make_data, play
 

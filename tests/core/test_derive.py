@@ -1,4 +1,4 @@
-"""States exported and rendered again: the same bytes from other processes, resumable, refused without states."""
+"""States rendered again: the same bytes from other processes, resumable, refused without states."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core import derive
-from stages.core.derive import export_states, render_dataset, renderer_name, write_embeddings
-from stages.core.episodes import Dataset, Episode
+from stages.data import rerender
+from stages.data.episodes import Dataset, Episode, save_embeddings
+from stages.data.rerender import render_dataset, renderer_name
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput, Interrupted
@@ -44,7 +44,12 @@ def frames(artifact: Artifact) -> list[bytes]:
 
 
 def test_states_rendered_in_other_processes_give_identical_bytes(collected: Artifact, tmp_path: Path) -> None:
-    states = export_states(collected, tmp_path / "states")
+    writer = make_writer(tmp_path / "states", image_size=0, renderer="")
+    for number in range(EPISODES):
+        episode = walker_episode(number)
+        episode.image = None
+        writer.append(number, episode)
+    states = writer.finish()
     opened = Dataset.open([states.path], "walker")
     assert not opened.has("image") and states.meta["extra"]["image_size"] == 0
     np.testing.assert_array_equal(opened.rows("state", np.arange(ROWS)), walker_episode(0).state)
@@ -71,15 +76,15 @@ def test_other_sizes_and_looks_do_not_mix(collected: Artifact, tmp_path: Path) -
 
 def test_a_stopped_rendering_continues(collected: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[int] = []
-    render = derive._render_episode
+    render = rerender._render_episode
 
-    def render_then_stop(job: derive.RenderJob, number: int) -> int:
+    def render_then_stop(job: rerender.RenderJob, number: int) -> int:
         rendered.append(number)
         if rendered == [0, 1]:
             os.kill(os.getpid(), signal.SIGINT)
         return render(job, number)
 
-    monkeypatch.setattr(derive, "_render_episode", render_then_stop)
+    monkeypatch.setattr(rerender, "_render_episode", render_then_stop)
     with pytest.raises(Interrupted, match="bitagent collect --preset walker --render") as stopped:
         render_dataset(collected, tmp_path / "again", SIZE, None, workers=1)
     assert stopped.value.exit_code == 128 + signal.SIGINT
@@ -91,24 +96,20 @@ def test_without_states_there_is_nothing_to_render(tmp_path: Path) -> None:
     writer = make_writer(tmp_path / "data")
     writer.append(0, make_episode(0, state=False))
     source = writer.finish()
-    for derived in (
-        lambda: export_states(source, tmp_path / "states"),
-        lambda: render_dataset(source, tmp_path / "again", SIZE, None, workers=1),
-    ):
-        with pytest.raises(BadInput, match="no physics state"):
-            derived()
+    with pytest.raises(BadInput, match="no physics state"):
+        render_dataset(source, tmp_path / "again", SIZE, None, workers=1)
 
 
 def test_embeddings_must_fit_their_dataset(tmp_path: Path) -> None:
     source = make_dataset(tmp_path / "data", (20, 12))
     about = {"backbone": "noise", "config": {}, "seed": 0}
     with pytest.raises(ValueError, match="for 32 rows"):
-        write_embeddings(tmp_path / "e", source, [np.zeros((31, 4))], **about)
+        save_embeddings(tmp_path / "e", source, [np.zeros((31, 4))], **about)
     with pytest.raises(ValueError):
-        write_embeddings(tmp_path / "e", source, [], **about)
+        save_embeddings(tmp_path / "e", source, [], **about)
     with pytest.raises(BadInput, match="not finite"):
-        write_embeddings(tmp_path / "e", source, [np.full((32, 4), np.nan)], **about)
+        save_embeddings(tmp_path / "e", source, [np.full((32, 4), np.nan)], **about)
     assert not (tmp_path / "e").exists()
-    made = write_embeddings(tmp_path / "e", source, [np.ones((32, 4))], **about)
+    made = save_embeddings(tmp_path / "e", source, [np.ones((32, 4))], **about)
     assert made.meta["extra"] == {"backbone": "noise", "dim": 4}
     assert artifacts.load(tmp_path / "e", "embed").meta["inputs"] == artifacts.input_ids([source])

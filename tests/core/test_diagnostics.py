@@ -13,10 +13,10 @@ from torch import Tensor
 
 from stages.core import diagnostics
 from stages.core.agent import JointModel
-from stages.core.episodes import Dataset
 from stages.core.grounding import text_reward
 from stages.core.settings import Measure
 from stages.core.world_model import State, TaskContext
+from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 from tests.core.helpers import model_config

@@ -10,8 +10,8 @@ import torch
 from stages import collect
 from stages.core import gathering
 from stages.core.dreamer import TaskReward
-from stages.core.episodes import Dataset
 from stages.core.world_model import State
+from stages.data.episodes import Dataset
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.update import make_optimizer

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stages.core import episodes as room
-from stages.core.derive import write_embeddings
-from stages.core.episodes import Dataset
-from stages.core.shards import read_header
+from stages.data import episodes as room
+from stages.data.episodes import Dataset, save_embeddings
+from stages.data.shards import read_header
 from stages.runtime.errors import BadInput
 from tests.core.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer, start
 
@@ -110,7 +109,7 @@ def test_sigkill_inside_a_write_leaves_no_half_episode(tmp_path: Path) -> None:
     code = """
         import os, signal, sys
         from pathlib import Path
-        from stages.core import episodes
+        from stages.data import episodes
         from tests.core.synthetic import make_episode, make_writer
         writer = make_writer(Path(sys.argv[1]))
         writer.append(0, make_episode(0))
@@ -133,7 +132,7 @@ def test_sigkill_while_merging_loses_nothing(tmp_path: Path, small_shards: None)
     code = """
         import os, signal, sys
         from pathlib import Path
-        from stages.core import episodes
+        from stages.data import episodes
         from tests.core.synthetic import make_dataset
         episodes.SHARD_BYTES = 6000
         written = episodes.write_shard
@@ -304,7 +303,7 @@ def embed(dataset: Path, path: Path, dim: int = 7, seed: int = 0) -> None:
         np.random.default_rng([seed, index]).normal(size=(len(shard.arrays["reward"]), dim))
         for index, shard in enumerate(Dataset.open([dataset], source.domain).shards)
     ]
-    write_embeddings(path, source, blocks, backbone="noise", config={}, seed=seed)
+    save_embeddings(path, source, blocks, backbone="noise", config={}, seed=seed)
 
 
 def test_embeddings_lie_beside_their_rows(tmp_path: Path, two_parts: Dataset) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import collect, pretrain
-from stages.core.episodes import Dataset
 from stages.core.explore import Disagreement, Ensemble
 from stages.core.online_agent import Agent
 from stages.core.world_model import State
+from stages.data.episodes import Dataset
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.worlds.render import render_states

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.core import genrl_import
-from stages.core.episodes import Dataset
-from stages.core.genrl_import import BROKEN, import_genrl, read_episode
+from stages.data import genrl_import
+from stages.data.episodes import Dataset
+from stages.data.genrl_import import BROKEN, import_genrl, read_episode
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput, Interrupted
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import episodes as room
-from stages.core.derive import write_embeddings
-from stages.core.episodes import Dataset
-from stages.core.sampler import KEYS, Sampler, prefetch
+from stages.data import episodes as room
+from stages.data.episodes import Dataset, save_embeddings
+from stages.data.sampler import KEYS, Sampler, prefetch
 from stages.runtime.errors import BadInput
 from tests.core.synthetic import make_dataset, make_episode
 
@@ -157,7 +156,7 @@ def test_embeddings_come_with_the_batch(dataset: Dataset, tmp_path: Path) -> Non
     for path, sidecar, part in zip(paths, sidecars, dataset.parts, strict=True):
         rows = [len(shard.arrays["reward"]) for shard in Dataset.open([path], "walker").shards]
         blocks = np.split(np.arange(part.first_row, part.last_row)[:, None] * np.ones(3), np.cumsum(rows)[:-1])
-        write_embeddings(sidecar, part.artifact, blocks, backbone="count", config={}, seed=0)
+        save_embeddings(sidecar, part.artifact, blocks, backbone="count", config={}, seed=0)
     opened = Dataset.open(paths, "walker", sidecars)
     sampler = Sampler(opened, 6, LENGTH, seed=0)
     batch = sampler.sample(0)

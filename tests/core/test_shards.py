@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stages.core import catalog
-from stages.core.episodes import Dataset
-from stages.core.shards import CODES, read_header
+from stages.data import catalog
+from stages.data.episodes import Dataset
+from stages.data.shards import CODES, read_header
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from tests.core.synthetic import make_dataset, start, write_meta
@@ -129,8 +129,8 @@ def test_fifty_gigabytes_open_and_sample_in_bounded_memory(tmp_path: Path) -> No
     code = """
         import sys
         from pathlib import Path
-        from stages.core import episodes
-        from stages.core.sampler import Sampler
+        from stages.data import episodes
+        from stages.data.sampler import Sampler
         def resident(key):
             return int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) // 1024
         before = resident("VmRSS")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from stages.core import sheets
-from stages.core.episodes import Dataset
 from stages.core.sheets import contact_sheet, save_png
+from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
 from tests.core.synthetic import SIZE, make_dataset, make_episode, make_writer
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.backbones import slug
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
+from stages.runtime.names import backbone_folder
 from tests.core.synthetic import ROOT, make_dataset, write_meta
 from tests.faults import mutants
 from tests.faults.pipeline import Pipeline
@@ -98,13 +98,18 @@ def test_names_of_files_stay_inside(dataset: Artifact, name: str) -> None:
 @pytest.mark.parametrize("name", ["..", ".", "/", "../..", ".cache", "a\nb"])
 def test_a_backbone_cannot_name_another_folder(name: str) -> None:
     with pytest.raises(BadInput, match="cannot name a folder"):
-        slug(name)
+        backbone_folder(name)
 
 
 def test_backbones_in_folders_keep_their_names() -> None:
-    assert slug("google/siglip2-base") == "google--siglip2-base"
-    assert slug("./models/clip/") == slug("models/clip") == slug("x/../models/clip") == "models--clip"
-    assert slug("/srv/models/clip") == "srv--models--clip"
+    assert backbone_folder("google/siglip2-base") == "google--siglip2-base"
+    assert (
+        backbone_folder("./models/clip/")
+        == backbone_folder("models/clip")
+        == backbone_folder("x/../models/clip")
+        == "models--clip"
+    )
+    assert backbone_folder("/srv/models/clip") == "srv--models--clip"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ for room in sys.argv[1:]:
 print(json.dumps(said))
 """
     rooms = ["tasks", "render", "opengl", "raycast", "suite", "motion"]
-    names = [*(f"stages.worlds.{room}" for room in rooms), "stages.core.episodes"]
+    names = [*(f"stages.worlds.{room}" for room in rooms), "stages.data.episodes"]
     environment = {"MUJOCO_GL": "nonsense", "PATH": "", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True)
     said = json.loads(ran.stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.shards import read_sealed
+from stages.data.shards import read_sealed
 from stages.runtime import artifacts, storage
 from tests.faults.pipeline import Pipeline, find
 

@@ -35,10 +35,10 @@ from bitagent_cli import presets
 from bitagent_cli.app import app
 from stages.core import results
 from stages.core.agent import load_model
-from stages.core.episodes import Dataset
-from stages.core.pretraining import find_inputs
 from stages.core.scene import load_actor
-from stages.core.shards import episode_arrays, read_sealed, write_shard
+from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
+from stages.data.shards import episode_arrays, read_sealed, write_shard
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

@@ -13,7 +13,7 @@ import torch
 
 from stages import embed, pretrain
 from stages.core.backbones.offline import Student
-from stages.core.episodes import DatasetWriter, Episode
+from stages.data.episodes import DatasetWriter, Episode
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -13,8 +13,8 @@ import pytest
 
 from stages import collect
 from stages.core import gathering
-from stages.core.episodes import Dataset
 from stages.core.experts import ExpertJob, _upsets, train_expert
+from stages.data.episodes import Dataset
 from stages.runtime import checkpoints, logs
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

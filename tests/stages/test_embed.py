@@ -23,12 +23,14 @@ from bitagent_cli.presets import load as load_preset
 from stages import embed
 from stages.core.backbones import load_backbone, offline
 from stages.core.backbones.offline import OfflineBackbone, TextTower
-from stages.core.episodes import Dataset, DatasetWriter, held_out_episodes
-from stages.core.shards import Episode
+from stages.data.episodes import Dataset, DatasetWriter, held_out_episodes
+from stages.data.inputs import find_inputs
+from stages.data.shards import Episode
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
+from stages.runtime.names import backbone_folder
 from stages.worlds import tasks
 from stages.worlds.render import render_states
 from stages.worlds.tasks import make_env
@@ -187,7 +189,7 @@ def test_training_sees_neither_rewards_nor_held_out_episodes(run: Run, tmp_path:
         writer.append(number, episode)
     writer.finish()
     towers = [
-        embed.train_offline(config(holdout=share).offline, place, embed.find_data(place)).tensors("model")
+        embed.train_offline(config(holdout=share).offline, place, find_inputs(place)[0]).tensors("model")
         for place in (run, other)
     ]
     assert all(torch.equal(towers[0][k], towers[1][k]) for k in towers[0])
@@ -326,7 +328,7 @@ def test_a_signal_during_the_last_update_keeps_the_tower(run: Run, monkeypatch: 
 def test_embedding_stopped_by_a_signal_goes_on(run: Run, tmp_path: Path) -> None:
     save_tiny("xclip", tmp_path / "tiny")
     name = str(tmp_path / "tiny")
-    partial = run.root / "embeddings" / embed.slug(name) / "random.partial"
+    partial = run.root / "embeddings" / backbone_folder(name) / "random.partial"
     assert interrupted(run, config(), name, (partial / "rows.f16").exists) == 128 + signal.SIGTERM
     done = json.loads((partial / "progress.json").read_text())["episodes"]
     assert 0 < done < 3

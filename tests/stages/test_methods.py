@@ -14,10 +14,10 @@ from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
 from stages.core import goals, groundings, model_free
 from stages.core.backbones.tuning import ADAPTER
-from stages.core.episodes import Dataset
 from stages.core.policy import Policy
-from stages.core.pretraining import find_inputs
-from stages.core.sampler import Sampler
+from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
+from stages.data.sampler import Sampler
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

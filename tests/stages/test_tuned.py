@@ -16,10 +16,10 @@ from stages import behave, embed, evaluate, pretrain, transfer
 from stages.core.agent import load_model
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
-from stages.core.episodes import Dataset
 from stages.core.latents import encode, posterior_modes
 from stages.core.policy import Policy
 from stages.core.pretraining import open_training_data
+from stages.data.episodes import Dataset
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -15,11 +15,11 @@ from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
 from stages.core import chapters, figures, playground, playground_page
-from stages.core.episodes import held_out_episodes
 from stages.core.play import Rollout
 from stages.core.pretraining import open_training_data
-from stages.core.sampler import Sampler
 from stages.core.scene import Scene
+from stages.data.episodes import held_out_episodes
+from stages.data.sampler import Sampler
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -7,24 +7,12 @@ y = backbone.encode_text(["walk fast"]) # (1, dim), unit norm
 
 from __future__ import annotations
 
-import posixpath
 from pathlib import Path
 
 from stages.core.backbones.base import Backbone
 from stages.runtime.errors import BadInput
 
-__all__ = ["Backbone", "load_backbone", "slug"]
-
-
-def slug(name: str) -> str:
-    """The folder name of a backbone's embeddings: 'google/siglip2-base' → 'google--siglip2-base'.
-
-    Raises BadInput for a name that would be hidden or leave the folder of all embeddings.
-    """
-    found = posixpath.normpath(name).strip("/").replace("/", "--")
-    if not found or found.startswith(".") or not found.isprintable():
-        raise BadInput(f"{name!r} cannot name a folder of embeddings: give a Hugging Face id, or a folder's full path")
-    return found
+__all__ = ["Backbone", "load_backbone"]
 
 
 def load_backbone(name: str, run_root: Path, device: str) -> Backbone:

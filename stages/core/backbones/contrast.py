@@ -18,7 +18,7 @@ from stages import worlds
 from stages.core.backbones import captions
 from stages.core.backbones.captions import Concept
 from stages.core.backbones.offline import Student, TextTower
-from stages.core.episodes import Dataset, held_out_episodes
+from stages.data.episodes import Dataset, held_out_episodes
 from stages.worlds import behaviours, motion, tasks
 
 RARE = 0.002  # a concept seen in a smaller share of the windows than this is not drawn as if it had this share

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.backbones.base import Backbone
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
 from stages.worlds.motion import window_rows
 
 CLIPS = 5  # closest clips shown for a text, from different episodes

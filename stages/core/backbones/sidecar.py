@@ -16,8 +16,8 @@ import numpy as np
 
 from stages.core.backbones import Backbone, load_backbone
 from stages.core.backbones.tuning import retune
-from stages.core.episodes import Dataset
-from stages.core.shards import write_shard
+from stages.data.episodes import Dataset
+from stages.data.shards import write_shard
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core.backbones import load_backbone, slug
+from stages.core.backbones import load_backbone
 from stages.core.backbones.contrast import contrastive_loss
 from stages.core.backbones.offline import OfflineBackbone, Student, TextTower, TowerConfig, VideoTower
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
+from stages.runtime.names import backbone_folder
 from tests.core.backbones.trained import TOWER, make_offline
 
 
@@ -152,6 +153,6 @@ def test_loss_by_hand() -> None:
 
 
 def test_folder_names() -> None:
-    assert slug("offline") == "offline"
-    assert slug("google/siglip2-base") == "google--siglip2-base"
-    assert "/" not in slug("/a/b/c/") and not slug("/a/b").startswith(".")
+    assert backbone_folder("offline") == "offline"
+    assert backbone_folder("google/siglip2-base") == "google--siglip2-base"
+    assert "/" not in backbone_folder("/a/b/c/") and not backbone_folder("/a/b").startswith(".")

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.core import catalog
-from stages.core.catalog import EpisodeInfo, Part
-from stages.core.shards import (
+from stages.data import catalog
+from stages.data.catalog import EpisodeInfo, Part
+from stages.data.shards import (
     Arrays,
     Episode,
     Shard,
@@ -359,3 +359,42 @@ def held_out_episodes(dataset: Dataset, share: float) -> np.ndarray:
     if chosen.all():
         chosen[0] = False
     return chosen
+
+
+def kept_episodes(episodes: int, keep: int) -> list[int]:
+    """Which of a run's episodes to keep: all for `keep` 0, else `keep` spread evenly, first and last among them."""
+    if keep == 0 or keep >= episodes:
+        return list(range(episodes))
+    spread = np.linspace(episodes - 1, 0, keep)  # the last one stays even when only one is kept
+    return sorted({round(x) for x in spread})
+
+
+def save_embeddings(
+    path: Path,
+    source: Artifact,
+    blocks: Iterable[np.ndarray],
+    *,
+    backbone: str,
+    config: Mapping[str, Any],
+    seed: int,
+    inputs: Iterable[Artifact] = (),
+    resolved: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write the sidecar embeddings of a dataset: one (N, D) block for each of its shards, in their order.
+
+    Stored as float16. `inputs` are artifacts the embeddings come from beside the dataset (a backbone).
+    Raises BadInput when a block is not finite, ValueError when its rows are not those of the shard.
+    """
+    extra: dict[str, Any] = {"backbone": backbone}
+    about: dict[str, Any] = {"domain": source.domain, "config": config, "seed": seed, "resolved": resolved}
+    with artifacts.writing(path, "embed", inputs=[source, *inputs], extra=extra, **about) as draft:
+        for shard, block in zip(catalog.open_shards(source), blocks, strict=True):
+            half = np.asarray(block, np.float16)  # (N, D)
+            if half.shape != (len(shard.arrays["reward"]), extra.setdefault("dim", int(half.shape[1]))):
+                raise ValueError(f"embeddings {half.shape} for {len(shard.arrays['reward'])} rows of {shard.file.name}")
+            if not np.isfinite(half).all():
+                raise BadInput(
+                    f"backbone {backbone} gave embeddings that are not finite for {source.path}; use another"
+                )
+            write_shard(draft / shard.file.name, {"embedding": [half]})
+    return artifacts.load(path, "embed")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.episodes import Dataset
+from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
+from stages.runtime.update import roomy
 
 KEYS = ("image", "action", "reward", "is_first", "is_terminal")
 
@@ -133,6 +134,12 @@ class Sampler:
         if self.resident:
             return self.resident["image"][torch.from_numpy(rows).to(self.device)]
         return torch.from_numpy(self.dataset.rows("image", rows))
+
+
+def data_device(dataset: Dataset, device: torch.device) -> str:
+    """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
+    row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1
+    return str(roomy(dataset.n_frames * row, device))
 
 
 def _to_device(dataset: Dataset, name: str, device: str, rows: int = 8192) -> Tensor:

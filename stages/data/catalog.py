@@ -1,6 +1,6 @@
 """Which parts, episodes and shards a dataset consists of: opened, checked and numbered through.
 
-Used by `stages.core.episodes.Dataset`; nothing here reads a frame.
+Used by `stages.data.episodes.Dataset`; nothing here reads a frame.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.shards import Shard, allow_open_files, check_episodes
+from stages.data.shards import Shard, allow_open_files, check_episodes
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput

@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core.derive import write_embeddings
-from stages.core.episodes import Dataset, DatasetWriter
-from stages.core.shards import Episode, episode_arrays
+from stages.data.episodes import Dataset, DatasetWriter, save_embeddings
+from stages.data.shards import Episode, episode_arrays
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
@@ -165,7 +164,7 @@ def _import_embeddings(
         if found is not None:
             return found
         blocks = _embedding_blocks(files, artifact)
-        return write_embeddings(path, artifact, blocks, backbone=BACKBONE, config=config, seed=seed, resolved=resolved)
+        return save_embeddings(path, artifact, blocks, backbone=BACKBONE, config=config, seed=seed, resolved=resolved)
 
 
 def _has_clip(file: Path) -> bool:

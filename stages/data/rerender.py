@@ -1,12 +1,11 @@
-"""What is made from a dataset: a copy without frames, frames from its states, sidecar embeddings.
+"""Frames made again from a dataset's physics states, which take 100 to 250 bytes a step and travel well.
 
-export_states(source, Path("states/random"))                     # 100-250 bytes a step: travels well
 render_dataset(states, Path("data/random-224"), size=224, camera=None, workers=4)
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -16,14 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stages.core import catalog
-from stages.core.episodes import Dataset, DatasetWriter, write_dataset
-from stages.core.shards import episode_arrays, write_shard
+from stages.data.episodes import Dataset, DatasetWriter
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
-from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import follow_parent
 from stages.worlds.render import DEFAULT_CAMERAS, render_states
@@ -34,31 +28,6 @@ COUNTS = ("episodes", "frames", "returns", "action_dim", "state_dim")  # made an
 def renderer_name(backend: str, supersample: bool) -> str:
     """How an artifact names its renderer: frames of another name are not mixed with these."""
     return f"{backend}-2x2" if supersample else backend
-
-
-# ---------------------------------------------------------------------------- states
-
-
-def export_states(source: Artifact, path: Path) -> Artifact:
-    """Copy a dataset without its frames. Raises BadInput when it holds no physics states."""
-    config = {"states_of": source.id}
-    if (found := artifacts.reuse(path, "collect", config, source.meta["seed"], [source], fresh=False)) is not None:
-        return found
-    dataset = open_states(source)
-
-    def without_frames() -> Iterable[dict[str, np.ndarray]]:
-        for number in range(dataset.n_episodes):
-            arrays = episode_arrays(dataset.episode(number))
-            arrays.pop("image", None)
-            yield {name: np.array(array) for name, array in arrays.items()}  # a copy: mapped pages are not held
-
-    facts = _facts(source) | {"renderer": "", "image_size": 0, "camera": None}
-    with storage.locked(path):
-        return write_dataset(
-            path, without_frames(), facts,
-            domain=source.domain, config=config, seed=source.meta["seed"], inputs=[source],
-            resolved=source.meta["resolved"],
-        )  # fmt: skip
 
 
 def open_states(source: Artifact) -> Dataset:
@@ -175,37 +144,3 @@ def _render_episode(job: RenderJob, number: int) -> int:
     )
     writer.append(number, episode)
     return number
-
-
-# ---------------------------------------------------------------------------- embeddings
-
-
-def write_embeddings(
-    path: Path,
-    source: Artifact,
-    blocks: Iterable[np.ndarray],
-    *,
-    backbone: str,
-    config: Mapping[str, Any],
-    seed: int,
-    inputs: Iterable[Artifact] = (),
-    resolved: Mapping[str, Any] | None = None,
-) -> Artifact:
-    """Write the sidecar embeddings of a dataset: one (N, D) block for each of its shards, in their order.
-
-    Stored as float16. `inputs` are artifacts the embeddings come from beside the dataset (a backbone).
-    Raises BadInput when a block is not finite, ValueError when its rows are not those of the shard.
-    """
-    extra: dict[str, Any] = {"backbone": backbone}
-    about: dict[str, Any] = {"domain": source.domain, "config": config, "seed": seed, "resolved": resolved}
-    with artifacts.writing(path, "embed", inputs=[source, *inputs], extra=extra, **about) as draft:
-        for shard, block in zip(catalog.open_shards(source), blocks, strict=True):
-            half = np.asarray(block, np.float16)  # (N, D)
-            if half.shape != (len(shard.arrays["reward"]), extra.setdefault("dim", int(half.shape[1]))):
-                raise ValueError(f"embeddings {half.shape} for {len(shard.arrays['reward'])} rows of {shard.file.name}")
-            if not np.isfinite(half).all():
-                raise BadInput(
-                    f"backbone {backbone} gave embeddings that are not finite for {source.path}; use another"
-                )
-            write_shard(draft / shard.file.name, {"embedding": [half]})
-    return artifacts.load(path, "embed")

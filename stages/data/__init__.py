@@ -1,0 +1,1 @@
+"""Datasets of episodes: written, opened, sampled, rendered again, imported."""
