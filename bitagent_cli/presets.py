@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stages.backbones.tuning import MllmConfig
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
-from stages.core.backbones.tuning import MllmConfig
 from stages.core.groundings import Constants
 from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ModelConfig

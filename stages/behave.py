@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.backbones.embeddings import open_training_data
+from stages.backbones.tuning import mllm_of
 from stages.core import model_free
 from stages.core.actor_critic import ActorCritic
-from stages.core.backbones.tuning import mllm_of
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
 from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.groundings import open_model
@@ -32,7 +33,6 @@ from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
 from stages.core.play import play
 from stages.core.policy import LatentPolicy
-from stages.core.pretraining import open_training_data
 from stages.core.settings import BehaviorConfig as Config
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset

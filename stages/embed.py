@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.contrast import Lessons, contrastive_loss, draw_batch, prepare
-from stages.core.backbones.offline import Student, TextTower, TowerConfig
-from stages.core.backbones.probe import draw_probe
-from stages.core.backbones.sidecar import FrameSource, write_embeddings
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.embeddings import FrameSource, write_embeddings
+from stages.backbones.offline.contrast import Lessons, contrastive_loss, draw_batch, prepare
+from stages.backbones.offline.tower import Student, TextTower, TowerConfig
+from stages.backbones.probe import draw_probe
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.runtime import artifacts, checkpoints, storage

@@ -9,8 +9,8 @@ The loop itself is stages/core/pretraining.py, which `transfer` shares; the loss
 
 from __future__ import annotations
 
+from stages.backbones.tuning import ADAPTER, MllmConfig
 from stages.core import groundings
-from stages.core.backbones.tuning import ADAPTER, MllmConfig
 from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.settings import ModelConfig
 from stages.data.inputs import find_inputs

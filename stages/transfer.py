@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core import figures, groundings, results, tables
 from stages.core.agent import load_weights
-from stages.core.backbones.tuning import ADAPTER, MllmConfig, mllm_of
 from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.results import Result
 from stages.core.settings import ModelConfig

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.captions import CLASSES
-from stages.core.backbones.contrast import label
-from stages.core.backbones.offline import OfflineBackbone, VideoTower
+from stages.backbones import load_backbone
+from stages.backbones.offline.captions import CLASSES
+from stages.backbones.offline.contrast import label
+from stages.backbones.offline.tower import OfflineBackbone, VideoTower
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.tuning import mllm_of
+from stages.backbones.tuning import mllm_of
 from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics

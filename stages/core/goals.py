@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.prompts import embed_prompt_video
+from stages.backbones import load_backbone
+from stages.backbones.prompts import embed_prompt_video
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

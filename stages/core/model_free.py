@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.backbones import backbone_id
 from stages.core.goals import Goal, command_again, embed_goal
 from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
 from stages.core.pixels import PixelEncoder, random_shift, transitions
-from stages.core.pretraining import backbone_id
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, data_device, prefetch

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.backbones import Backbone
-from stages.core.backbones.tuning import window_embeddings
+from stages.backbones import Backbone
+from stages.backbones.tuning import window_embeddings
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.sampler import Sampler

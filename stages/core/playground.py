@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.backbones.probe import CLIPS, closest, similarities
 from stages.core import diagnostics, figures
-from stages.core.backbones.probe import CLIPS, closest, similarities
 from stages.core.chapters import FILM_PAUSE, FILM_STRIDE
 from stages.core.diagnostics import source_name
 from stages.core.figures import Clip

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import load_weights
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.tuning import retune
 from stages.core.groundings import open_model
 from stages.core.model_free import OfflineRLConfig
 from stages.core.offline_rl import Actor, resolve_precision

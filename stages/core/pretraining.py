@@ -17,18 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core import groundings
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.sidecar import tuned_embeddings
-from stages.core.backbones.tuning import (
+from stages.backbones import Backbone, backbone_id, load_backbone
+from stages.backbones.embeddings import tuned_embeddings
+from stages.backbones.tuning import (
     ADAPTER,
     MllmConfig,
     load_tower,
     load_tuned,
-    mllm_of,
     tuned_tensors,
     window_embeddings,
 )
+from stages.core import groundings
 from stages.core.origin import sample_semantics
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
@@ -38,7 +37,6 @@ from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section, Share
 from stages.runtime.distributed import World, world
-from stages.runtime.errors import BadInput
 from stages.runtime.loop import Metrics, progress, require_finite, seed_everything, stop_signals
 from stages.runtime.update import (
     Batch,
@@ -163,12 +161,6 @@ def _reuse_or_train(job: Job) -> Artifact:
             return made
 
 
-def backbone_id(embeddings: Artifact, name: str, run: Run) -> str:
-    """The id of the backbone behind embeddings. Imported ones do not say: then it is the run's own of that name."""
-    found: str | None = embeddings.meta["extra"].get("backbone_id")
-    return found or load_backbone(name, run.root, run.device).id
-
-
 def describe(job: Job, model: WorldModel, backbone: str, summary: dict[str, float]) -> dict[str, Any]:
     """What later stages need to rebuild the model, and its last losses."""
     return {
@@ -182,30 +174,6 @@ def describe(job: Job, model: WorldModel, backbone: str, summary: dict[str, floa
 
 
 # ---------------------------------------------------------------------------- data
-
-
-def open_training_data(model: Artifact, run: Run) -> Dataset:
-    """The datasets a model was trained on, verified, with the embeddings it reads: by its own backbone where tuned.
-
-    Raises BadInput when one has gone or changed.
-    """
-    data: list[Artifact] = []
-    embeddings: list[Artifact] = []
-    for key, wanted in model.meta["inputs"].items():
-        kind = key.split(":")[0]
-        if kind not in ("collect", "embed"):
-            continue  # the model it was carried over from
-        found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
-        if found.id != wanted:
-            raise BadInput(
-                f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
-            )
-        (data if kind == "collect" else embeddings).append(found)
-    artifacts.verify(*data, *embeddings)
-    if mllm_of(model).in_loop:
-        again = run.command("pretrain", "--seed", str(model.meta["seed"]))
-        embeddings = tuned_embeddings(model, data, run, again)
-    return Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings])
 
 
 def make_labels(dataset: Dataset, run: Run, config: TrainingConfig) -> Labels:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stages import worlds
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.embeddings import open_training_data
 from stages.core import report, tables
 from stages.core.actor_critic import Actor
-from stages.core.backbones import Backbone, load_backbone
 from stages.core.groundings import open_model
 from stages.core.policy import load_learner
-from stages.core.pretraining import open_training_data
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts

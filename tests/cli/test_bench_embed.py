@@ -17,7 +17,7 @@ from bitagent_cli.app import app
 from bitagent_cli.bench import embed as bench
 from bitagent_cli.presets import load as load_preset
 from stages import embed
-from stages.core.backbones.captions import class_names
+from stages.backbones.offline.captions import class_names
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.config import Run

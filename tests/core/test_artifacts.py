@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.backbones.sidecar import PartialEmbeddings
+from stages.backbones.embeddings import PartialEmbeddings
 from stages.data.episodes import Dataset
 from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact

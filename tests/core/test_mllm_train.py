@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.core.backbones import Backbone
-from stages.core.backbones.internvideo2 import InternVideo2Backbone
-from stages.core.backbones.offline import load_offline
-from stages.core.backbones.tuning import IN_LOOP, Mode, make_trainable
+from stages.backbones import Backbone
+from stages.backbones.internvideo2 import InternVideo2Backbone
+from stages.backbones.offline.tower import load_offline
+from stages.backbones.tuning import IN_LOOP, Mode, make_trainable
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.pretraining import JointObjective
 from stages.core.world_model import Labels, Noise

@@ -140,8 +140,8 @@ def warm_up() -> None:
 
     from bitagent_cli import session  # noqa: F401
     from stages import behave, collect, embed, evaluate, pretrain, transfer, visualize  # noqa: F401
-    from stages.core.backbones import captions
-    from stages.core.backbones.offline import TextTower
+    from stages.backbones.offline import captions
+    from stages.backbones.offline.tower import TextTower
     from stages.worlds import tasks
 
     with suppress(ImportError):

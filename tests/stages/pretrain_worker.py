@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stages import pretrain
-from stages.core.backbones.tuning import MllmConfig
+from stages.backbones.tuning import MllmConfig
 from tests.core.helpers import model_config
 from tests.stages import small_run
 

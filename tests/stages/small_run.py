@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import embed, pretrain
-from stages.core.backbones.offline import Student
+from stages.backbones.offline.tower import Student
 from stages.data.episodes import DatasetWriter, Episode
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact

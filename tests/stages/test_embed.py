@@ -21,8 +21,9 @@ import torch.nn.functional as F
 
 from bitagent_cli.presets import load as load_preset
 from stages import embed
-from stages.core.backbones import load_backbone, offline
-from stages.core.backbones.offline import OfflineBackbone, TextTower
+from stages.backbones import load_backbone
+from stages.backbones.offline import tower
+from stages.backbones.offline.tower import OfflineBackbone, TextTower
 from stages.data.episodes import Dataset, DatasetWriter, held_out_episodes
 from stages.data.inputs import find_inputs
 from stages.data.shards import Episode
@@ -77,9 +78,9 @@ def write_data(
     return writer.finish()
 
 
-def config(**offline: Any) -> embed.Config:
+def config(**tower: Any) -> embed.Config:
     """The smoke preset's section, with a few updates."""
-    settings = [f"embed.offline.{k}={v}" for k, v in {"updates": 4, **offline}.items()]
+    settings = [f"embed.offline.{k}={v}" for k, v in {"updates": 4, **tower}.items()]
     return load_preset("walker", "smoke", settings).embed
 
 
@@ -169,7 +170,7 @@ def test_the_vectors_of_the_domains_prompts_are_kept(run: Run, monkeypatch: pyte
     backbone = load_backbone("offline", run.root, "cpu")
     assert isinstance(backbone, OfflineBackbone)
     wanted = F.normalize(TextTower().encode(prompts) @ backbone.project.weight.T, dim=-1)
-    monkeypatch.setattr(offline, "TextTower", None)  # not needed for these
+    monkeypatch.setattr(tower, "TextTower", None)  # not needed for these
     assert torch.allclose(backbone.encode_text(prompts), wanted, atol=1e-5)
 
 
@@ -246,7 +247,7 @@ def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_probe_draws_a_sheet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(run.root, "expert-walk", episodes=1, first=10, task="walk")
     embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", "run fast"])
-    path = run.root / "report" / "probe-offline.png"
+    path = run.root / "report" / "probe-tower.png"
     assert str(path) in capsys.readouterr().out
     picture = iio.imread(path)
     assert picture.shape[1] > 1000 and picture[..., :3].std() > 10
@@ -261,7 +262,7 @@ def interrupted(run: Run, section: embed.Config, backbone: str, when: Callable[[
         "import json, sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from stages import embed; from stages.runtime.config import Run\n"
         "from stages.runtime.errors import Interrupted\n"
-        "from stages.core.backbones import base\n"
+        "from stages.backbones import base\n"
         "encode = base.Backbone.encode_video\n"
         "base.Backbone.encode_video = lambda self, x: (time.sleep(0.3), encode(self, x))[1]\n"
         "args = embed.Config(**json.loads(sys.argv[1])), Run('walker', 'smoke', Path(sys.argv[2]), quiet=True)\n"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from stages import pretrain
+from stages.backbones.embeddings import open_training_data
 from stages.core import latents as latents_module
 from stages.core.groundings import open_model
 from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
-from stages.core.pretraining import open_training_data
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
 from stages.runtime.config import Run

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from bitagent_cli import presets
 from stages import behave, evaluate, pretrain
+from stages.backbones.tuning import ADAPTER
 from stages.core import goals, groundings, model_free
-from stages.core.backbones.tuning import ADAPTER
 from stages.core.policy import Policy
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs

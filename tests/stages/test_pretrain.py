@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages import pretrain
+from stages.backbones import load_backbone
+from stages.backbones.embeddings import open_training_data
 from stages.core.agent import JointModel
-from stages.core.backbones import load_backbone
 from stages.core.groundings import bitagent, open_model
 from stages.core.origin import sample_semantics
-from stages.core.pretraining import open_training_data
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts, checkpoints

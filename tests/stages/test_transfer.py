@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import pretrain, transfer
+from stages.backbones.embeddings import open_training_data
 from stages.core import chapters, groundings, pretraining
 from stages.core.agent import JointModel, load_model
-from stages.core.pretraining import open_training_data
 from stages.core.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from stages import behave, embed, evaluate, pretrain, transfer
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.embeddings import open_training_data
+from stages.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
 from stages.core.agent import load_model
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
 from stages.core.latents import encode, posterior_modes
 from stages.core.policy import Policy
-from stages.core.pretraining import open_training_data
 from stages.data.episodes import Dataset
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact

@@ -14,9 +14,9 @@ from PIL import Image
 from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
+from stages.backbones.embeddings import open_training_data
 from stages.core import chapters, figures, playground, playground_page
 from stages.core.play import Rollout
-from stages.core.pretraining import open_training_data
 from stages.core.scene import Scene
 from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from stages.backbones.tuning import MllmConfig
 from stages.core.agent import load_model
-from stages.core.backbones.tuning import MllmConfig
 from stages.core.groundings.bitagent import BiTAgent
 from stages.core.groundings.founder import Founder, FounderConfig
 from stages.core.groundings.genrl import GenRL, GenRLConfig

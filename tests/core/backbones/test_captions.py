@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages import worlds
-from stages.core.backbones import captions
+from stages.backbones.offline import captions
 from stages.worlds import behaviours, motion, tasks
 
 PROMPTS = frozenset(t.prompt.lower() for t in tasks.TASKS)

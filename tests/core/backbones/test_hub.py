@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.hub import HubBackbone, explain
+from stages.backbones import load_backbone
+from stages.backbones.hub import HubBackbone, explain
 from stages.runtime.errors import BadInput
 from tests.core.backbones.tiny import FAMILIES, MEAN, SIZE, STD, TinyTimm, save_tiny
 

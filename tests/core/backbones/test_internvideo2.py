@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.bert import BertSizes
-from stages.core.backbones.internvideo2 import (
+from stages.backbones import load_backbone
+from stages.backbones.bert import BertSizes
+from stages.backbones.internvideo2 import (
     InternVideo2,
     InternVideo2Backbone,
     Sizes,

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.contrast import contrastive_loss
-from stages.core.backbones.offline import OfflineBackbone, Student, TextTower, TowerConfig, VideoTower
+from stages.backbones import load_backbone
+from stages.backbones.offline.contrast import contrastive_loss
+from stages.backbones.offline.tower import OfflineBackbone, Student, TextTower, TowerConfig, VideoTower
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from stages.runtime.names import backbone_folder

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core.backbones.offline import OfflineBackbone
-from stages.core.backbones.prompts import embed_prompt_video, read_frames
+from stages.backbones.offline.tower import OfflineBackbone
+from stages.backbones.prompts import embed_prompt_video, read_frames
 from stages.runtime.errors import BadInput
 from tests.core.backbones.trained import make_offline
 

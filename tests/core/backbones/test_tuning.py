@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.internvideo2 import InternVideo2Backbone
-from stages.core.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors, window_embeddings
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.internvideo2 import InternVideo2Backbone
+from stages.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors, window_embeddings
 from stages.runtime.errors import BadInput
 from tests.core.backbones.test_internvideo2 import make_model
 from tests.core.backbones.tiny import FAMILIES, TinyTimm, save_tiny

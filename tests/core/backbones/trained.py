@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stages.core.backbones.offline import OfflineBackbone, Student, TextTower, TowerConfig
+from stages.backbones.offline.tower import OfflineBackbone, Student, TextTower, TowerConfig
 from stages.runtime import artifacts
 
 TOWER = {"dim": 6, "depth": 4, "features": 10, "units": 12}

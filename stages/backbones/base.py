@@ -22,7 +22,7 @@ class Backbone(ABC):
         frame_size: height and width it wants its frames in; others are resized (`resample`: bicubic or bilinear).
         video: everything the video side computes with; what `mllm.train` may train.
         owner: the module in which layers of the video side can be replaced (LoRA).
-        trainable: whether `encode_video` keeps the graph for gradients (stages.core.backbones.tuning sets it).
+        trainable: whether `encode_video` keeps the graph for gradients (stages.backbones.tuning sets it).
     """
 
     id: str

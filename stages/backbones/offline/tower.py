@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.base import Backbone, linears_of, resize
+from stages.backbones.base import Backbone, linears_of, resize
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Section

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stages.core.backbones import load_backbone
-from stages.core.backbones.base import Backbone, resize
+from stages.backbones import load_backbone
+from stages.backbones.base import Backbone, resize
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.backbones import Backbone, load_backbone
-from stages.core.backbones.tuning import retune
+from stages.backbones import Backbone, load_backbone
+from stages.backbones.tuning import mllm_of, retune
 from stages.data.episodes import Dataset
 from stages.data.shards import write_shard
 from stages.runtime import artifacts, storage
@@ -272,3 +272,27 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
 def _made_from(path: Path, inputs: Sequence[Artifact]) -> bool:
     there = artifacts.finished(path, fresh=False)
     return there and artifacts.load(path, "embed").meta["inputs"] == artifacts.input_ids(inputs)
+
+
+def open_training_data(model: Artifact, run: Run) -> Dataset:
+    """The datasets a model was trained on, verified, with the embeddings it reads: by its own backbone where tuned.
+
+    Raises BadInput when one has gone or changed.
+    """
+    data: list[Artifact] = []
+    embeddings: list[Artifact] = []
+    for key, wanted in model.meta["inputs"].items():
+        kind = key.split(":")[0]
+        if kind not in ("collect", "embed"):
+            continue  # the model it was carried over from
+        found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
+        if found.id != wanted:
+            raise BadInput(
+                f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
+            )
+        (data if kind == "collect" else embeddings).append(found)
+    artifacts.verify(*data, *embeddings)
+    if mllm_of(model).in_loop:
+        again = run.command("pretrain", "--seed", str(model.meta["seed"]))
+        embeddings = tuned_embeddings(model, data, run, again)
+    return Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings])

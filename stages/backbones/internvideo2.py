@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.base import Backbone, linears_of
-from stages.core.backbones.bert import Bert, BertSizes
+from stages.backbones.base import Backbone, linears_of
+from stages.backbones.bert import Bert, BertSizes
 from stages.runtime import storage
 from stages.runtime.errors import BadInput
 from stages.worlds.motion import WINDOW
@@ -321,7 +321,7 @@ def find_checkpoint() -> Path:
         return Path(named).expanduser()
     from huggingface_hub import hf_hub_download
 
-    from stages.core.backbones.hub import explain
+    from stages.backbones.hub import explain
 
     try:
         return Path(hf_hub_download(REPOSITORY, FILE))
@@ -340,7 +340,7 @@ def find_tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
     except ImportError:
         pass
-    from stages.core.backbones.hub import explain
+    from stages.backbones.hub import explain
 
     try:
         return AutoTokenizer.from_pretrained("google-bert/bert-large-uncased")

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages import worlds
-from stages.core.backbones import captions
-from stages.core.backbones.captions import Concept
-from stages.core.backbones.offline import Student, TextTower
+from stages.backbones.offline import captions
+from stages.backbones.offline.captions import Concept
+from stages.backbones.offline.tower import Student, TextTower
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.worlds import behaviours, motion, tasks
 

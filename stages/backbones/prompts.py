@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.backbones.base import Backbone
+from stages.backbones.base import Backbone
 from stages.runtime.errors import BadInput
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")

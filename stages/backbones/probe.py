@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.backbones.base import Backbone
+from stages.backbones.base import Backbone
 from stages.data.episodes import Dataset
 from stages.worlds.motion import window_rows
 

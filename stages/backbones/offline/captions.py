@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from stages.core.backbones.phrases import BODIES, PHRASES
+from stages.backbones.offline.phrases import BODIES, PHRASES
 
 CLASSES = 10
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.core.backbones.base import Backbone
+from stages.backbones.base import Backbone
+from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 
 __all__ = ["Backbone", "load_backbone"]
@@ -29,13 +31,19 @@ def load_backbone(name: str, run_root: Path, device: str) -> Backbone:
     if not name.strip():
         raise BadInput("the backbone's name is empty: use offline, internvideo2, or a Hugging Face id or folder")
     if name == "offline":
-        from stages.core.backbones.offline import load_offline
+        from stages.backbones.offline.tower import load_offline
 
         return load_offline(run_root, device)
     if name == "internvideo2":
-        from stages.core.backbones.internvideo2 import load_internvideo2
+        from stages.backbones.internvideo2 import load_internvideo2
 
         return load_internvideo2(device)
-    from stages.core.backbones.hub import load_hub
+    from stages.backbones.hub import load_hub
 
     return load_hub(name, device)
+
+
+def backbone_id(embeddings: Artifact, name: str, run: Run) -> str:
+    """The id of the backbone behind embeddings. Imported ones do not say: then it is the run's own of that name."""
+    found: str | None = embeddings.meta["extra"].get("backbone_id")
+    return found or load_backbone(name, run.root, run.device).id

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.backbones.base import Backbone, linears_of, resize
+from stages.backbones.base import Backbone, linears_of, resize
 from stages.runtime.errors import BadInput
 from stages.worlds.motion import window_rows
 
