@@ -17,11 +17,11 @@ from pydantic import BaseModel, ValidationError
 from stages.backbones.tuning import MllmConfig
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
-from stages.core.groundings import Constants
 from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ModelConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
+from stages.methods import Constants
 from stages.pretrain import Config as PretrainConfig
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput, nearest

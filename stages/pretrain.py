@@ -9,8 +9,8 @@ The loop itself is stages/core/pretraining.py, which `transfer` shares; the loss
 
 from __future__ import annotations
 
+from stages import methods
 from stages.backbones.tuning import ADAPTER, MllmConfig
-from stages.core import groundings
 from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.settings import ModelConfig
 from stages.data.inputs import find_inputs
@@ -30,14 +30,14 @@ def run(
     run: Run,
     *,
     method: str = "bitagent",
-    constants: groundings.Constants | None = None,
+    constants: methods.Constants | None = None,
     mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Train and save the model of a method.
 
     Args:
         method: see `methods` in presets/paper.yaml.
-        constants: section `groundings`; needed by the baselines alone.
+        constants: section `methods`; needed by the baselines alone.
         mllm: what is trained of the backbone; the baselines train nothing of it.
 
     Raises:
@@ -48,6 +48,6 @@ def run(
         raise BadInput(f"{method} learns from pixels without a world model: go on with {behave} --task ...")
     data, embeddings = find_inputs(run, config.backbone)
     command = run.command("pretrain", *method_option(method), "--seed", str(run.seed))
-    own = groundings.constants_of(method, constants)
-    mllm = groundings.tuned_by(method, mllm)
+    own = methods.constants_of(method, constants)
+    mllm = methods.tuned_by(method, mllm)
     return make_model(Job(config, model_config, run, method, data, embeddings, command, constants=own, mllm=mllm))

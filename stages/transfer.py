@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages import methods
 from stages.backbones.tuning import ADAPTER, MllmConfig, mllm_of
-from stages.core import figures, groundings, results, tables
-from stages.core.agent import load_weights
+from stages.core import figures, results, tables
 from stages.core.pretraining import Job, TrainingConfig, make_model
 from stages.core.results import Result
 from stages.core.settings import ModelConfig
@@ -30,7 +30,7 @@ from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.runtime import artifacts, storage
-from stages.runtime.artifacts import Artifact
+from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
@@ -60,7 +60,7 @@ def run(
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
-    constants: groundings.Constants | None = None,
+    constants: methods.Constants | None = None,
     mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
@@ -71,7 +71,7 @@ def run(
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
-        constants: section `groundings`; needed by the baselines alone.
+        constants: section `methods`; needed by the baselines alone.
         mllm: what is trained of the backbone, as in the source. A backbone the source tuned goes on from there
             when both runs use the same; the offline one is each run's own, and starts anew.
 
@@ -86,7 +86,7 @@ def run(
     options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     name = method_name(method, src, control)
-    own, mllm = groundings.constants_of(method, constants), groundings.tuned_by(method, mllm)
+    own, mllm = methods.constants_of(method, constants), methods.tuned_by(method, mllm)
     if control:
         return make_model(Job(training, model_config, run, name, data, embeddings, command, constants=own, mllm=mllm))
     found = load_source(run, src, method, source)

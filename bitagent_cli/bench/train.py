@@ -21,7 +21,7 @@ from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.agent import JointModel
 from stages.core.behavior import Behavior
-from stages.core.groundings.bitagent import BiTAgent
+from stages.core.bitagent import BiTAgent
 from stages.core.objective import choose_prompts, joint_behavior_loss
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext

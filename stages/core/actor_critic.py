@@ -8,6 +8,7 @@ same text reward, while it stays near the dataset's actions; no true reward is i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.nets import MLP, TwoHotHead
-from stages.core.offline_rl import smoothed_target
 from stages.core.settings import ActorCriticConfig
 from stages.runtime.distributed import gathered
 
@@ -52,6 +52,18 @@ def lambda_return(reward: Tensor, value: Tensor, discount: float, trace: float) 
         following = reward[:, t] + discount * ((1 - trace) * value[:, t + 1] + trace * following)
         out.append(following)
     return torch.stack(out[::-1], 1)
+
+
+def smoothed_target(
+    reward: Tensor, discount: Tensor, action: Tensor, smooth: Tensor, values: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,).
+
+    Args:
+        reward, discount: (B,) to the next state. action: (B, A) of the policy there. smooth: (B, A), its clipped noise.
+        values: actions (B, A) there → (2, B), by the slow critics.
+    """
+    return reward + discount * values((action + smooth).clamp(-1, 1)).amin(0)
 
 
 class Actor(nn.Module):

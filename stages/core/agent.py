@@ -6,22 +6,15 @@ state (one-hot categorical sample), z fused latent. Shapes: B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.backbones.tuning import mllm_of
 from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
-from stages.runtime import artifacts
-from stages.runtime.artifacts import Artifact
-from stages.runtime.errors import BadInput
 
 
 class Adapter(nn.Module):
@@ -181,38 +174,3 @@ def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor)
         h = torch.addcmul(new, dynamics.gru.cell(given, h).to(h_first.dtype), kept)
         states.append(h)
     return torch.stack(states, 1)
-
-
-def load_model(
-    artifact: Artifact,
-    device: str | torch.device = "cpu",
-    build: Callable[[ModelConfig, int, int, bool], WorldModel] = JointModel,
-) -> WorldModel:
-    """Rebuild the model that a pretrain, behave or transfer artifact holds, frozen, on `device`.
-
-    Args:
-        build: makes the model from its configuration, the widths of embedding and action, and whether e_v passes
-            the adapter; `groundings.open_model` chooses it by the artifact's method.
-
-    Raises:
-        BadInput: the tensors do not fit the configuration that the artifact records.
-    """
-    tensors, extra = artifact.tensors("model"), artifact.meta["extra"]
-    with artifacts.rebuilding(artifact):
-        config = ModelConfig.model_validate(artifact.meta["config"]["model"])
-        sizes = (*config.model_dump().values(), extra["dim_embedding"], extra["dim_action"])
-        artifacts.require_fit(tensors, sizes, config.fusion_layers)
-        model = build(config, extra["dim_embedding"], extra["dim_action"], mllm_of(artifact).train == "adapter")
-    load_weights(model, tensors, artifact.path)
-    return model.to(device).requires_grad_(False).eval()
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Strict load_state_dict. Raises BadInput naming the first key or shape that does not fit."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise BadInput(
-            f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh"
-        ) from None

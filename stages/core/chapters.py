@@ -16,7 +16,6 @@ from torch import Tensor
 
 from stages.core import diagnostics, figures, results, tables
 from stages.core.coverage import coverage_table
-from stages.core.groundings import open_model
 from stages.core.learning import expert_curves, experts_table, find_experts
 from stages.core.ledger import ledger
 from stages.core.report import Chapter, Picture
@@ -26,6 +25,7 @@ from stages.core.sheets import contact_sheet, save_png
 from stages.core.tables import Table
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
+from stages.methods import open_model
 from stages.runtime import artifacts, logs
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks

@@ -25,8 +25,8 @@ from pydantic import field_validator
 from torch import Tensor
 
 from stages.core.nets import symlog
-from stages.core.offline_rl import TD3, TD3Config
 from stages.data.shards import Episode, episode_arrays, read_sealed, write_shard
+from stages.methods.td3 import TD3, TD3Config
 from stages.runtime import checkpoints, storage
 from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput

@@ -1,6 +1,6 @@
 """The model-free rows: IQL, TD3+BC and TD3 from pixels on the offline dataset, without a world model.
 
-The networks and updates are those of the TD3 experts (stages/core/offline_rl.py), on features of a convolutional
+The networks and updates are those of the TD3 experts (stages/methods/td3.py), on features of a convolutional
 encoder that the critics train (Yarats et al. 2021, DrQ-v2). The reward of a frame is the cosine of the backbone's
 embedding of its window and of the prompt; with `--oracle-reward` it is the true one. Both are standardised over the
 dataset: episodes end by time alone, so a constant changes no policy, and values need not climb to it first.
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from stages.backbones import backbone_id
 from stages.core.goals import Goal, command_again, embed_goal
-from stages.core.offline_rl import IQL, TD3, TD3BC, TD3Config
-from stages.core.pixels import PixelEncoder, random_shift, transitions
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, data_device, prefetch
+from stages.methods.pixels import PixelEncoder, random_shift, transitions
+from stages.methods.td3 import IQL, TD3, TD3BC, TD3Config
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section, Share

@@ -1,6 +1,5 @@
 """A trained policy, usable from Python in five lines.
 
-from stages.core.policy import Policy
 policy = Policy.load("runs/walker-laptop/policy/bitagent-s0/walk")
 policy.reset()
 action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in [-1, 1]
@@ -18,15 +17,14 @@ from torch import Tensor
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import load_weights
-from stages.core.groundings import open_model
 from stages.core.model_free import OfflineRLConfig
-from stages.core.offline_rl import Actor, resolve_precision
-from stages.core.pixels import PixelEncoder
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
+from stages.methods import open_model
+from stages.methods.pixels import PixelEncoder
+from stages.methods.td3 import Actor, resolve_precision
 from stages.runtime import artifacts
-from stages.runtime.artifacts import Artifact
+from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
 

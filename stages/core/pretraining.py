@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages import methods
 from stages.backbones import Backbone, backbone_id, load_backbone
 from stages.backbones.embeddings import tuned_embeddings
 from stages.backbones.tuning import (
@@ -27,7 +28,6 @@ from stages.backbones.tuning import (
     tuned_tensors,
     window_embeddings,
 )
-from stages.core import groundings
 from stages.core.origin import sample_semantics
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
@@ -85,7 +85,7 @@ class Job:
         command: the command line that goes on after a stop.
         about: what else decides the content, for the record.
         source: the model whose weights it starts from, and `init`, which carries them over.
-        constants: of the method's grounding, see `groundings.constants_of`.
+        constants: of the method's grounding, see `methods.constants_of`.
         mllm: what is trained of the backbone.
     """
 
@@ -233,7 +233,7 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
     dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
     seed_everything(run.seed)
     sizes, adapter = (dataset.dim_embedding, dataset.action_dim), job.mllm.train == "adapter"
-    model = groundings.build(job.method, job.model_config, *sizes, dict(job.constants), adapter)
+    model = methods.build(job.method, job.model_config, *sizes, dict(job.constants), adapter)
     if job.init:
         job.init(model)
     model.to(place.device)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.runtime import storage
 from stages.runtime.errors import BadInput
@@ -306,6 +306,17 @@ def require_fit(tensors: Mapping[str, Tensor], sizes: Iterable[Any], layers: int
     largest = max(size for size in sizes if type(size) is int)
     if largest > sum(t.numel() for t in tensors.values()) or layers > len(tensors):
         raise ValueError("a size is larger than all its weights")
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Strict load_state_dict. Raises BadInput naming the first key or shape that does not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise BadInput(
+            f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh"
+        ) from None
 
 
 # ---------------------------------------------------------------------------- provenance

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitagent_cli import presets
-from stages.core import groundings
+from stages import methods
 from stages.core.settings import Measure
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from tests.core.helpers import (
@@ -28,8 +28,8 @@ PLAIN = Measure("none", "z")
 def make(method: str, **changes: Any) -> WorldModel:
     """A tiny model of a method, with no parameter at its initial value."""
     torch.manual_seed(0)
-    constants = groundings.constants_of(method, presets.load("walker", "smoke", (), method).groundings)
-    model = groundings.build(method, model_config(), DIM_E, DIM_ACTION, constants | changes)
+    constants = methods.constants_of(method, presets.load("walker", "smoke", (), method).groundings)
+    model = methods.build(method, model_config(), DIM_E, DIM_ACTION, constants | changes)
     scramble(model)
     return model
 

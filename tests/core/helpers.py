@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.groundings.bitagent import BiTAgent
+from stages.core.bitagent import BiTAgent
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.agent import JointModel, load_model, load_weights
+from stages.core.agent import JointModel
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.methods import open_model
 from stages.runtime import artifacts
+from stages.runtime.artifacts import load_weights
 from stages.runtime.errors import BadInput
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, DIM_E, make_batch, make_model, model_config, unit
@@ -262,14 +264,14 @@ def test_processes_share_the_noise_of_the_global_batch(kind: str) -> None:
 
 def saved(path: Path, model: JointModel) -> artifacts.Artifact:
     extra = {"dim_embedding": DIM_E, "dim_action": DIM_ACTION}
-    config = {"model": model.config.model_dump()}
+    config = {"model": model.config.model_dump(), "method": "bitagent"}
     weights = {"model": model.state_dict()}
     return artifacts.save(path, "pretrain", weights, domain="walker", config=config, seed=0, extra=extra)
 
 
 def test_a_saved_model_comes_back_frozen(tmp_path: Path) -> None:
     model = make_model()
-    found = load_model(saved(tmp_path / "model", model))
+    found = open_model(saved(tmp_path / "model", model))
     assert not found.training and not any(p.requires_grad for p in found.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from stages.core.groundings.founder import Founder, pairs
 from stages.core.nets import categorical_kl
 from stages.core.world_model import Noise
+from stages.methods.founder import Founder, pairs
 from tests.core import groundings
 from tests.core.helpers import make_batch, unit
 

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.groundings.aligner import perturb
-from stages.core.groundings.genrl import GenRL, aligned_reward, clipped_cosine
 from stages.core.nets import categorical_kl, sample_one_hot
 from stages.core.world_model import Noise, TaskContext
+from stages.methods.genrl import GenRL, aligned_reward, clipped_cosine, perturb
 from stages.runtime.errors import BadInput
 from tests.core import groundings
 from tests.core.helpers import DIM_E, make_batch, unit

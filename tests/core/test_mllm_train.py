@@ -13,7 +13,7 @@ from stages.backbones import Backbone
 from stages.backbones.internvideo2 import InternVideo2Backbone
 from stages.backbones.offline.tower import load_offline
 from stages.backbones.tuning import IN_LOOP, Mode, make_trainable
-from stages.core.groundings.bitagent import BiTAgent
+from stages.core.bitagent import BiTAgent
 from stages.core.pretraining import JointObjective
 from stages.core.world_model import Labels, Noise
 from tests.core.backbones.test_internvideo2 import make_model as make_internvideo2

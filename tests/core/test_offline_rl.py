@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import offline_rl
-from stages.core.offline_rl import IQL, TD3, TD3BC, Actor, Critics, FusedMLP, TD3Config, expectile_loss
+from stages.methods import td3
+from stages.methods.td3 import IQL, TD3, TD3BC, Actor, Critics, FusedMLP, TD3Config, expectile_loss
 
 OBS, ACTION, BATCH = 5, 2, 16
 
@@ -152,11 +152,11 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_stream_alone() -> No
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline_rl, "fast_bf16", lambda _: False)
-    assert offline_rl.resolve_precision("auto", "cpu") is torch.float32
-    monkeypatch.setattr(offline_rl, "fast_bf16", lambda _: True)
-    assert offline_rl.resolve_precision("auto", "cpu") is torch.bfloat16
-    assert offline_rl.resolve_precision("float32", "cpu") is torch.float32
+    monkeypatch.setattr(td3, "fast_bf16", lambda _: False)
+    assert td3.resolve_precision("auto", "cpu") is torch.float32
+    monkeypatch.setattr(td3, "fast_bf16", lambda _: True)
+    assert td3.resolve_precision("auto", "cpu") is torch.bfloat16
+    assert td3.resolve_precision("float32", "cpu") is torch.float32
 
 
 def test_shapes_and_ranges() -> None:
@@ -165,7 +165,7 @@ def test_shapes_and_ranges() -> None:
     action = actor(obs)
     assert action.shape == (9, ACTION) and action.abs().max() < 0.5  # starts near zero
     assert critics.value(obs, action).shape == (2, 9)
-    assert math.isfinite(offline_rl.actor_loss(actor, critics, obs).item())
+    assert math.isfinite(td3.actor_loss(actor, critics, obs).item())
 
 
 # ---------------------------------------------------------------------------- the offline variants
@@ -251,7 +251,7 @@ def test_an_encoder_learns_from_the_critics_alone(kind: str) -> None:
     agent.critic_optimizer.param_groups[0]["lr"] = 0.0
     if isinstance(agent, IQL):
         agent.value_optimizer.param_groups[0]["lr"] = 0.0
-    loss = offline_rl.critic_loss(agent.critics, obs, data["action"], agent.target(data, noise))
+    loss = td3.critic_loss(agent.critics, obs, data["action"], agent.target(data, noise))
     (wanted,) = torch.autograd.grad(loss, obs)
     agent.update(data | {"obs": obs}, 1, torch.Generator().manual_seed(3))
     torch.testing.assert_close(obs.grad, wanted)

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core.groundings.wm_clip import WMCLIP
 from stages.core.nets import MLP
 from stages.core.world_model import Noise
+from stages.methods.wm_clip import WMCLIP
 from stages.runtime.errors import BadInput
 from tests.core import groundings
 from tests.core.helpers import make_batch

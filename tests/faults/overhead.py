@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.offline_rl import TD3, TD3Config
 from stages.data.episodes import Dataset
 from stages.data.shards import episode_arrays, join, read_sealed, write_shard
+from stages.methods.td3 import TD3, TD3Config
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.worlds import tasks

@@ -34,11 +34,11 @@ from typer.testing import CliRunner
 from bitagent_cli import presets
 from bitagent_cli.app import app
 from stages.core import results
-from stages.core.agent import load_model
 from stages.core.scene import load_actor
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.shards import episode_arrays, read_sealed, write_shard
+from stages.methods import open_model
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
@@ -163,7 +163,7 @@ def cases(root: Path) -> list[Case]:
             ("dataset", DATA, lambda: find_inputs(run, "offline")),
             ("embeddings", SIDES, lambda: find_inputs(run, "offline")),
             ("backbone", (BACKBONE,), lambda: read_backbone(root)),
-            ("model", (MODEL,), lambda: load_model(artifacts.load(root / MODEL, "pretrain"))),
+            ("model", (MODEL,), lambda: open_model(artifacts.load(root / MODEL, "pretrain"))),
             ("policy", (POLICY,), lambda: read_policy(root / POLICY)),
             ("evaluation", (SCORES,), lambda: read_scores(root)),
         )
@@ -189,7 +189,7 @@ def read_backbone(root: Path) -> object:
 
 def read_policy(path: Path) -> object:
     policy = artifacts.load(path, "behave")
-    return load_actor(policy, load_model(policy)), policy.tensors("prompt")
+    return load_actor(policy, open_model(policy)), policy.tensors("prompt")
 
 
 def read_scores(root: Path) -> object:

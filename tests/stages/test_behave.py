@@ -16,12 +16,13 @@ from torch import Tensor
 
 from stages import behave, pretrain
 from stages.backbones.embeddings import open_training_data
+from stages.core import bitagent
 from stages.core.actor_critic import ActorCritic
-from stages.core.groundings import bitagent, open_model
 from stages.core.latents import encode, posterior_modes
 from stages.core.play import Rollout
 from stages.core.policy import LatentPolicy
 from stages.core.world_model import Noise
+from stages.methods import open_model
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

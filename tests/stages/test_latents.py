@@ -12,10 +12,10 @@ from torch import Tensor
 from stages import pretrain
 from stages.backbones.embeddings import open_training_data
 from stages.core import latents as latents_module
-from stages.core.groundings import open_model
 from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
+from stages.methods import open_model
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from tests.core.helpers import model_config, unit

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from bitagent_cli import presets
-from stages import behave, evaluate, pretrain
+from stages import behave, evaluate, methods, pretrain
 from stages.backbones.tuning import ADAPTER
-from stages.core import goals, groundings, model_free
+from stages.core import goals, model_free
 from stages.core.policy import Policy
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
@@ -97,7 +97,7 @@ def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
     other = presets.load("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
     with pytest.raises(BadInput, match=r"grounding\.noise \(0\.5 there, 0\.1 now\)"):
         pretrain.run(small_run.pretrain_config(updates=2), model_config(), run, method="genrl", constants=other)
-    with pytest.raises(BadInput, match="section `groundings`"):
+    with pytest.raises(BadInput, match="section `methods`"):
         pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl")
 
 
@@ -106,8 +106,8 @@ def test_a_baseline_trains_nothing_of_the_backbone(run: Run) -> None:
     with pytest.raises(BadInput, match=r"genrl reads a frozen backbone: leave out --set mllm\.train=full"):
         constants = presets.load("walker", "smoke").groundings
         pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl", constants=constants, mllm=tuned)
-    assert groundings.tuned_by("genrl-transfer-cheetah", ADAPTER).train == "none"
-    assert all(groundings.tuned_by(method, tuned) is tuned for method in ("bitagent", "ablation-mllm"))
+    assert methods.tuned_by("genrl-transfer-cheetah", ADAPTER).train == "none"
+    assert all(methods.tuned_by(method, tuned) is tuned for method in ("bitagent", "ablation-mllm"))
 
 
 def test_a_baseline_dreams_up_its_own_starts(run: Run) -> None:

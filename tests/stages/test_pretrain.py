@@ -19,11 +19,12 @@ from torch import Tensor
 from stages import pretrain
 from stages.backbones import load_backbone
 from stages.backbones.embeddings import open_training_data
+from stages.core import bitagent
 from stages.core.agent import JointModel
-from stages.core.groundings import bitagent, open_model
 from stages.core.origin import sample_semantics
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
+from stages.methods import open_model
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

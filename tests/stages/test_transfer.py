@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from bitagent_cli import presets
-from stages import pretrain, transfer
+from stages import methods, pretrain, transfer
 from stages.backbones.embeddings import open_training_data
-from stages.core import chapters, groundings, pretraining
-from stages.core.agent import JointModel, load_model
+from stages.core import chapters, pretraining
+from stages.core.agent import JointModel
 from stages.core.scene import Scene
+from stages.methods import open_model
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -100,8 +101,8 @@ def test_all_but_the_actions_columns_are_carried_over() -> None:
 @pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
 def test_a_baseline_carries_all_but_the_actions_columns_too(method: str) -> None:
     """The recurrence's input is the one weight that depends on the body."""
-    constants = groundings.constants_of(method, presets.load("walker", "smoke").groundings)
-    source, target = (groundings.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
+    constants = methods.constants_of(method, presets.load("walker", "smoke").groundings)
+    source, target = (methods.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
     transfer.carry_over(target, source.state_dict(), Path("there"))
     own, dim_z = target.state_dict(), source.dim_z
     for name, value in source.state_dict().items():
@@ -126,7 +127,7 @@ def test_the_adapted_model_is_a_model_artifact_of_the_target(base: Path, adapted
     source = artifacts.load(base / "walker-smoke" / "model" / "bitagent-s0")
     assert adapted.meta["inputs"]["pretrain:bitagent-s0"] == source.id
     assert adapted.meta["config"]["pretrain"]["updates"] == CONFIG.updates
-    assert load_model(adapted).dim_action == QUADRUPED
+    assert open_model(adapted).dim_action == QUADRUPED
     log = (adapted.path.parent / "transfer-walker-s0.log" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["step"] == CONFIG.updates
 

@@ -16,10 +16,10 @@ from stages import behave, embed, evaluate, pretrain, transfer
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
-from stages.core.agent import load_model
 from stages.core.latents import encode, posterior_modes
 from stages.core.policy import Policy
 from stages.data.episodes import Dataset
+from stages.methods import open_model
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -105,7 +105,7 @@ def test_two_processes_tune_as_one(run: Run) -> None:
 def test_without_training_the_embedding_is_the_backbones(run: Run) -> None:
     made = train(run, "none")
     assert "backbone.safetensors" not in made.meta["files"]
-    model, e = load_model(made), torch.randn(2, 3, 9)
+    model, e = open_model(made), torch.randn(2, 3, 9)
     assert torch.equal(model.adapter(e), e)
     assert not list(model.adapter.parameters())
 

@@ -1,1 +1,1 @@
-"""The offline backbone: a video tower trained here against captions written from the physics; frozen MiniLM for text."""
+"""The offline backbone: a video tower trained here on captions written from the physics, and a frozen MiniLM."""

@@ -9,7 +9,7 @@ their time between the products, so a whole network is one autograd node with it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.core.actor_critic import smoothed_target
 from stages.runtime.config import Section
 from stages.runtime.update import fast_bf16, load_optimizer_tensors, optimizer_tensors
 
@@ -290,18 +291,6 @@ class IQL(TD3):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return super().optimizers() | {"value_optimizer": self.value_optimizer}
-
-
-def smoothed_target(
-    reward: Tensor, discount: Tensor, action: Tensor, smooth: Tensor, values: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,).
-
-    Args:
-        reward, discount: (B,) to the next state. action: (B, A) of the policy there. smooth: (B, A), its clipped noise.
-        values: actions (B, A) there → (2, B), by the slow critics.
-    """
-    return reward + discount * values((action + smooth).clamp(-1, 1)).amin(0)
 
 
 def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.methods.plain import PlainWorldModel
 
 LAYERS = 2
 

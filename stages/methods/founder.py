@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.groundings.aligner import Aligner
-from stages.core.groundings.plain import PlainWorldModel
 from stages.core.nets import MLP, categorical_kl, sample_one_hot, unimix_log_probs
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.methods.genrl import Aligner
+from stages.methods.plain import PlainWorldModel
 from stages.runtime.config import Section
 
 LAYERS = 2

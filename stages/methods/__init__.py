@@ -2,8 +2,8 @@
 
 The only place that chooses among them by name:
 
-    model = groundings.build("genrl", model_config, dim_embedding, dim_action, preset.groundings)
-    model = groundings.open_model(artifact, "cpu")
+    model = methods.build("genrl", model_config, dim_embedding, dim_action, constants_of("genrl", preset.groundings))
+    model = methods.open_model(artifact, "cpu")
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from stages.backbones.tuning import MllmConfig
-from stages.core.agent import load_model
-from stages.core.groundings.bitagent import BiTAgent
-from stages.core.groundings.founder import Founder, FounderConfig
-from stages.core.groundings.genrl import GenRL, GenRLConfig
-from stages.core.groundings.wm_clip import WMCLIP
+from stages.backbones.tuning import MllmConfig, mllm_of
+from stages.core.bitagent import BiTAgent
 from stages.core.settings import ModelConfig
 from stages.core.world_model import WorldModel
-from stages.runtime.artifacts import Artifact
+from stages.methods.founder import Founder, FounderConfig
+from stages.methods.genrl import GenRL, GenRLConfig
+from stages.methods.wm_clip import WMCLIP
+from stages.runtime import artifacts
+from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput
 from stages.runtime.names import base_method
@@ -82,11 +82,17 @@ def build(
 
 
 def open_model(artifact: Artifact, device: str | torch.device = "cpu") -> WorldModel:
-    """The model a pretrain, behave or transfer artifact holds, frozen; see `agent.load_model`."""
-    about = artifact.meta["config"]
+    """The model that a pretrain, behave or transfer artifact holds, frozen, on `device`.
 
-    def make(config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool) -> WorldModel:
-        constants = dict(about.get("grounding", {}))
-        return build(about["method"], config, dim_embedding, dim_action, constants, adapter)
-
-    return load_model(artifact, device, make)
+    Raises:
+        BadInput: the tensors do not fit the configuration that the artifact records.
+    """
+    tensors, about, extra = artifact.tensors("model"), artifact.meta["config"], artifact.meta["extra"]
+    with artifacts.rebuilding(artifact):
+        config = ModelConfig.model_validate(about["model"])
+        widths = (extra["dim_embedding"], extra["dim_action"])
+        artifacts.require_fit(tensors, (*config.model_dump().values(), *widths), config.fusion_layers)
+        constants, adapter = dict(about.get("grounding", {})), mllm_of(artifact).train == "adapter"
+        model = build(about["method"], config, *widths, constants, adapter)
+    load_weights(model, tensors, artifact.path)
+    return model.to(device).requires_grad_(False).eval()
