@@ -26,16 +26,16 @@ from stages.backbones.tuning import mllm_of
 from stages.core import model_free
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
-from stages.core.goals import Goal, command_again, embed_goal, parse_goal
 from stages.core.latents import Latents, data_modes, encode
 from stages.core.model_free import OfflineRLConfig
 from stages.core.nets import MLP
-from stages.core.play import play
-from stages.core.policy import LatentPolicy
 from stages.core.settings import BehaviorConfig as Config
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.policies.goals import Goal, command_again, embed_goal, parse_goal
+from stages.policies.play import play
+from stages.policies.policy import LatentPolicy
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

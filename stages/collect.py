@@ -21,11 +21,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.core.dreamer import DreamerConfig, DreamerJob
-from stages.core.experts import DECISIONS, ExpertConfig, ExpertJob, task_decisions
-from stages.core.explore import ExploreConfig, ExploreJob
+from stages.agents.dreamer import DreamerConfig, DreamerJob
+from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions
+from stages.agents.explore import ExploreConfig, ExploreJob
+from stages.agents.pixel_agent import AgentConfig
+from stages.agents.replay import DECISIONS
 from stages.core.gathering import Look, Target, drop_work, make
-from stages.core.online_agent import AgentConfig
 from stages.data.episodes import kept_episodes
 from stages.data.genrl_import import import_genrl
 from stages.data.rerender import render_dataset

@@ -20,9 +20,9 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from stages.core.goals import command_again, parse_goal
-from stages.core.play import FIRST_SEED, Rollout, play
-from stages.core.policy import Policy
+from stages.policies.goals import command_again, parse_goal
+from stages.policies.play import FIRST_SEED, Rollout, play
+from stages.policies.policy import Policy
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section

@@ -9,15 +9,15 @@ import sys
 
 import numpy as np
 
+from stages.agents.replay import DECISIONS, PolicyFunction, correlated_noise, derive_seed, play_episode
 from stages.core.coverage import occupied_bins
-from stages.core.experts import DECISIONS, Policy, correlated_noise, derive_seed, play
 from stages.worlds import tasks
 
 CORRELATION = 0.5  # of the noise in time; the random source's
 SCALES = (1.55, 100.0)  # standard deviations: an untrained explorer's, and one at which every action is an end
 
 
-def noise_policy(noise: np.ndarray) -> Policy:
+def noise_policy(noise: np.ndarray) -> PolicyFunction:
     """Noise (DECISIONS, A) as actions, clipped to [-1, 1]."""
     actions = np.clip(noise, -1.0, 1.0)
     return lambda observation, decision: actions[decision]
@@ -30,7 +30,7 @@ def covered(domain: str, scale: float, episodes: int) -> int:
     for number in range(episodes):
         seed = derive_seed(0, domain, "random", number)
         noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, CORRELATION)
-        state = play(env, seed, noise_policy(scale * noise)).episode.state
+        state = play_episode(env, seed, noise_policy(scale * noise)).episode.state
         assert state is not None
         states.append(state)
     return occupied_bins(domain, np.concatenate(states))

@@ -19,9 +19,9 @@ from bitagent_cli.bench.data import write_episodes
 from stages import behave, pretrain
 from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import JointModel
 from stages.core.behavior import Behavior
 from stages.core.bitagent import BiTAgent
+from stages.core.joint_model import JointModel
 from stages.core.objective import choose_prompts, joint_behavior_loss
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext

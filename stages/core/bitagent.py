@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from stages.core.agent import JointModel
-from stages.core.grounding import text_reward
+from stages.core.joint_model import JointModel
 from stages.core.objective import joint_loss
+from stages.core.reward import text_reward
 from stages.core.settings import Measure, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext
 

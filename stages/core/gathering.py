@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core.dreamer import DreamerJob, train_dreamer
-from stages.core.experts import DECISIONS, ReplayJob, derive_seed, load_episode, play, random_policy, train_expert
-from stages.core.explore import ExploreJob, train_explorer
+from stages.agents.dreamer import DreamerJob, train_dreamer
+from stages.agents.expert import train_expert
+from stages.agents.explore import ExploreJob, train_explorer
+from stages.agents.replay import DECISIONS, ReplayJob, derive_seed, load_episode, play_episode, random_policy
 from stages.data.episodes import DatasetWriter
 from stages.data.shards import Episode
 from stages.runtime import checkpoints
@@ -136,7 +137,9 @@ def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel
     """Play and write episodes of a random policy."""
     env, correlation = tasks.make_env(target.run.domain, target.record["reward_task"]), target.record["correlation"]
     seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
-    return _write(target, ((n, play(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel)
+    return _write(
+        target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
+    )
 
 
 def _write(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:

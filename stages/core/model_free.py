@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.backbones import backbone_id
-from stages.core.goals import Goal, command_again, embed_goal
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, data_device, prefetch
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
 from stages.methods.td3 import IQL, TD3, TD3BC, TD3Config
+from stages.policies.goals import Goal, command_again, embed_goal
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section, Share

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.nets import categorical_kl
 from stages.core.settings import ObjectiveConfig
 from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel

@@ -19,8 +19,8 @@ from stages.core import diagnostics, figures
 from stages.core.chapters import FILM_PAUSE, FILM_STRIDE
 from stages.core.diagnostics import source_name
 from stages.core.figures import Clip
-from stages.core.policy import Policy
 from stages.core.scene import Scene
+from stages.policies.policy import Policy
 from stages.runtime.artifacts import Artifact
 from stages.worlds import tasks
 from stages.worlds.motion import window_rows

@@ -17,10 +17,10 @@ from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.core import report, tables
 from stages.core.actor_critic import Actor
-from stages.core.policy import load_learner
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
+from stages.policies.policy import load_learner
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section

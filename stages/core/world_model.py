@@ -1,7 +1,7 @@
 """The world model that every grounding shares: filtering, imagination, and the two duties a grounding adds.
 
 A grounding (BiTAgent, GenRL, FOUNDER, WM-CLIP) says how a prompt reaches the world model: by a loss in
-pretraining and a reward in imagination. Notation and shapes are those of stages/core/agent.py.
+pretraining and a reward in imagination. Notation and shapes are those of stages/core/joint_model.py.
 """
 
 from __future__ import annotations

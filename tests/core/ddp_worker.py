@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.pretraining import TrainingConfig, build_update
 from stages.runtime.distributed import World, world
 from stages.runtime.update import make_optimizer

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.dreamer import DreamerConfig, DreamerJob
-from stages.core.explore import ExploreConfig, ExploreJob
-from stages.core.online import OnlineJob, Training
-from stages.core.online_agent import AgentConfig
+from stages.agents.dreamer import DreamerConfig, DreamerJob
+from stages.agents.explore import ExploreConfig, ExploreJob
+from stages.agents.pixel_agent import AgentConfig
+from stages.agents.pixel_training import OnlineJob, Training
 from stages.core.settings import ActorCriticConfig
 from tests.core.helpers import ACTOR_CRITIC, DIM_ACTION, DREAMER, EXPLORE, make_batch, model_config, objective_config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.methods import open_model
 from stages.runtime import artifacts

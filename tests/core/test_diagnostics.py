@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core import diagnostics
-from stages.core.agent import JointModel
-from stages.core.grounding import text_reward
+from stages.core.joint_model import JointModel
+from stages.core.reward import text_reward
 from stages.core.settings import Measure
 from stages.core.world_model import State, TaskContext
 from stages.data.episodes import Dataset

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stages import collect
+from stages.agents.dreamer import TaskReward
 from stages.core import gathering
-from stages.core.dreamer import TaskReward
 from stages.core.world_model import State
 from stages.data.episodes import Dataset
 from stages.runtime.config import Run

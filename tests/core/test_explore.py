@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import collect, pretrain
-from stages.core.explore import Disagreement, Ensemble
-from stages.core.online_agent import Agent
+from stages.agents.explore import Disagreement, Ensemble
+from stages.agents.pixel_agent import Agent
 from stages.core.world_model import State
 from stages.data.episodes import Dataset
 from stages.runtime.config import Run

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.fusion import TAMF
+from stages.core.tamf import TAMF
 from tests.core import literal
 from tests.core.helpers import scramble
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stages.core import objective
-from stages.core.agent import JointModel
-from stages.core.grounding import text_reward
+from stages.core.joint_model import JointModel
+from stages.core.reward import text_reward
 from stages.core.settings import Measure
 from stages.core.world_model import Noise, State
 from tests.core.helpers import DIM_ACTION, make_batch, make_model, objective_config, unit

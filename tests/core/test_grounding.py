@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.grounding import _best_offset, text_reward
+from stages.core.reward import _best_offset, text_reward
 from stages.core.settings import Align, Measure, Space
 from tests.core import literal
 from tests.core.helpers import DIM_ACTION, make_model, unit

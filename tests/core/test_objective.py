@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.core import objective
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from tests.core import literal
 from tests.core.helpers import DIM_E, make_batch, make_labels, make_model, objective_config, unit

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core import dreamer, experts, explore, online
-from stages.core.experts import DECISIONS, Rollout, episode_file, store_episode
-from stages.core.online import PixelReplay, pixel_policy
+from stages.agents import dreamer, explore, pixel_training
+from stages.agents import replay as replays
+from stages.agents.pixel_training import PixelReplay, pixel_policy
+from stages.agents.replay import DECISIONS, PlayedEpisode, episode_file, store_episode
 from stages.runtime import artifacts, checkpoints
 from stages.worlds import tasks
 from stages.worlds.render import render_states
@@ -70,7 +71,7 @@ def replay(tmp_path: Path) -> tuple[PixelReplay, list[Any]]:
     found = PixelReplay(3)
     episodes = [small_run.make_episode(number, rows=9) for number in range(3)]
     for number, episode in enumerate(episodes):
-        store_episode(tmp_path, number, Rollout(episode, np.zeros((9, 2), np.float32)))
+        store_episode(tmp_path, number, PlayedEpisode(episode, np.zeros((9, 2), np.float32)))
         found.add(episode_file(tmp_path, number))
     return found, episodes
 
@@ -161,7 +162,7 @@ TRAIN = {"explore": explore.train_explorer, "dreamer": dreamer.train_dreamer}
 def train_in(kind: str, folder: Path, channel: Recorder) -> dict[str, Any] | None:
     """Two random episodes, 6 updates, an episode, 3 updates, an episode: all of them short."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (experts, online):
+        for module in (replays, pixel_training):
             patch.setattr(module, "DECISIONS", SHORT)
         return TRAIN[kind](make_job(kind, folder), channel)  # type: ignore[operator]
 

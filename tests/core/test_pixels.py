@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.policy import batched
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
+from stages.policies.policy import batched
 
 STACK, STEPS = 3, 2
 

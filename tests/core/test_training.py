@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.core import objective
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise
 from stages.runtime import update as updates
 from stages.runtime.errors import BadInput

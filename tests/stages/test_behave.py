@@ -19,10 +19,10 @@ from stages.backbones.embeddings import open_training_data
 from stages.core import bitagent
 from stages.core.actor_critic import ActorCritic
 from stages.core.latents import encode, posterior_modes
-from stages.core.play import Rollout
-from stages.core.policy import LatentPolicy
 from stages.core.world_model import Noise
 from stages.methods import open_model
+from stages.policies.play import Rollout
+from stages.policies.policy import LatentPolicy
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

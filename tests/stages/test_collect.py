@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stages import collect
+from stages.agents.expert import ExpertJob, _upsets, train_expert
 from stages.core import gathering
-from stages.core.experts import ExpertJob, _upsets, train_expert
 from stages.data.episodes import Dataset
 from stages.runtime import checkpoints, logs
 from stages.runtime.artifacts import Artifact

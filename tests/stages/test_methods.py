@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from bitagent_cli import presets
 from stages import behave, evaluate, methods, pretrain
 from stages.backbones.tuning import ADAPTER
-from stages.core import goals, model_free
-from stages.core.policy import Policy
+from stages.core import model_free
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler
+from stages.policies import goals
+from stages.policies.policy import Policy
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
@@ -97,7 +98,7 @@ def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
     other = presets.load("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
     with pytest.raises(BadInput, match=r"grounding\.noise \(0\.5 there, 0\.1 now\)"):
         pretrain.run(small_run.pretrain_config(updates=2), model_config(), run, method="genrl", constants=other)
-    with pytest.raises(BadInput, match="section `methods`"):
+    with pytest.raises(BadInput, match="section `groundings`"):
         pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl")
 
 

@@ -20,7 +20,7 @@ from stages import pretrain
 from stages.backbones import load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.core import bitagent
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.origin import sample_semantics
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes

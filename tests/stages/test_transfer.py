@@ -14,7 +14,7 @@ from bitagent_cli import presets
 from stages import methods, pretrain, transfer
 from stages.backbones.embeddings import open_training_data
 from stages.core import chapters, pretraining
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.scene import Scene
 from stages.methods import open_model
 from stages.runtime import artifacts

@@ -17,9 +17,9 @@ from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
 from stages.core.latents import encode, posterior_modes
-from stages.core.policy import Policy
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.policies.policy import Policy
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

@@ -16,10 +16,10 @@ from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
 from stages.backbones.embeddings import open_training_data
 from stages.core import chapters, figures, playground, playground_page
-from stages.core.play import Rollout
 from stages.core.scene import Scene
 from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler
+from stages.policies.play import Rollout
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

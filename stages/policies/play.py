@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.policy import Policy
+from stages.policies.policy import Policy
 from stages.runtime.loop import progress
 from stages.worlds import tasks
 

@@ -2,8 +2,8 @@
 
     train_dreamer(job, channel)     # runs or continues; returns when the replay holds every episode
 
-World model, imagination, replay and stops are those of stages/core/online.py; the reward is a two-hot head fitted to
-the true one (Hafner et al. 2023), whose gradient reaches the world model too.
+World model, imagination, replay and stops are those of pixel_training.py; the reward is a two-hot head fitted to the
+true one (Hafner et al. 2023), whose gradient reaches the world model too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import PositiveInt
 from torch import Tensor
 
-from stages.core.experts import Policy, evaluate, summary
+from stages.agents.pixel_agent import OnlineConfig, Reward
+from stages.agents.pixel_training import OnlineJob, pixel_policy, train_online
+from stages.agents.replay import PolicyFunction, evaluation_returns, replay_facts
 from stages.core.nets import TwoHotHead
-from stages.core.online import OnlineJob, pixel_policy, train_online
-from stages.core.online_agent import OnlineConfig, Reward
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
 from stages.runtime.workers import Channel
@@ -73,8 +73,8 @@ def train_dreamer(job: DreamerJob, channel: Channel) -> dict[str, Any] | None:
     if found is None:
         return None
 
-    def policy(noise: np.ndarray) -> Policy:
+    def policy(noise: np.ndarray) -> PolicyFunction:
         return pixel_policy(found.agent, found.env, noise, [])
 
-    scores = evaluate(job, found.env, policy, job.evaluation_episodes)
-    return {"algo": "dreamer", "updates": found.updates, **summary(job, found.returns, scores)}
+    scores = evaluation_returns(job, found.env, policy, job.evaluation_episodes)
+    return {"algo": "dreamer", "updates": found.updates, **replay_facts(job, found.returns, scores)}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.agent import JointModel
+from stages.core.joint_model import JointModel
 from stages.core.settings import Measure
 from stages.core.world_model import TaskContext
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.fusion import TAMF
 from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
 from stages.core.rssm import RSSM, Dynamics
 from stages.core.settings import ModelConfig
+from stages.core.tamf import TAMF
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 
 

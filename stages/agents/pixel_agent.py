@@ -1,6 +1,6 @@
 """The agent from pixels: world model without language, a reward of its own, a policy in imagination, and their losses.
 
-stages/core/online.py trains one; stages/core/explore.py and stages/core/dreamer.py say what it is rewarded for.
+pixel_training.py trains one; explore.py and dreamer.py say what it is rewarded for.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from stages.agents.replay import DECISIONS
 from stages.core.actor_critic import ActorCritic
-from stages.core.agent import JointModel
-from stages.core.experts import DECISIONS
+from stages.core.joint_model import JointModel
 from stages.core.objective import kl_losses
 from stages.core.settings import ActorCriticConfig, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext

@@ -4,8 +4,8 @@
     load_episode(job.replay, 12)        # any episode of the replay
 
 No language: the world model is the joint model read without semantics. What the policy is rewarded for is a module
-fitted to the replay beside the world model: stages/core/explore.py seeks what the model cannot predict yet,
-stages/core/dreamer.py a task's true reward. Random episodes come first; then updates on the replay, so many for every
+fitted to the replay beside the world model: stages/agents/explore.py seeks what the model cannot predict yet,
+stages/agents/dreamer.py a task's true reward. Random episodes come first; then updates on the replay, so many for every
 episode in it, and one more episode from pixels, in turn. Everything random is drawn from generators seeded by (seed,
 domain, task, episode or update), so a checkpoint is the networks, the optimizers and the number of updates: a stopped
 run continues to the same bits as an undisturbed one.
@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core.experts import (
+from stages.agents.pixel_agent import Agent, AgentConfig, OnlineConfig, Reward
+from stages.agents.replay import (
     DECISIONS,
-    Policy,
+    PolicyFunction,
     ReplayJob,
     correlated_noise,
     episode_file,
-    play,
+    play_episode,
     random_policy,
     store_episode,
 )
-from stages.core.online_agent import Agent, AgentConfig, OnlineConfig, Reward
 from stages.data.shards import Shard, allow_open_files, read_sealed
 from stages.runtime import checkpoints
 from stages.runtime.loop import Metrics, require_finite
@@ -157,7 +157,7 @@ class PixelReplay:
         return {k: torch.from_numpy(array).to(device) for k, array in stacked.items()}
 
 
-def pixel_policy(agent: Agent, env: tasks.Env, noise: np.ndarray, frames: list[np.ndarray]) -> Policy:
+def pixel_policy(agent: Agent, env: tasks.Env, noise: np.ndarray, frames: list[np.ndarray]) -> PolicyFunction:
     """The policy sampled with noise (DECISIONS, A), from the frames alone; each frame seen goes into `frames`."""
     device = agent.noise.device
     state, action = None, torch.zeros(1, env.action_dim, device=device)
@@ -234,7 +234,7 @@ def _play_randomly(job: OnlineJob, env: tasks.Env, episodes: int, channel: Chann
         if channel.stopped():
             return False
         seed = job.seed_of(job.kind, number)
-        rollout = play(env, seed, random_policy(env, seed, job.correlation))
+        rollout = play_episode(env, seed, random_policy(env, seed, job.correlation))
         assert rollout.episode.state is not None
         rollout.episode.image = render_states(job.domain, rollout.episode.state)
         store_episode(job.replay, number, rollout)
@@ -247,7 +247,7 @@ def _play(job: OnlineJob, env: tasks.Env, agent: Agent, number: int) -> None:
     seed = job.seed_of(job.kind, number)
     noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, job.correlation)
     frames: list[np.ndarray] = []
-    rollout = play(env, seed, pixel_policy(agent, env, noise, frames))
+    rollout = play_episode(env, seed, pixel_policy(agent, env, noise, frames))
     rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
     store_episode(job.replay, number, rollout)
 

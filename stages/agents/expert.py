@@ -11,12 +11,8 @@ optimizers and the number of episodes: a stopped run continues to the same bits 
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +20,27 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
+from stages.agents.replay import (
+    DECISIONS,
+    PlayedEpisode,
+    PolicyFunction,
+    ReplayJob,
+    correlated_noise,
+    evaluation_returns,
+    load_episode,
+    play_episode,
+    random_policy,
+    replay_facts,
+    store_episode,
+)
 from stages.core.nets import symlog
-from stages.data.shards import Episode, episode_arrays, read_sealed, write_shard
 from stages.methods.td3 import TD3, TD3Config
-from stages.runtime import checkpoints, storage
+from stages.runtime import checkpoints
 from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Metrics, require_finite
 from stages.runtime.workers import Channel
 from stages.worlds import tasks
-
-DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
-Policy = Callable[[np.ndarray, int], np.ndarray]
 
 
 class ExpertConfig(Section):
@@ -67,31 +72,6 @@ class ExpertConfig(Section):
 
 
 @dataclass(frozen=True)
-class ReplayJob:
-    """An agent to train online: `path` is the dataset artifact to be, beside which its work files lie."""
-
-    domain: str
-    task: str
-    seed: int
-    episodes: int
-    path: Path
-
-    @property
-    def total(self) -> int:
-        """Episodes in the replay at the end."""
-        return self.episodes
-
-    @property
-    def replay(self) -> Path:
-        """Folder of the replay's episodes, one file each."""
-        return self.path.parent / f"{self.path.name}.replay"
-
-    def seed_of(self, *parts: object) -> int:
-        """The seed of one thing in this job: an episode's number, "networks", ..."""
-        return derive_seed(self.seed, self.domain, self.task, *parts)
-
-
-@dataclass(frozen=True)
 class ExpertJob(ReplayJob):
     """One expert to train for `episodes`, which then plays `settled` more."""
 
@@ -111,70 +91,7 @@ class ExpertJob(ReplayJob):
         return {"domain": self.domain, "task": self.task, **budget, "config": config}
 
 
-def derive_seed(*parts: object) -> int:
-    """A 31-bit seed from anything printable: stable over processes and machines."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
-
-
-# ---------------------------------------------------------------------------- playing
-
-
-@dataclass
-class Rollout:
-    """One played episode and the observations (T, O) its policy saw."""
-
-    episode: Episode
-    observation: np.ndarray
-
-    @property
-    def episode_return(self) -> float:
-        return float(self.episode.reward.sum(dtype=np.float64))
-
-
-def play(env: tasks.Env, seed: int, policy: Policy) -> Rollout:
-    """Play one episode of DECISIONS decisions; `policy` maps (observation, decision number) to an action."""
-    step = env.reset(seed)
-    steps, actions = [step], [np.zeros(env.action_dim, np.float32)]
-    for decision in range(DECISIONS):
-        action = np.asarray(policy(step.observation, decision), np.float32)
-        step = env.step(action)
-        steps.append(step)
-        actions.append(action)
-        if step.is_last:
-            break
-    rewards = [0.0, *(s.reward for s in steps[1:])]
-    episode = Episode(
-        image=None,
-        action=np.stack(actions),
-        reward=np.asarray(rewards, np.float32),
-        is_first=np.arange(len(steps)) == 0,
-        is_terminal=np.asarray([s.is_terminal for s in steps]),
-        state=np.stack([s.state for s in steps]),
-        seed=seed,
-    )
-    return Rollout(episode, np.stack([s.observation for s in steps]).astype(np.float32))
-
-
-def correlated_noise(rng: np.random.Generator, length: int, dim: int, correlation: float) -> np.ndarray:
-    """First-order autoregressive noise (length, dim), unit variance at every step.
-
-    White noise averages out over a stride; noise that lasts pushes a kneeling walker over and up.
-    """
-    white = rng.standard_normal((length, dim))
-    noise = white.copy()
-    for t in range(1, length):
-        noise[t] = correlation * noise[t - 1] + math.sqrt(1.0 - correlation**2) * white[t]
-    return noise
-
-
-def random_policy(env: tasks.Env, seed: int, correlation: float) -> Policy:
-    """Uniform actions; with `correlation` the Gaussian behind each uniform is autoregressive in time."""
-    noise = correlated_noise(np.random.default_rng(seed), DECISIONS, env.action_dim, correlation)
-    uniform = torch.erf(torch.from_numpy(noise) / math.sqrt(2.0)).numpy()  # Gaussian → U(-1, 1)
-    return lambda observation, decision: uniform[decision]
-
-
-def actor_policy(agent: TD3, noise: np.ndarray) -> Policy:
+def actor_policy(agent: TD3, noise: np.ndarray) -> PolicyFunction:
     """The actor's action plus noise (DECISIONS, A), clipped to [-1, 1]."""
 
     def act(observation: np.ndarray, decision: int) -> np.ndarray:
@@ -233,26 +150,6 @@ class Replay:
         }
 
 
-def episode_file(folder: Path, number: int) -> Path:
-    """Where one episode of the replay lies."""
-    return folder / f"episode-{number:06d}.safetensors"
-
-
-def store_episode(folder: Path, number: int, rollout: Rollout) -> None:
-    """Write one episode of the replay; durable when this returns."""
-    arrays = episode_arrays(rollout.episode) | {"observation": rollout.observation}
-    blocks = {name: [array] for name, array in arrays.items()}
-    storage.replace_file(episode_file(folder, number), lambda draft: write_shard(draft, blocks, sealed=True))
-
-
-def load_episode(folder: Path, number: int) -> Rollout:
-    """Read one episode of the replay, without its frames. Raises BadInput when it is missing or corrupted."""
-    arrays = read_sealed(episode_file(folder, number))
-    names = ("action", "reward", "is_first", "is_terminal", "state")
-    episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
-    return Rollout(episode, arrays["observation"])
-
-
 # ---------------------------------------------------------------------------- training
 
 
@@ -284,25 +181,25 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
             _checkpoint(job, number + 1, agent)
     metrics.close()
-    scores = evaluate(job, env, partial(actor_policy, agent), config.evaluation_episodes)
+    scores = evaluation_returns(job, env, partial(actor_policy, agent), config.evaluation_episodes)
     precision = str(agent.actor.dtype).removeprefix("torch.")
-    return {"algo": "td3", **summary(job, returns, scores), "hidden_dtype": precision}
+    return {"algo": "td3", **replay_facts(job, returns, scores), "hidden_dtype": precision}
 
 
-def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
+def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> PlayedEpisode:
     config, seed = job.config, job.seed_of(number)
     if number < config.random_episodes:
-        return play(env, seed, random_policy(env, seed, config.noise_correlation))
+        return play_episode(env, seed, random_policy(env, seed, config.noise_correlation))
     progress = min(1.0, number * DECISIONS / config.noise_decisions)
     rng = np.random.default_rng(seed)
     correlation = rng.uniform(0.0, config.noise_correlation)  # white noise suits gaits, lasting noise escapes poses
     end = rng.uniform(*config.noise_end)  # a replay that only holds perfect gaits cannot teach recovery
     scale = config.noise_start + (end - config.noise_start) * progress
     noise = correlated_noise(rng, DECISIONS, env.action_dim, correlation)
-    return play(env, seed, actor_policy(agent, scale * noise))
+    return play_episode(env, seed, actor_policy(agent, scale * noise))
 
 
-def _settled(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout:
+def _settled(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> PlayedEpisode:
     """The finished agent with little noise, upset now and then by a stretch of random actions."""
     config, seed = job.config, job.seed_of(number)
     rng = np.random.default_rng(seed)
@@ -314,7 +211,7 @@ def _settled(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> Rollout
     def act(observation: np.ndarray, decision: int) -> np.ndarray:
         return (wild if upset[decision] else calm)(observation, decision)
 
-    return play(env, seed, act)
+    return play_episode(env, seed, act)
 
 
 def _upsets(rng: np.random.Generator, config: ExpertConfig) -> np.ndarray:
@@ -325,7 +222,7 @@ def _upsets(rng: np.random.Generator, config: ExpertConfig) -> np.ndarray:
     return upset
 
 
-def _remember(replay: Replay, rollout: Rollout) -> float:
+def _remember(replay: Replay, rollout: PlayedEpisode) -> float:
     episode = rollout.episode
     replay.add(rollout.observation, episode.action, episode.reward, episode.is_terminal)
     return rollout.episode_return
@@ -358,24 +255,6 @@ def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float
     agent.load(groups)
     rollouts = (load_episode(job.replay, number) for number in range(done))
     return done, [r.episode_return if n >= job.episodes else _remember(replay, r) for n, r in enumerate(rollouts)]
-
-
-def evaluate(job: ReplayJob, env: tasks.Env, policy: Callable[[np.ndarray], Policy], episodes: int) -> list[float]:
-    """Returns of episodes of their own seeds; `policy` makes one from noise (DECISIONS, A), which is none here."""
-    quiet = np.zeros((DECISIONS, env.action_dim))
-    return [play(env, job.seed_of("evaluation", i), policy(quiet)).episode_return for i in range(episodes)]
-
-
-def summary(job: ReplayJob, returns: list[float], scores: list[float]) -> dict[str, Any]:
-    """Facts for artifact.json from the returns of the replay and of the evaluation."""
-    mean = float(np.mean(scores))
-    return {
-        "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns[: job.episodes])],
-        "settled_returns": [round(r, 2) for r in returns[job.episodes :]],
-        "evaluation_returns": [round(r, 2) for r in scores],
-        "evaluation_return": round(mean, 2),
-        "normalized_score": round(tasks.normalized_score(tasks.get_task(job.domain, job.task), mean), 4),
-    }
 
 
 def task_decisions(config: ExpertConfig, task: str) -> int:

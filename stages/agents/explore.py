@@ -3,7 +3,7 @@
     train_explorer(job, channel)    # runs or continues; returns when the replay holds every episode
 
 No reward of a task: the policy seeks states where an ensemble of one-step predictors disagrees (Sekar et al. 2020).
-World model, imagination, replay and stops are those of stages/core/online.py.
+World model, imagination, replay and stops are those of stages/agents/pixel_training.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from stages.agents.pixel_agent import OnlineConfig, Reward
+from stages.agents.pixel_training import OnlineJob, train_online
 from stages.core.nets import MLP
-from stages.core.online import OnlineJob, train_online
-from stages.core.online_agent import OnlineConfig, Reward
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
 from stages.runtime.workers import Channel
