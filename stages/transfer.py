@@ -21,14 +21,14 @@ from torch import Tensor
 
 from stages import methods
 from stages.backbones.tuning import ADAPTER, MllmConfig, mllm_of
-from stages.core import figures, results, tables
 from stages.core.pretraining import Job, TrainingConfig, make_model
-from stages.core.results import Result
 from stages.core.settings import ModelConfig
-from stages.core.tables import Table
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
+from stages.report import figures, results, tables
+from stages.report.results import Result
+from stages.report.tables import Table
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.config import Run, Section

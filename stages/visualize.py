@@ -6,8 +6,8 @@
     bitagent visualize --preset walker --serve       a page that asks for prompts and shows what the model makes of them
 
 Reads everything under runs/<run>/; writes runs/<run>/report/: report.html and every picture and table in it.
-The paper's page is runs/paper-<scale>/report/, from the runs of that scale beside it (stages/core/paper_page.py).
-The parts are in stages/core/chapters.py. One whose input is missing is left out, naming the command that makes it.
+The paper's page is runs/paper-<scale>/report/, from the runs of that scale beside it (stages/report/paper_page.py).
+The parts are in stages/report/chapters.py. One whose input is missing is left out, naming the command that makes it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.core import paper_page, results
-from stages.core.chapters import PARTS
-from stages.core.report import Chapter, provenance, write_report
-from stages.core.scene import Scene, ViewConfig, find_artifacts
+from stages.report import paper_page, results
+from stages.report.chapters import PARTS
+from stages.report.page import Chapter, provenance, write_report
+from stages.report.scene import Scene, ViewConfig, find_artifacts
 from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -30,7 +30,7 @@ from stages.runtime.errors import BadInput
 
 
 class Config(ViewConfig):
-    """Section `visualize` of the preset; fields in stages/core/scene.py, defaults in presets/paper.yaml."""
+    """Section `visualize` of the preset; fields in stages/report/scene.py, defaults in presets/paper.yaml."""
 
 
 def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = False) -> Artifact:
@@ -104,7 +104,7 @@ def serve(config: Config, run: Run, *, method: str, port: int | None, check: Cal
 
     Raises BadInput when Gradio or the model is missing.
     """
-    from stages.core.playground_page import serve as open_page
+    from stages.report.playground import serve as open_page
 
     open_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitagent_cli.bench import data, noise_coverage, random_returns, render
+from bitagent_cli.bench import data, random_returns, render
 from stages.worlds import opengl
 from stages.worlds.tasks import get_task
 
@@ -40,8 +40,3 @@ def test_the_samplers_bench_measures_every_loader_on_the_same_data(tmp_path: Pat
     )
     assert 0 < found["peak_rss_before_opening_gb"] <= found["peak_rss_gb"]
     assert not list(tmp_path.iterdir())  # what it wrote is gone
-
-
-def test_wider_noise_covers_more() -> None:
-    narrow, wide = (noise_coverage.covered("cheetah", scale, 1) for scale in (0.01, 100.0))
-    assert 1 < narrow < wide

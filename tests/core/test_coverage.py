@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core import coverage
 from stages.data.episodes import Dataset
+from stages.report import coverage
 from stages.worlds import tasks
 from tests.core.real_data import make_data, play
 

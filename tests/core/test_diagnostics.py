@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import diagnostics
 from stages.core.joint_model import JointModel
 from stages.core.reward import text_reward
 from stages.core.settings import Measure
 from stages.core.world_model import State, TaskContext
 from stages.data.episodes import Dataset
+from stages.report import diagnostics
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 from tests.core.helpers import model_config

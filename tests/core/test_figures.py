@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.core import figures
+from stages.report import figures
 
 
 def clip(*colors: tuple[int, int, int], size: int = 8) -> np.ndarray:

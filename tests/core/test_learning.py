@@ -10,8 +10,8 @@ import pytest
 
 from bitagent_cli import presets
 from bitagent_cli.bench import expert_curves as bench
-from stages.core import chapters, learning
-from stages.core.scene import Scene
+from stages.report import chapters, expert_curves
+from stages.report.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
@@ -36,18 +36,18 @@ def make_expert(root: Path, place: str = "data", **extra: Any) -> None:
 def test_curves_and_table_say_what_the_training_reached(tmp_path: Path) -> None:
     make_expert(tmp_path, algo="dreamer")
     artifacts.save(tmp_path / "data" / "random", "collect", {}, domain="walker", config={}, seed=7, extra={})
-    (found,) = learning.find_experts(tmp_path)
-    (name, (decisions, score)), *rest = learning.expert_curves([found]).items()
+    (found,) = expert_curves.find_experts(tmp_path)
+    (name, (decisions, score)), *rest = expert_curves.expert_curves([found]).items()
     assert name == "walker run, dreamer" and not rest
     assert decisions.tolist() == [500, 1000, 1500] and score.tolist() == [0.0, 0.5, 1.0]
-    table = learning.experts_table([found])
+    table = expert_curves.experts_table([found])
     assert table is not None
     assert table.rows == [["walker run, dreamer", "1500", "0.50", "1.00 ± 0.00", "770", "7", "2.0"]]
     assert table.numbers[0]["score"] == tasks.normalized_score(tasks.get_task("walker", "run"), 770.0)
 
 
 def test_a_run_without_experts_has_no_table(tmp_path: Path) -> None:
-    assert learning.find_experts(tmp_path) == [] and learning.experts_table([]) is None
+    assert expert_curves.find_experts(tmp_path) == [] and expert_curves.experts_table([]) is None
     with pytest.raises(BadInput, match="--source expert"):
         bench.run(tmp_path / "curves.png", [tmp_path])
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stages.core import results
-from stages.core.ledger import ledger, wall_minutes
+from stages.report import results
+from stages.report.ledger import ledger, wall_minutes
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

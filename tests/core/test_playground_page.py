@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.core import playground_page
+from stages.report import playground
 from stages.runtime.errors import BadInput
 
 gradio: Any = pytest.importorskip("gradio")
@@ -19,7 +19,7 @@ def reply(prompt: str) -> str:
 
 
 def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
-    page = playground_page.build(gradio, "walker", ["walk fast"], reply)
+    page = playground.build(gradio, "walker", ["walk fast"], reply)
     shown = next(f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == "shown")
     assert shown("walk") == "<b>walk</b>"
     with pytest.raises(gradio.Error, match="the prompt is empty"):
@@ -29,7 +29,7 @@ def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
 def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
-    page = playground_page.build(gradio, "walker", ["walk fast"], reply)
+    page = playground.build(gradio, "walker", ["walk fast"], reply)
     launched: dict[str, Any] = {}
     original = page.launch
 
@@ -42,9 +42,9 @@ def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(mon
     monkeypatch.setattr(page, "launch", launch)
     monkeypatch.setattr(page, "block_thread", lambda: None)
     said: list[str] = []
-    monkeypatch.setattr(playground_page, "print", said.append, raising=False)
+    monkeypatch.setattr(playground, "print", said.append, raising=False)
     try:
-        playground_page.launch(gradio, page, None, quiet=False)
+        playground.launch(gradio, page, None, quiet=False)
         answer = httpx.get(launched["url"])
     finally:
         page.close()

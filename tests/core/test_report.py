@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.core.report import Chapter, Picture, provenance, write_report
-from stages.core.tables import Table
+from stages.report.page import Chapter, Picture, provenance, write_report
+from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core import results, tables
-from stages.core.results import Result
-from stages.core.tables import Table
+from stages.report import results, tables
+from stages.report.results import Result
+from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks

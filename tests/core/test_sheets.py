@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.core import sheets
-from stages.core.sheets import contact_sheet, save_png
 from stages.data.episodes import Dataset
+from stages.report import figures
+from stages.report.figures import contact_sheet, save_png
 from stages.runtime.errors import BadInput
 from tests.core.synthetic import SIZE, make_dataset, make_episode, make_writer
 
-PITCH = sheets.LABEL_HEIGHT + sheets.GAP
+PITCH = figures.LABEL_HEIGHT + figures.SHEET_GAP
 
 
 def frames_of(sheet: np.ndarray, row: int, columns: int) -> np.ndarray:
     """(C, 3, H, H) frames of one row of a sheet, found from its right edge."""
-    left, top = sheet.shape[1] - columns * (SIZE + sheets.GAP), sheets.GAP + row * PITCH
-    cells = [left + c * (SIZE + sheets.GAP) for c in range(columns)]
+    left, top = sheet.shape[1] - columns * (SIZE + figures.SHEET_GAP), figures.SHEET_GAP + row * PITCH
+    cells = [left + c * (SIZE + figures.SHEET_GAP) for c in range(columns)]
     return np.stack([sheet[top : top + SIZE, x : x + SIZE].transpose(2, 0, 1) for x in cells])
 
 
@@ -41,7 +41,7 @@ def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> 
     sheet = contact_sheet(dataset, columns=5)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     chosen = [0, 1, 4, 2, 6, 8, 7]  # random: first, best, (lower) median, worst; walk: first = worst, best, median
-    assert sheet.shape[0] == len(chosen) * PITCH + sheets.GAP
+    assert sheet.shape[0] == len(chosen) * PITCH + figures.SHEET_GAP
     for row, number in enumerate(chosen):
         image = make_episode(number, 9).image
         assert image is not None
@@ -51,7 +51,7 @@ def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> 
 def test_labels_are_drawn(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     sheet = contact_sheet(Dataset.open([tmp_path / "data"], "walker"), columns=2)
-    left = sheet[:, : sheet.shape[1] - 2 * (SIZE + sheets.GAP)]
+    left = sheet[:, : sheet.shape[1] - 2 * (SIZE + figures.SHEET_GAP)]
     for row in range(3):
         assert (left[row * PITCH : (row + 1) * PITCH] < 128).any()
 
@@ -59,7 +59,7 @@ def test_labels_are_drawn(tmp_path: Path) -> None:
 def test_a_sheet_is_saved_as_png(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     sheet = contact_sheet(Dataset.open([tmp_path / "data"], "walker"))
-    save_png(sheet, tmp_path / "report" / "data.png")
+    save_png(tmp_path / "report" / "data.png", sheet)
     with Image.open(tmp_path / "report" / "data.png") as image:
         assert image.format == "PNG"
         np.testing.assert_array_equal(np.asarray(image), sheet)

@@ -33,12 +33,12 @@ from typer.testing import CliRunner
 
 from bitagent_cli import presets
 from bitagent_cli.app import app
-from stages.core import results
-from stages.core.scene import load_actor
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.shards import episode_arrays, read_sealed, write_shard
 from stages.methods import open_model
+from stages.report import results
+from stages.report.scene import load_actor
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

@@ -13,10 +13,11 @@ from torch import Tensor
 from bitagent_cli import presets
 from stages import methods, pretrain, transfer
 from stages.backbones.embeddings import open_training_data
-from stages.core import chapters, pretraining
+from stages.core import pretraining
 from stages.core.joint_model import JointModel
-from stages.core.scene import Scene
 from stages.methods import open_model
+from stages.report import chapters
+from stages.report.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

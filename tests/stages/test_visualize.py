@@ -15,11 +15,11 @@ from bitagent_cli import presets
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
 from stages.backbones.embeddings import open_training_data
-from stages.core import chapters, figures, playground, playground_page
-from stages.core.scene import Scene
 from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler
 from stages.policies.play import Rollout
+from stages.report import chapters, figures, playground
+from stages.report.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -325,7 +325,7 @@ def test_the_playground_shows_imagination_clips_and_a_rollout(
 
 def test_the_playground_escapes_what_was_typed(run: Run, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playground, "DECISIONS", 2)
-    html = playground_page.answer(open_scene(run, preset), PROMPT)
+    html = playground.answer(open_scene(run, preset), PROMPT)
     assert html.count("data:image/gif;base64,") == 3
     assert "&lt;one&gt;" in html and "<one>" not in html
 
@@ -337,7 +337,7 @@ def test_a_playground_without_gradio_or_model_says_what_to_do(
         patched.setitem(sys.modules, "gradio", None)
         with pytest.raises(BadInput, match=r"pip install 'bitagent\[playground\]'"):
             visualize.serve(preset.visualize, run, method="bitagent", port=None, check=str)
-    monkeypatch.setattr(playground_page, "import_gradio", lambda: None)
+    monkeypatch.setattr(playground, "import_gradio", lambda: None)
     with pytest.raises(BadInput, match="bitagent pretrain"):
         empty = small_run.make_run(tmp_path)
         visualize.serve(preset.visualize, empty, method="bitagent", port=None, check=str)

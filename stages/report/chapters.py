@@ -14,18 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core import diagnostics, figures, results, tables
-from stages.core.coverage import coverage_table
-from stages.core.learning import expert_curves, experts_table, find_experts
-from stages.core.ledger import ledger
-from stages.core.report import Chapter, Picture
-from stages.core.scene import Scene, load_actor
 from stages.core.settings import Measure
-from stages.core.sheets import contact_sheet, save_png
-from stages.core.tables import Table
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.report import diagnostics, figures, results, tables
+from stages.report.coverage import coverage_table
+from stages.report.expert_curves import expert_curves, experts_table, find_experts
+from stages.report.ledger import ledger
+from stages.report.page import Chapter, Picture
+from stages.report.scene import Scene, load_actor
+from stages.report.tables import Table
 from stages.runtime import artifacts, logs
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
@@ -115,7 +114,7 @@ def imagination(scene: Scene) -> Chapter:
     strips: list[tuple[str, np.ndarray]] = []
     for real, made in zip(shown.real, shown.predicted, strict=True):
         strips += [("real", real[steps]), ("imagined", made[steps])]
-    save_png(figures.strip(strips, header), folder / "imagined-vs-real.png")
+    figures.save_png(folder / "imagined-vs-real.png", figures.strip(strips, header))
     starts = diagnostics.draw_windows(dataset, scene.judged, c.error_windows, length, scene.run.seed)
     found = diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon)
     summary = diagnostics.open_loop_summary(found, scene.held_out)
@@ -160,7 +159,7 @@ def dreams(scene: Scene) -> Chapter:
     figures.save_gif(folder / "dreams.gif", figures.film(rows, columns=[n[:20] for n in names]), scene.pause)
     at = np.linspace(0, steps, min(10, steps + 1)).astype(int)
     strips = [(fill(name, 18), clip[at]) for name, clip in zip(names, text, strict=True)]
-    save_png(figures.strip(strips, [str(t) for t in at]), folder / "dreams.png")
+    figures.save_png(folder / "dreams.png", figures.strip(strips, [str(t) for t in at]))
     asked = "; ".join(
         f"{name}: “{prompt}”" if name != prompt else f"“{prompt}”" for name, prompt in scene.prompts.items()
     )
@@ -175,7 +174,7 @@ def dreams(scene: Scene) -> Chapter:
         figures.gate_bars(folder / "gates.png", {n[:24]: g for n, g in gates.items()})
         pictures.append(Picture("gates.png", "Gate of each fusion layer (Eq. 5).", chart=True))
     if films := _films(scene):
-        save_png(_real_above_text(scene, films), folder / "real-above-text-imagination.png")
+        figures.save_png(folder / "real-above-text-imagination.png", _real_above_text(scene, films))
         caption = "Real frames of a policy above the text imagination of its prompt, four decisions apart (Fig. 4)."
         pictures.append(Picture("real-above-text-imagination.png", caption))
     about = f"Text imagination (Eq. 7, 8), decoded. Prompts: {asked}."
@@ -365,7 +364,7 @@ def data(scene: Scene) -> Chapter:
     datasets = {path.name: Dataset.open([path], run.domain) for path in paths}
     for name, dataset in datasets.items():
         if dataset.has("image"):
-            save_png(contact_sheet(dataset), scene.folder / f"data-{name}.png")
+            figures.save_png(scene.folder / f"data-{name}.png", figures.contact_sheet(dataset))
             about = f"{name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
             chapter.pictures.append(Picture(f"data-{name}.png", about))
     if table := coverage_table(datasets):

@@ -15,6 +15,8 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
+from stages.data.episodes import Dataset
+
 if TYPE_CHECKING:  # every stage imports this module, few draw
     from matplotlib.axes import Axes
 
@@ -23,6 +25,7 @@ INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (21
 GAP = 3
 HEADER = 16
 DPI = 110
+SHEET_GAP, LABEL_HEIGHT = 2, 40  # of a contact sheet; three lines of text
 SMOOTH = 10  # episodes behind a point of a learning curve
 
 Clip = np.ndarray  # frames (T, 3, H, W) uint8
@@ -115,6 +118,58 @@ def read_gif(path: Path, milliseconds: int) -> Clip:
             times = max(1, round(page.info.get("duration", milliseconds) / milliseconds))
             clip += [np.asarray(page.convert("RGB")).transpose(2, 0, 1)] * times
     return np.stack(clip)
+
+
+# ---------------------------------------------------------------------------- a dataset at a glance
+
+
+def contact_sheet(dataset: Dataset, columns: int = 12) -> np.ndarray:
+    """The first, best, median and worst episode of each source and task, `columns` frames in a row.
+
+    Returns (height, width, 3) uint8: one row of frames an episode, from its first to its last, with
+    source, task, place and return at the left. An episode with two places gets one row. Raises
+    BadInput when the dataset holds no frames.
+    """
+    size = dataset.row_shape("image")[-1]
+    rows = [(label, number) for group in _sources(dataset) for label, number in _chosen(dataset, group).items()]
+    pitch = max(size, LABEL_HEIGHT) + SHEET_GAP
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = max(int(ruler.multiline_textbbox((0, 0), label)[2]) for label, _ in rows) + 12
+    sheet = Image.new("RGB", (left + columns * (size + SHEET_GAP), len(rows) * pitch + SHEET_GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (label, number) in enumerate(rows):
+        top = SHEET_GAP + index * pitch
+        draw.multiline_text((6, top + (pitch - SHEET_GAP) // 2), label, fill=INK, anchor="lm", spacing=1)
+        start, length = dataset.episode_start[number], dataset.episode_length[number]
+        frames = dataset.rows("image", start + np.linspace(0, length - 1, columns).astype(np.int64))  # (C, 3, H, H)
+        for column, frame in enumerate(frames):
+            sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left + column * (size + SHEET_GAP), top))
+    return np.asarray(sheet)
+
+
+def _sources(dataset: Dataset) -> list[np.ndarray]:
+    """The episodes of each source and task, in the order of the parts."""
+    info = dataset.episode_info
+    names = dict.fromkeys((part.source, part.task) for part in dataset.parts)
+    return [np.flatnonzero((info.source == source) & (info.task == task)) for source, task in names]
+
+
+def _chosen(dataset: Dataset, group: np.ndarray) -> dict[str, int]:
+    """Label → episode number: first, best, median and worst of a group, each episode once."""
+    info = dataset.episode_info
+    order = group[np.argsort(info.returns[group], kind="stable")]
+    places = {"first": group[0], "best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
+    named: dict[int, list[str]] = {}
+    for place, number in places.items():
+        named.setdefault(int(number), []).append(place)
+    title = f"{info.source[group[0]]} {info.task[group[0]]}".strip()
+    return {f"{title}\n{', '.join(words)}\n{info.returns[n]:.1f}": n for n, words in named.items()}
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 image as PNG, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, format="PNG")
 
 
 # ---------------------------------------------------------------------------- charts

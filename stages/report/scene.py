@@ -1,4 +1,4 @@
-"""What the parts of a report draw on: the run's artifacts, opened when first asked for."""
+"""What the parts of a page draw on: the run's artifacts, opened when first asked for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from stages import worlds
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import open_training_data
-from stages.core import report, tables
 from stages.core.actor_critic import Actor
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
 from stages.policies.policy import load_learner
+from stages.report import page, tables
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
@@ -55,7 +55,7 @@ def find_artifacts(run: Run) -> Iterator[Artifact]:
 
 @dataclass
 class Scene:
-    """The model `method` of the run's seed, its data, prompts and policies; `folder` is the report to be.
+    """The model `method` of the run's seed, its data, prompts and policies; `folder` is the page to be.
 
     Every property raises BadInput naming the command that makes what is missing.
     """
@@ -141,10 +141,10 @@ class Scene:
         return max(20, round(seconds * 100) * 10)
 
     def save_table(self, stem: str, table: tables.Table) -> None:
-        report.save_table(self.folder, stem, table)
+        page.save_table(self.folder, stem, table)
 
     def save_json(self, stem: str, value: Any) -> None:
-        report.save_json(self.folder, stem, value)
+        page.save_json(self.folder, stem, value)
 
 
 def load_actor(artifact: Artifact, model: WorldModel) -> Actor:

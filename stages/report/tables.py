@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stages.core.results import (
+from stages.report.results import (
     Cell,
     Groups,
     Result,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.tables import Table
+from stages.report.tables import Table
 from stages.runtime import artifacts, logs
 from stages.runtime.artifacts import Artifact
 from stages.worlds import tasks

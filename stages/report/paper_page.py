@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core import figures, results, tables
-from stages.core.report import Chapter, Picture, save_table
-from stages.core.results import Result
+from stages.report import figures, results, tables
+from stages.report.page import Chapter, Picture, save_table
+from stages.report.results import Result
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core.results import Result
-from stages.core.tables import Table
+from stages.report.results import Result
+from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run

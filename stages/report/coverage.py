@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from stages import worlds
-from stages.core.tables import Table
 from stages.data.episodes import Dataset, kept_episodes
+from stages.report.tables import Table
 from stages.worlds.motion import frame_features
 
 HEIGHT, PITCH, SPEED = 0.1, np.pi / 12, 0.5  # sides of a bin: m, rad, m/s

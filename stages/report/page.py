@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core import tables
-from stages.core.tables import Table
+from stages.report import tables
+from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
