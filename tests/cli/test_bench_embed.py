@@ -21,7 +21,7 @@ from stages.backbones.offline.captions import class_names
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
 from stages.runtime.config import Run
-from tests.core.real_data import make_data
+from tests.data.real_data import make_data
 
 HOLDOUT = 0.5
 Refused = Callable[..., None]

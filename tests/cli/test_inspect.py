@@ -10,8 +10,8 @@ from typer.testing import Result
 
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
-from tests.core.real_data import make_data
-from tests.core.synthetic import write_meta
+from tests.data.real_data import make_data
+from tests.data.synthetic import write_meta
 
 Bitagent = Callable[..., Result]
 Refused = Callable[..., None]

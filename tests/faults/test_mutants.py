@@ -14,7 +14,7 @@ from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 from stages.runtime.names import backbone_folder
-from tests.core.synthetic import ROOT, make_dataset, write_meta
+from tests.data.synthetic import ROOT, make_dataset, write_meta
 from tests.faults import mutants
 from tests.faults.pipeline import Pipeline
 from tests.faults.torture import Tally, cases, outcome, torture_files, torture_presets

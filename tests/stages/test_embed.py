@@ -35,7 +35,7 @@ from stages.runtime.names import backbone_folder
 from stages.worlds import tasks
 from stages.worlds.render import render_states
 from stages.worlds.tasks import make_env
-from tests.core.backbones.tiny import SIZE, save_tiny
+from tests.backbones.tiny import SIZE, save_tiny
 from tests.stages.small_run import Killed
 
 ROWS = 24

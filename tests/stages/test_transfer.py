@@ -23,7 +23,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from tests.core.helpers import model_config, scramble
-from tests.core.real_data import make_data, make_embeddings
+from tests.data.real_data import make_data, make_embeddings
 from tests.stages import small_run
 from tests.stages.test_visualize import make_evaluation
 

@@ -24,7 +24,7 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
-from tests.core.backbones.tiny import save_tiny
+from tests.backbones.tiny import save_tiny
 from tests.core.helpers import model_config
 from tests.stages import small_run
 from tests.stages.test_behave import config as behave_config

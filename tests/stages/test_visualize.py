@@ -24,7 +24,7 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
-from tests.core.real_data import make_data
+from tests.data.real_data import make_data
 from tests.stages import small_run
 
 SMALL = [

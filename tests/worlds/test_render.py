@@ -13,7 +13,7 @@ from stages.runtime.errors import BadInput
 from stages.worlds import opengl, render
 from stages.worlds.render import DEFAULT_CAMERAS, Renderer, render_states
 from stages.worlds.tasks import DOMAINS, make_env, task_names
-from tests.core.poses import POSES, set_pose
+from tests.worlds.poses import POSES, set_pose
 
 ROOT = Path(__file__).parents[2]
 CAMERAS = [(domain, camera) for domain in DOMAINS for camera in range(4 if domain == "quadruped" else 2)]

@@ -18,7 +18,7 @@ from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Metrics
-from tests.core.synthetic import make_dataset, start
+from tests.data.synthetic import make_dataset, start
 
 
 def make(path: Path, value: float = 0.0, config: dict[str, float] | None = None) -> Artifact:

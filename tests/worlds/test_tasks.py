@@ -7,7 +7,7 @@ from stages import worlds
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 from stages.worlds.tasks import DOMAINS, TASKS, Task, get_task, make_env, normalized_score, task_names
-from tests.core.poses import POSES, set_pose
+from tests.worlds.poses import POSES, set_pose
 
 SPECS = {  # action, nq + nv, observation
     "walker": (6, 18, 24),

@@ -16,7 +16,7 @@ from stages.data import episodes as room
 from stages.data.episodes import Dataset, save_embeddings
 from stages.data.sampler import KEYS, Sampler, prefetch
 from stages.runtime.errors import BadInput
-from tests.core.synthetic import make_dataset, make_episode
+from tests.data.synthetic import make_dataset, make_episode
 
 LENGTHS = ((20, 12, 9, 31), (14, 25))  # of two parts; with windows of 10 one episode is too short
 LENGTH = 10

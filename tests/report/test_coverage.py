@@ -11,7 +11,7 @@ import pytest
 from stages.data.episodes import Dataset
 from stages.report import coverage
 from stages.worlds import tasks
-from tests.core.real_data import make_data, play
+from tests.data.real_data import make_data, play
 
 
 def test_bins_of_a_walker_are_those_of_its_coordinates() -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from stages.backbones.offline.tower import OfflineBackbone
 from stages.backbones.prompts import embed_prompt_video, read_frames
 from stages.runtime.errors import BadInput
-from tests.core.backbones.trained import make_offline
+from tests.backbones.trained import make_offline
 
 
 @pytest.fixture(scope="module")

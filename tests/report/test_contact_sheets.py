@@ -12,7 +12,7 @@ from stages.data.episodes import Dataset
 from stages.report import figures
 from stages.report.figures import contact_sheet, save_png
 from stages.runtime.errors import BadInput
-from tests.core.synthetic import SIZE, make_dataset, make_episode, make_writer
+from tests.data.synthetic import SIZE, make_dataset, make_episode, make_writer
 
 PITCH = figures.LABEL_HEIGHT + figures.SHEET_GAP
 

@@ -8,25 +8,25 @@ import torch.nn.functional as F
 from stages.core.nets import categorical_kl
 from stages.core.world_model import Noise
 from stages.methods.founder import Founder, pairs
-from tests.core import groundings
 from tests.core.helpers import make_batch, unit
+from tests.methods import models
 
 
 def make(**changes: object) -> Founder:
-    model = groundings.make("founder", **changes)
+    model = models.make("founder", **changes)
     assert isinstance(model, Founder)
     return model
 
 
 def test_both_duties() -> None:
-    groundings.assert_duties(make(), {"mapping", "distance_net", "aligner"})
+    models.assert_duties(make(), {"mapping", "distance_net", "aligner"})
 
 
 def test_the_mapping_is_held_to_the_posterior_of_the_windows_last_frame() -> None:
     model, batch = make(), make_batch()
     e = F.normalize(batch["embedding"].float(), dim=-1)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
-    terms = model.grounding_terms(seen, batch["action"], groundings.objective_config(), Noise("cpu"))
+    terms = model.grounding_terms(seen, batch["action"], models.objective_config(), Noise("cpu"))
     probs = 0.99 * torch.softmax(model.mapping(e).unflatten(-1, (3, 5)), -1) + 0.01 / 5
     torch.testing.assert_close(terms["mapping"], categorical_kl(seen.posterior, probs.log()).mean())
 
@@ -95,8 +95,8 @@ def test_the_distance_is_learned() -> None:
 
 def test_reward_is_minus_the_distance_to_the_goal() -> None:
     model = make()
-    task, states, action = groundings.rollout(model)
-    found = model.reward(task, states, action, groundings.PLAIN)
+    task, states, action = models.rollout(model)
+    found = model.reward(task, states, action, models.PLAIN)
     for n in range(3):
         for t in range(10):
             logit = model.distance_net(torch.cat([states.z[n, t + 1], task.tau[n]]))

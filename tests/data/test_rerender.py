@@ -16,7 +16,7 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput, Interrupted
 from stages.worlds.render import Renderer, render_states
-from tests.core.synthetic import make_dataset, make_episode, make_writer
+from tests.data.synthetic import make_dataset, make_episode, make_writer
 
 SIZE, EPISODES, ROWS = 16, 3, 4
 

@@ -11,23 +11,23 @@ from stages.core.nets import categorical_kl, sample_one_hot
 from stages.core.world_model import Noise, TaskContext
 from stages.methods.genrl import GenRL, aligned_reward, clipped_cosine, perturb
 from stages.runtime.errors import BadInput
-from tests.core import groundings
 from tests.core.helpers import DIM_E, make_batch, unit
+from tests.methods import models
 
 
 def make(**changes: object) -> GenRL:
-    model = groundings.make("genrl", **changes)
+    model = models.make("genrl", **changes)
     assert isinstance(model, GenRL)
     return model
 
 
 def test_both_duties() -> None:
-    groundings.assert_duties(make(), {"connector", "connector_start", "aligner"})
+    models.assert_duties(make(), {"connector", "connector_start", "aligner"})
 
 
 def test_the_latent_is_the_stochastic_state_alone() -> None:
     model = make()
-    task, states, _ = groundings.rollout(model)
+    task, states, _ = models.rollout(model)
     assert states.z.shape[-1] == model.decoder.stem.in_features == 3 * 5
     torch.testing.assert_close(states.z.unflatten(-1, (3, 5)).sum(-1), torch.ones(3, 11, 3))
     assert model.dim_policy == 16 + 15 + DIM_E and task.gates.shape == (3, 0, 1)
@@ -44,7 +44,7 @@ def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_c
     torch.manual_seed(2)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
     torch.manual_seed(5)
-    terms = model.grounding_terms(seen, batch["action"], groundings.objective_config(), Noise("cpu"))
+    terms = model.grounding_terms(seen, batch["action"], models.objective_config(), Noise("cpu"))
     torch.manual_seed(5)
     normal = torch.randn(*e.shape)
     noisy = 0.5 * e + 0.5 * normal / normal.norm(dim=-1, keepdim=True)
@@ -134,17 +134,17 @@ def test_a_sequence_that_reaches_the_target_late_earns_one_from_then_on() -> Non
     task = model.task(unit(2))
     target, _ = model.text_rollout(torch.zeros(2, 7, 2), task, None)  # (2, 8, 15)
     late = torch.cat([target[:, :1].expand(-1, 3, -1), target], 1)[:, :9]
-    state = groundings.State(torch.zeros(2, 9, 16), late, torch.zeros(2, 9, DIM_E))
-    torch.testing.assert_close(model.reward(task, state, torch.zeros(2, 8, 2), groundings.PLAIN), torch.ones(2, 8))
+    state = models.State(torch.zeros(2, 9, 16), late, torch.zeros(2, 9, DIM_E))
+    torch.testing.assert_close(model.reward(task, state, torch.zeros(2, 8, 2), models.PLAIN), torch.ones(2, 8))
 
 
 def test_rows_of_one_prompt_share_its_target() -> None:
     model = make()
-    task, state, action = groundings.rollout(model, count=3)
+    task, state, action = models.rollout(model, count=3)
     index = torch.tensor([2, 0, 2])
     shared = task.rows(index)
     alone = TaskContext(shared.tau, shared.gates, shared.semantics)
-    options = groundings.PLAIN
+    options = models.PLAIN
     torch.testing.assert_close(
         model.reward(shared, state, action, options), model.reward(alone, state, action, options), rtol=1e-4, atol=1e-5
     )
@@ -152,4 +152,4 @@ def test_rows_of_one_prompt_share_its_target() -> None:
 
 def test_sequences_shorter_than_a_window_are_refused() -> None:
     with pytest.raises(BadInput, match=r"windows of 8 frames: raise pretrain\.length from 5"):
-        groundings.loss(make(), length=5)
+        models.loss(make(), length=5)

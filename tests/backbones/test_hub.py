@@ -15,7 +15,7 @@ from torch import Tensor
 from stages.backbones import load_backbone
 from stages.backbones.hub import HubBackbone, explain
 from stages.runtime.errors import BadInput
-from tests.core.backbones.tiny import FAMILIES, MEAN, SIZE, STD, TinyTimm, save_tiny
+from tests.backbones.tiny import FAMILIES, MEAN, SIZE, STD, TinyTimm, save_tiny
 
 TEXTS = ["walk fast clean", "stand"]
 

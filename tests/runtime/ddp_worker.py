@@ -1,6 +1,6 @@
 """Started by test_distributed under torchrun: joint updates on this process's share of every global batch.
 
-torchrun --nproc-per-node 2 tests/core/ddp_worker.py FOLDER
+torchrun --nproc-per-node 2 tests/runtime/ddp_worker.py FOLDER
 """
 
 from __future__ import annotations

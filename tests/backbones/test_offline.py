@@ -16,7 +16,7 @@ from stages.backbones.offline.tower import OfflineBackbone, Student, TextTower, 
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 from stages.runtime.names import backbone_folder
-from tests.core.backbones.trained import TOWER, make_offline
+from tests.backbones.trained import TOWER, make_offline
 
 
 @pytest.fixture(scope="module")

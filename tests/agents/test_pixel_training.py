@@ -19,7 +19,7 @@ from stages.agents.replay import DECISIONS, PlayedEpisode, episode_file, store_e
 from stages.runtime import artifacts, checkpoints
 from stages.worlds import tasks
 from stages.worlds.render import render_states
-from tests.core.online_agents import KINDS, copies, explore_config, make_job, make_training, make_windows
+from tests.agents.pixel_agents import KINDS, copies, explore_config, make_job, make_training, make_windows
 from tests.stages import small_run
 
 # ---------------------------------------------------------------------------- what learns from what

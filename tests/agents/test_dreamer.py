@@ -16,7 +16,7 @@ from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.update import make_optimizer
 from stages.worlds import tasks
-from tests.core.online_agents import agent_config, make_training, make_windows
+from tests.agents.pixel_agents import agent_config, make_training, make_windows
 from tests.stages.test_collect import config
 
 

@@ -36,12 +36,12 @@ def test_what_works_in_one_process_refuses_several(monkeypatch: pytest.MonkeyPat
 
 def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
     """torchrun with gloo, 20 joint updates on halves of the global batch, against one process on the whole."""
-    from tests.core.ddp_worker import train
+    from tests.runtime.ddp_worker import train
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [*command, str(ROOT / "tests/core/ddp_worker.py"), str(tmp_path)],
+        [*command, str(ROOT / "tests/runtime/ddp_worker.py"), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,

@@ -20,8 +20,8 @@ from stages.data.episodes import Dataset
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.worlds.render import render_states
+from tests.agents.pixel_agents import agent_config, explore_config, make_training, make_windows
 from tests.core.helpers import model_config
-from tests.core.online_agents import agent_config, explore_config, make_training, make_windows
 from tests.stages import small_run
 
 

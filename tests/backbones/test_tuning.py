@@ -14,9 +14,9 @@ from stages.backbones import Backbone, load_backbone
 from stages.backbones.internvideo2 import InternVideo2Backbone
 from stages.backbones.tuning import Mode, load_tuned, make_trainable, tuned_tensors, window_embeddings
 from stages.runtime.errors import BadInput
-from tests.core.backbones.test_internvideo2 import make_model
-from tests.core.backbones.tiny import FAMILIES, TinyTimm, save_tiny
-from tests.core.backbones.trained import make_offline
+from tests.backbones.test_internvideo2 import make_model
+from tests.backbones.tiny import FAMILIES, TinyTimm, save_tiny
+from tests.backbones.trained import make_offline
 
 KINDS = ("offline", "internvideo2", *FAMILIES)
 Make = Callable[[str], Backbone]

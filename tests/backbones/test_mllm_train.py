@@ -16,8 +16,8 @@ from stages.backbones.tuning import IN_LOOP, Mode, make_trainable
 from stages.core.bitagent import BiTAgent
 from stages.core.pretraining import JointObjective
 from stages.core.world_model import Labels, Noise
-from tests.core.backbones.test_internvideo2 import make_model as make_internvideo2
-from tests.core.backbones.trained import make_offline
+from tests.backbones.test_internvideo2 import make_model as make_internvideo2
+from tests.backbones.trained import make_offline
 from tests.core.helpers import DIM_ACTION, make_batch, model_config, objective_config, scramble
 
 MODES: tuple[Mode, ...] = ("none", "adapter", "last-k", "lora", "full")

@@ -16,7 +16,7 @@ from stages.data import episodes as room
 from stages.data.episodes import Dataset, save_embeddings
 from stages.data.shards import read_header
 from stages.runtime.errors import BadInput
-from tests.core.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer, start
+from tests.data.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer, start
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_sigkill_loses_only_the_episode_in_flight(tmp_path: Path, small_shards: 
     code = """
         import sys
         from pathlib import Path
-        from tests.core.synthetic import make_episode, make_writer
+        from tests.data.synthetic import make_episode, make_writer
         writer = make_writer(Path(sys.argv[1]))
         for number in range(100_000):
             if not writer.has(number):
@@ -110,7 +110,7 @@ def test_sigkill_inside_a_write_leaves_no_half_episode(tmp_path: Path) -> None:
         import os, signal, sys
         from pathlib import Path
         from stages.data import episodes
-        from tests.core.synthetic import make_episode, make_writer
+        from tests.data.synthetic import make_episode, make_writer
         writer = make_writer(Path(sys.argv[1]))
         writer.append(0, make_episode(0))
         def half(file, blocks, sealed):
@@ -133,7 +133,7 @@ def test_sigkill_while_merging_loses_nothing(tmp_path: Path, small_shards: None)
         import os, signal, sys
         from pathlib import Path
         from stages.data import episodes
-        from tests.core.synthetic import make_dataset
+        from tests.data.synthetic import make_dataset
         episodes.SHARD_BYTES = 6000
         written = episodes.write_shard
         def write(file, blocks, sealed=False):

@@ -19,7 +19,7 @@ from stages.data.episodes import Dataset
 from stages.data.shards import CODES, read_header
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
-from tests.core.synthetic import make_dataset, start, write_meta
+from tests.data.synthetic import make_dataset, start, write_meta
 
 # ---------------------------------------------------------------------------- broken files
 

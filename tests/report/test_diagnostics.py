@@ -20,7 +20,7 @@ from stages.report import diagnostics
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 from tests.core.helpers import model_config
-from tests.core.real_data import make_dataset
+from tests.data.real_data import make_dataset
 
 DIM_E = 9
 
