@@ -146,7 +146,7 @@ def bench_behave(
     seconds = time_calls(lambda: update(batch), place.device, updates)
     imagines = config.actor_critic.imagination > 0
     task = prompts.rows(batch["prompt"])
-    start = State(*(batch[k][:starts] for k in ("h", "z", "e")))
+    start = State.read(batch).map(lambda x: x[:starts])
     parts = {"data": lambda: loss.data_loss(batch, task)[0]}
     if imagines:
         parts["imagination"] = lambda: loss.imagined_loss(start, prompts.rows(batch["prompt"][:starts]))[0]
@@ -177,11 +177,9 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
 
     def rollouts() -> Tensor:
         seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task(), noise)
-        seen.state = State(*(x.detach() for x in (seen.state.h, seen.state.z, seen.state.e)))
+        seen.state = seen.state.map(Tensor.detach)
         ones = torch.ones(b, device=dev)
-        terms = joint_behavior_loss(
-            model, seen, batch["action"], batch["is_first"], task(), ones, config.objective, noise
-        )
+        terms = joint_behavior_loss(model, seen, task(), ones, config.objective, noise)
         return terms["joint_behavior"] + terms["rollout"]
 
     parts: dict[str, Callable[[], Tensor]] = {

@@ -51,7 +51,7 @@ class Latents:
     def state(self, rows: Tensor, prompt: Tensor) -> State:
         """States (..., ·) at `rows` under prompts of the same shape, on their device."""
         k, n = prompt.to(self.h.device), rows.to(self.h.device)
-        return State(*(x.to(rows.device).float() for x in (self.h[k, n], self.z[k, n], self.e[n])))
+        return State(self.h[k, n], self.z[k, n], self.e[n]).map(lambda x: x.to(rows.device).float())
 
 
 # (prompt (N,), states (N, H+1, ·), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
