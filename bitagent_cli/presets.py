@@ -17,12 +17,13 @@ from pydantic import BaseModel, ValidationError
 from stages.backbones.tuning import MllmConfig
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
-from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ModelConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.methods import Constants
+from stages.methods.model_free import OfflineRLConfig
 from stages.pretrain import Config as PretrainConfig
+from stages.pretrain import Sections
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput, nearest
 from stages.runtime.names import base_method
@@ -49,6 +50,11 @@ class Preset(Section):
     evaluate: EvaluateConfig
     transfer: TransferConfig
     visualize: VisualizeConfig
+
+    @property
+    def sections(self) -> Sections:
+        """What a model is made from."""
+        return Sections(self.pretrain, self.model, self.mllm, self.groundings)
 
 
 def load(name: str, scale: str, settings: Sequence[str] = (), method: str = "bitagent") -> Preset:

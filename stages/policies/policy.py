@@ -17,10 +17,10 @@ from torch import Tensor
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
-from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.methods import open_model
+from stages.methods.model_free import OfflineRLConfig
 from stages.methods.pixels import PixelEncoder
 from stages.methods.td3 import Actor, resolve_precision
 from stages.runtime import artifacts

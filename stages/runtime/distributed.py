@@ -47,6 +47,11 @@ def require_one_process(what: str) -> None:
         raise BadInput(f"{what} works in one process: start it without torchrun")
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks and writes: alone, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def gathered(values: Tensor) -> Tensor:
     """The values (N, ...) of every process as one (W·N, ...), without gradient; alone these values."""
     if not dist.is_initialized():

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.core.joint_model import JointModel
-from stages.core.pretraining import TrainingConfig, build_update
+from stages.pretrain import Config, JointObjective, build_update
 from stages.runtime.distributed import World, world
 from stages.runtime.update import make_optimizer
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 UPDATES, BATCH = 20, 4
 
-CONFIG = TrainingConfig(
+CONFIG = Config(
     backbone="offline",
     updates=UPDATES,
     batch=BATCH,
@@ -44,7 +44,7 @@ def train(place: World) -> tuple[JointModel, Tensor]:
     """The model after UPDATES updates, and the gradient norm of each."""
     model = make_model()
     optimizer = make_optimizer(list(model.parameters()), CONFIG.lr, CONFIG.weight_decay)
-    update = build_update(model, make_labels(), optimizer, CONFIG, place)
+    update = build_update(JointObjective(model, make_labels(), CONFIG.objective, place), optimizer, CONFIG, place)
     share = BATCH // place.size
     mine = slice(place.rank * share, (place.rank + 1) * share)
     torch.manual_seed(7)
