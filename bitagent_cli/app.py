@@ -57,7 +57,7 @@ def options(
     pass
 
 
-def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
+def set_up(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
     """See session.prepare; imported late because it needs PyTorch."""
     from bitagent_cli import session
 
@@ -90,7 +90,7 @@ def collect(
     """
     if domain is not None:
         common = dataclasses.replace(common, preset=domain)
-    preset, run = prepare(common, "collect")
+    preset, run = set_up(common, "collect")
     from stages import collect as stage
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
@@ -113,7 +113,7 @@ def embed(
     Writes embeddings/<backbone>/<dataset>/, and backbone/ for the offline one, which is trained here.
     """
     texts = [check_text(text, "probe") for text in probe or []]
-    preset, run = prepare(common, "embed")
+    preset, run = set_up(common, "embed")
     from stages import embed as stage
 
     stage.run(preset.embed, run, backbone=backbone, probe=texts)
@@ -129,7 +129,7 @@ def pretrain(common: Common, method: Method = "bitagent", compile: Compile = Non
     check_trainable(method)
     if compile is not None:
         common = common.override("pretrain.compile", compile)
-    preset, run = prepare(common, "pretrain", method)
+    preset, run = set_up(common, "pretrain", method)
     from stages import pretrain as stage
 
     stage.run(preset.sections, run, method=method)
@@ -157,7 +157,7 @@ def behave(
     check_name(method, "--method")
     if compile is not None:
         common = common.override("behave.compile", compile)
-    preset, run = prepare(common, "behave", method)
+    preset, run = set_up(common, "behave", method)
     from stages import behave as stage
 
     variant = stage.Variant(method, oracle_reward, data_free)
@@ -187,7 +187,7 @@ def evaluate(
         common = common.override("evaluate.episodes", episodes)
     if sample:
         common = common.override("evaluate.sample", "true")
-    preset, run = prepare(common, "evaluate", method)
+    preset, run = set_up(common, "evaluate", method)
     from stages import evaluate as stage
 
     stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method)
@@ -217,7 +217,7 @@ def transfer(
         common = dataclasses.replace(common, preset=dst)
     if updates is not None:
         common = common.override("transfer.updates", updates)
-    preset, run = prepare(common, "transfer", method)
+    preset, run = set_up(common, "transfer", method)
     from bitagent_cli.transferring import transfer_tasks
 
     transfer_tasks(preset, run, src=src, task=task, control=control, method=method)
@@ -251,7 +251,7 @@ def visualize(
         stage.run_paper(prepare_paper(common))
         return
     check_name(method, "--method")
-    preset, run = prepare(common, "visualize", method)
+    preset, run = set_up(common, "visualize", method)
     from stages import visualize as stage
 
     if serve:

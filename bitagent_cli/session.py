@@ -40,7 +40,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         require_one_process(stage)
     device = resolve_device(common.device)
     scale, why = resolve_scale(common.scale, device)
-    preset = presets.load(common.preset, scale, common.set, method)
+    preset = presets.resolve(common.preset, scale, common.set, method)
     root = common.out or Path("runs") / f"{preset.domain}-{scale}"
     if root.exists() and not root.is_dir():
         raise BadInput(f"--out {root} is a file: give a folder")

@@ -36,7 +36,7 @@ from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
 from stages.policies.play import play_policy
-from stages.policies.policy import LatentPolicy
+from stages.policies.policy import Acting, LatentPolicy
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run
@@ -162,7 +162,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         watched = None
         if config.watch_every and place.is_main:
             with torch.random.fork_rng():  # loading a backbone draws numbers
-                watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, str(device))
+                watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, Acting(str(device)))
 
         def tensors() -> Groups:
             optimizers = {"actor": optimizer_tensors(actor), "critic": optimizer_tensors(critic)}

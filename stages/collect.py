@@ -339,19 +339,19 @@ def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Chann
     """Write episodes of a replay with their frames; (number in the dataset, in the replay)."""
     job = target.job
     assert job is not None
-    return write_episodes(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
+    return write_rendered(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
 
 
 def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
     """Play and write episodes of a random policy."""
     env, correlation = tasks.make_env(target.run.domain, target.record["reward_task"]), target.record["correlation"]
     seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
-    return write_episodes(
+    return write_rendered(
         target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
     )
 
 
-def write_episodes(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
+def write_rendered(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
     """Render and append (number, episode) pairs, made one by one, until asked to stop; how many were written."""
     writer, written, look = target.writer(), 0, target.look
     for number, episode in episodes:

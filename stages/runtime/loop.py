@@ -88,7 +88,7 @@ class Metrics:
         kept = [json.dumps(row) for row in logs.read(self.path) if row["step"] < start_step]
         replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
-        self.board = _tensorboard(folder)
+        self.board = _board(folder)
         self.began = time.time()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Metrics:
             self.board.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # optional: the JSON lines hold everything
@@ -195,7 +195,7 @@ class Loop:
             if self.place.is_main:
                 checkpoints.drop(self.recipe.path)
             return
-        found = checkpoints.load(self.recipe.path, self.recipe.about)
+        found = checkpoints.read(self.recipe.path, self.recipe.about)
         if found:
             self.start, groups = found
             rng = groups.pop("rng")
@@ -242,7 +242,7 @@ class Loop:
             self._look(step, terms)
         if saving and self.place.is_main:
             groups = {**tensors(), "rng": checkpoints.rng_state()}
-            checkpoints.save(self.recipe.path, step, groups, self.recipe.about)
+            checkpoints.write(self.recipe.path, step, groups, self.recipe.about)
         if stopping:
             raise self.stop.leave(self.command)
 

@@ -93,7 +93,7 @@ def test_the_reward_is_one_where_the_members_disagree_as_usual() -> None:
 
 def collect_config(**changes: Any) -> collect.Config:
     explore = explore_config(episodes=2, random_episodes=1, updates=1, **changes)
-    return presets.load("walker", "smoke").collect.model_copy(update={"explore": explore})
+    return presets.resolve("walker", "smoke").collect.model_copy(update={"explore": explore})
 
 
 def test_exploration_becomes_a_dataset_that_is_embedded_and_pretrained_on(walker_run: Run) -> None:

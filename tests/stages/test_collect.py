@@ -148,7 +148,7 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
     trained = collect.train_expert
 
     def only_evaluate(job: ExpertJob, channel: Any) -> Any:
-        found = checkpoints.load(job.path, job.about)
+        found = checkpoints.read(job.path, job.about)
         assert found is not None and found[0] == job.episodes
         return trained(job, channel)
 

@@ -48,11 +48,11 @@ def _short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def offline(method: str = "td3", **changes: Any) -> model_free.OfflineRLConfig:
     small = {"updates": 6, "bf16": False, "log_every": 1, "checkpoint_every": 2, "depth": 2}
-    return presets.load("walker", "smoke", (), method).offline_rl.model_copy(update=small | changes)
+    return presets.resolve("walker", "smoke", (), method).offline_rl.model_copy(update=small | changes)
 
 
 def make_model(run: Run, method: str) -> Artifact:
-    preset = presets.load("walker", "smoke", (), method)
+    preset = presets.resolve("walker", "smoke", (), method)
     weights = preset.pretrain.objective
     objective = objective_config(mllm=weights.mllm, joint_behavior=weights.joint_behavior)
     config = small_run.pretrain_config(updates=2, objective=objective)
@@ -62,7 +62,7 @@ def make_model(run: Run, method: str) -> Artifact:
 
 def learn(run: Run, method: str, **options: Any) -> Artifact:
     changes = options.pop("changes", {})
-    space = presets.load("walker", "smoke", (), method).behave.space
+    space = presets.resolve("walker", "smoke", (), method).behave.space
     variant = Variant(method, oracle=options.pop("oracle", False), data_free=options.pop("data_free", False))
     ask = Ask(**{"task": "walk"} | options)
     config = behave_config(updates=2, space=space)
@@ -96,7 +96,7 @@ def test_a_method_learns_is_scored_and_acts(run: Run, method: str) -> None:
 def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
     found = make_model(run, "genrl")
     assert found.meta["config"]["grounding"] == {"window": 8, "kl_balance": 0.8, "noise": 0.5}
-    other = presets.load("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
+    other = presets.resolve("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
     with pytest.raises(BadInput, match=r"grounding\.noise \(0\.5 there, 0\.1 now\)"):
         pretrain.run(
             pretrain.Sections(small_run.pretrain_config(updates=2), model_config(), constants=other),
@@ -110,7 +110,7 @@ def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
 def test_a_baseline_trains_nothing_of_the_backbone(run: Run) -> None:
     tuned = ADAPTER.model_copy(update={"train": "full"})
     with pytest.raises(BadInput, match=r"genrl reads a frozen backbone: leave out --set mllm\.train=full"):
-        constants = presets.load("walker", "smoke").groundings
+        constants = presets.resolve("walker", "smoke").groundings
         pretrain.run(
             pretrain.Sections(small_run.pretrain_config(), model_config(), mllm=tuned, constants=constants),
             run,

@@ -102,7 +102,7 @@ def test_all_but_the_actions_columns_are_carried_over() -> None:
 @pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
 def test_a_baseline_carries_all_but_the_actions_columns_too(method: str) -> None:
     """The recurrence's input is the one weight that depends on the body."""
-    constants = methods.constants_of(method, presets.load("walker", "smoke").groundings)
+    constants = methods.constants_of(method, presets.resolve("walker", "smoke").groundings)
     source, target = (methods.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
     transfer.carry_over(target, source.state_dict(), Path("there"))
     own, dim_z = target.state_dict(), source.dim_z
@@ -232,7 +232,7 @@ def test_the_report_shows_the_gain(tmp_path: Path) -> None:
     run = domain(tmp_path, "walker")
     for method, score in (("transfer-quadruped", 0.8), ("transfer-control", 0.5)):
         make_evaluation(run, "walk", score, method=method)
-    scene = Scene(presets.load("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
+    scene = Scene(presets.resolve("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
     before = chapters.transfers(scene)
     assert before is not None and len(before.tables) == 1 and not before.pictures  # scores, and no gain yet
     transfer.compare(run, src="quadruped")

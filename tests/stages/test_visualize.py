@@ -54,7 +54,7 @@ def make_evaluation(run: Run, task: str, score: float, *, seed: int = 0, method:
 
 @pytest.fixture(scope="module")
 def preset() -> Preset:
-    return presets.load("walker", "smoke", SMALL)
+    return presets.resolve("walker", "smoke", SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_nothing_is_remade_until_something_changes(
 
 
 def test_a_model_is_judged_on_the_episodes_its_training_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = presets.load("walker", "smoke", [*SMALL, "pretrain.holdout=0.3"])
+    preset = presets.resolve("walker", "smoke", [*SMALL, "pretrain.holdout=0.3"])
     made = small_run.make_run(run.root, seed=9)
     drawn, draw = [], Sampler.draw
 
