@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from stages import worlds
 from stages.agents.dreamer import DreamerConfig, DreamerJob
 from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions
 from stages.agents.explore import ExploreConfig, ExploreJob
@@ -35,7 +36,6 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
 from stages.worlds import tasks
-from stages.worlds.render import DEFAULT_CAMERAS
 
 SOURCES = ("random", "explore", "expert", "all")
 ALGOS = ("td3", "dreamer")
@@ -117,7 +117,7 @@ def check(
 
 def make_look(domain: str, size: int | None, camera: int | None, states_only: bool) -> Look:
     """The look asked for; the domain's own camera by number is the same as none."""
-    return Look(size or FRAME_SIZE, None if camera == DEFAULT_CAMERAS[domain] else camera, states_only)
+    return Look(size or FRAME_SIZE, None if camera == worlds.BODIES[domain].camera else camera, states_only)
 
 
 def import_dataset(run: Run, folder: Path, task: str, workers: int, strict: bool) -> Artifact:

@@ -20,7 +20,7 @@ import torch
 
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import FrameSource, write_embeddings
-from stages.backbones.offline.contrast import Lessons, contrastive_loss, draw_batch, prepare
+from stages.backbones.offline.contrast import Lessons, contrastive_loss, draw_lesson, prepare_lessons
 from stages.backbones.offline.tower import Student, TextTower, TowerConfig
 from stages.backbones.probe import draw_probe
 from stages.data.episodes import Dataset
@@ -133,7 +133,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         began = time.time()
         seed_everything(run.seed)
         sentences = TextTower(run.device)
-        lessons = prepare(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
+        lessons = prepare_lessons(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
         student = Student(config).to(run.device)
         about = {"config": record, "seed": run.seed, "inputs": artifacts.input_ids(usable)}
         optimizer = make_optimizer(list(student.parameters()), config.lr, config.weight_decay)
@@ -191,7 +191,7 @@ def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run, s
     with bar:
         for step in range(start, config.updates):
             set_lr(training.optimizer, config.lr * schedule(step, config.updates))
-            batch = draw_batch(lessons, run.seed, step, config.batch, config.captions)
+            batch = draw_lesson(lessons, run.seed, step, config.batch, config.captions)
             terms = update({k: v.to(device) for k, v in batch.items()})
             bar.update()
             done = step + 1 == config.updates
