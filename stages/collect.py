@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages import worlds
 from stages.agents.dreamer import DreamerConfig, DreamerJob, train_dreamer
 from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_expert
 from stages.agents.explore import ExploreConfig, ExploreJob, train_explorer
@@ -41,7 +42,7 @@ from stages.runtime.errors import BadInput, nearest
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import Channel, Figure, Pool
 from stages.worlds import tasks
-from stages.worlds.render import DEFAULT_CAMERAS, render_states
+from stages.worlds.render import render_states
 
 SOURCES = ("random", "explore", "expert", "all")
 ALGOS = ("td3", "dreamer")
@@ -157,7 +158,7 @@ def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | N
     """
     check_order(run, order)
     workers = order.workers or os.cpu_count() or 1
-    camera = None if order.camera == DEFAULT_CAMERAS[run.domain] else order.camera
+    camera = None if order.camera == worlds.BODIES[run.domain].camera else order.camera
     look = Look(order.size or FRAME_SIZE, camera, order.states_only)
     if order.import_dir is not None:
         return [import_dataset(run, order.import_dir, order.task or "", workers, order.strict)]

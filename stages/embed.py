@@ -17,7 +17,7 @@ import torch
 
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import FrameSource, write_embeddings
-from stages.backbones.offline.contrast import contrastive_loss, draw_batch, prepare
+from stages.backbones.offline.contrast import contrastive_loss, draw_lesson, prepare_lessons
 from stages.backbones.offline.tower import Student, TextTower, TowerConfig
 from stages.backbones.probe import draw_probe
 from stages.data.episodes import Dataset
@@ -117,7 +117,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
         # Inputs: every window with its captions' vectors, by the frozen text tower.
         seed_everything(run.seed)
         sentences = TextTower(run.device)
-        lessons = prepare(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
+        lessons = prepare_lessons(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
 
         # Model: the video tower and a linear map of the sentences' vectors.
         device, bf16 = torch.device(run.device), fast_bf16(run.device)
@@ -140,7 +140,7 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
             loop.resume(load)
             for step in loop.steps():
                 set_lr(optimizer, config.lr * schedule(step - 1, config.updates))
-                batch = draw_batch(lessons, run.seed, step - 1, config.batch, config.captions)
+                batch = draw_lesson(lessons, run.seed, step - 1, config.batch, config.captions)
                 terms = update({k: v.to(device) for k, v in batch.items()})
                 loop.after(
                     step, terms, lambda: {"model": student.state_dict(), "optimizer": optimizer_tensors(optimizer)}

@@ -313,14 +313,14 @@ def test_killed_after_the_last_update_training_ends_the_same(
 
 
 def test_a_signal_during_the_last_update_keeps_the_tower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    section, draw = config(updates=3), embed.draw_batch
+    section, draw = config(updates=3), embed.draw_lesson
 
     def draw_and_stop(lessons: Any, seed: int, step: int, *sizes: int) -> Any:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(lessons, seed, step, *sizes)
 
-    monkeypatch.setattr(embed, "draw_batch", draw_and_stop)
+    monkeypatch.setattr(embed, "draw_lesson", draw_and_stop)
     with pytest.raises(Interrupted, match=r"SIGTERM.*bitagent embed"):
         embed.run(section, run)
     assert (run.root / "backbone").exists() and not (run.root / "embeddings").exists()
