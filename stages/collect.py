@@ -16,7 +16,6 @@ whatever the agent saw.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
 from stages.runtime.loop import progress, stop_signals
-from stages.runtime.workers import Channel, Figure, Pool
+from stages.runtime.workers import Channel, Figure, Pool, usable_cores
 from stages.worlds import tasks
 from stages.worlds.render import render_states
 
@@ -157,7 +156,7 @@ def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | N
         Interrupted: stopped by a signal, after saving.
     """
     check_order(run, order)
-    workers = order.workers or os.cpu_count() or 1
+    workers = order.workers or usable_cores()
     camera = None if order.camera == worlds.BODIES[run.domain].camera else order.camera
     look = Look(order.size or FRAME_SIZE, camera, order.states_only)
     if order.import_dir is not None:

@@ -121,7 +121,7 @@ def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episod
         "task": task,
         "method": source.meta["config"]["method"],
         "seed": run.seed,
-        "scale": run.scale,
+        "scale": source.meta["resolved"].get("scale", run.scale),  # the policy's, whatever this run's is
         "episodes": len(returns),
         "return": round(float(returns.mean()), 1),
         "score": round(float(scores.mean()), 3),

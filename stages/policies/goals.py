@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.backbones import load_backbone
-from stages.backbones.prompts import embed_prompt_video
+from stages.backbones.prompts import embed_prompt_video, video_digest
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
@@ -72,7 +72,8 @@ def parse_goal(domain: str, ask: Ask) -> Goal:
     if ask.prompt:
         return Goal(slug(ask.prompt), (ask.prompt,), ())
     if ask.video:
-        return Goal(slug(Path(ask.video).stem), (f"video {Path(ask.video).name}",), (), ask.video)
+        path = Path(ask.video)
+        return Goal(slug(path.stem, video_digest(path)), (f"video {path.name}",), (), ask.video)
     names = tuple(ask.many) or (str(ask.task),)
     return Goal("+".join(names), tuple(tasks.get_task(domain, n).prompt for n in names), names)
 

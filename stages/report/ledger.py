@@ -6,7 +6,6 @@ import shlex
 import time
 from calendar import timegm
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from stages.report.results import Result
@@ -63,7 +62,7 @@ def _command(result: Result, run: Run) -> str:
         policy = next((a for a in _behind(result.artifact).get("behave", [])), None)
         words = policy.meta["config"]["prompts"][0] if policy else result.goal
         video = words.removeprefix("video ")  # what `parse_goal` calls a prompt that is one
-        shown = video != words and result.goal == slug(Path(video).stem)
+        shown = video != words and result.goal != slug(words)  # a prompt's folder is named by its words
         goal = ["--video", shlex.quote(video)] if shown else ["--prompt", f'"{words}"']
         goal += ["--score-as", result.task]
     return "`" + run.command("evaluate", *goal, *method_option(result.method), "--seed", str(result.seed)) + "`"

@@ -123,7 +123,7 @@ def writing(path: Path, stage: str, *, extra: dict[str, Any] | None = None, **ab
             "id": storage.digest(content),
             "name": path.name,
             **content,
-            "input_paths": {a.id: os.path.relpath(a.path, path) for a in made.inputs},
+            "input_paths": {a.id: os.path.relpath(a.path.resolve(), path.resolve()) for a in made.inputs},
             "resolved": dict(made.resolved or {}),
             "versions": versions(),
             "commit": git_commit(),
@@ -211,10 +211,17 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
 
 
 def find(root: Path, pattern: str, stage: str | None = None, *, domain: str | None = None) -> list[Artifact]:
-    """Every finished artifact at `pattern` below `root`, in the order of their paths; see `load`."""
+    """Every finished artifact at `pattern` below `root`, in the order of their paths; see `load`.
+
+    Two folders with one id are one artifact, a backup copy beside it: the one under its own name counts.
+    """
     places = [file.parent for file in sorted(root.glob(f"{pattern}/artifact.json"))]
     hidden = [any(part.startswith(".") for part in place.relative_to(root).parts) for place in places]
-    return [load(place, stage, domain=domain) for place, hide in zip(places, hidden, strict=True) if not hide]
+    found: dict[str, Artifact] = {}
+    for place, hide in zip(places, hidden, strict=True):
+        if not hide and ((one := load(place, stage, domain=domain)).id not in found or place.name == one.meta["name"]):
+            found[one.id] = one
+    return list(found.values())
 
 
 def _read_meta(file: Path) -> dict[str, Any]:

@@ -235,8 +235,7 @@ class Loop:
             self.log(step, self.values)
             self.bar.set_postfix({k: f"{self.values[k]:.3g}" for k in show if k in self.values}, refresh=False)
         self.bar.update()
-        # Several processes must agree on a stop: they look when they log, one process at every step.
-        stopping = not last and (logging or self.place.size == 1) and self.place.any(bool(self.stop))
+        stopping = not last and self.place.stops_at(step, bool(self.stop))
         saving = not last and (stopping or step % c.checkpoint_every == 0)
         if saving and not logging:
             self._look(step, terms)
@@ -247,5 +246,8 @@ class Loop:
             raise self.stop.leave(self.command)
 
     def _look(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Read the terms. When one is not finite in any process all of them leave: none waits for another."""
         self.values = {name: float(value) for name, value in terms.items()}
-        require_finite(step, self.values, checkpoints.folder(self.recipe.path), self.lower)
+        if self.place.any(not all(map(math.isfinite, self.values.values()))):
+            require_finite(step, self.values, checkpoints.folder(self.recipe.path), self.lower)
+            raise BadInput(f"a loss became non-finite at step {step} in another process: see its message")
