@@ -60,8 +60,14 @@ def main(folder: Path) -> None:
     with world("cpu") as place:
         model, norms = train(place)
         told = torch.tensor([place.any(place.rank == 1), place.any(False)])
-        place.barrier()
-        save_file({**model.state_dict(), "norms": norms, "told": told}, str(folder / f"rank-{place.rank}.safetensors"))
+        stops = []
+        for step in range(4):
+            stops.append(place.stops_at(step, place.rank == 1 and step == 2))
+            place.barrier()  # as the gradients of an update join
+        save_file(
+            {**model.state_dict(), "norms": norms, "told": told, "stops": torch.tensor(stops)},
+            str(folder / f"rank-{place.rank}.safetensors"),
+        )
 
 
 if __name__ == "__main__":

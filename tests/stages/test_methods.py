@@ -167,12 +167,25 @@ def test_the_oracle_learns_from_the_true_reward_of_its_task_alone(run: Run) -> N
         Policy.load(policy.path, sample=True)
 
 
+def test_goals_of_one_name_share_no_policy(run: Run, tmp_path: Path) -> None:
+    """A prompt or a video that is called like a task, and two videos of one name, are other goals."""
+    videos = [tmp_path / name / "walk.gif" for name in ("one", "other")]
+    for value, video in enumerate(videos):
+        video.parent.mkdir()
+        video.write_bytes(bytes([value]) * 9)
+    asks = [Ask("walk"), Ask(prompt="walk"), *(Ask(video=str(video)) for video in videos)]
+    assert len({behave.parse_goal("walker", ask).name for ask in asks}) == 4
+    learn(run, "td3")
+    for ask in asks[1:]:
+        with pytest.raises(BadInput, match=r"does not exist; make it with: bitagent behave .*--(prompt|video)"):
+            evaluate.run(EVALUATE, run, ask, method="td3")
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
         ({"many": ("stand", "run")}, "--tasks stand,run --seed 0"),
         ({"prompt": "hop along"}, '--prompt "hop along" --seed 0'),
-        ({"video": "some/hop.mp4"}, "--video some/hop.mp4 --seed 0"),
         ({"task": "run", "method": "td3-oracle"}, "--task run --method td3 --oracle-reward --seed 0"),
     ],
 )
