@@ -122,12 +122,7 @@ def make_look(domain: str, size: int | None, camera: int | None, states_only: bo
 
 def import_dataset(run: Run, folder: Path, task: str, workers: int, strict: bool) -> Artifact:
     """Read GenRL's .npz episodes into data/imported[-task], with their embeddings where all carry them."""
-    name = f"imported-{task}" if task else "imported"
-    artifact, embeddings, skipped = import_genrl(
-        folder, run.root / "data" / name, run.root / "embeddings" / "internvideo2" / name, domain=run.domain,
-        task=task, strict=strict, seed=run.seed, workers=workers, resolved=run.resolved, fresh=run.fresh,
-        quiet=run.quiet,
-    )  # fmt: skip
+    artifact, embeddings, skipped = import_genrl(folder, run, task, strict, workers)
     if not run.quiet:
         for skip in skipped:
             print(f"skipped {skip.file}: {skip.reason}")
@@ -145,9 +140,7 @@ def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
     path = run.root / ("data" if standard else "frames") / (str(found.meta["name"]) + ("" if standard else suffix))
     if path.resolve() == source.resolve():
         raise BadInput(f"{source} has frames already; give another --size or --camera")
-    artifact = render_dataset(
-        found, path, look.size, look.camera, workers, resolved=run.resolved, fresh=run.fresh, quiet=run.quiet
-    )
+    artifact = render_dataset(found, path, run, look.size, look.camera, workers)
     if not run.quiet:
         print(f"{path}: {artifact.meta['extra']['frames']} frames rendered from {source}")
     return artifact

@@ -57,12 +57,11 @@ class Target:
 
     def writer(self, fresh: bool = False) -> DatasetWriter:
         """A writer on this target; each process makes its own."""
-        size = 0 if self.look.states_only else self.look.size
+        look = {"renderer": "ray", "image_size": self.look.size, "camera": self.look.camera}
+        look |= {"renderer": "", "image_size": 0} if self.look.states_only else {}
         return DatasetWriter(
-            self.path, domain=self.run.domain, config=self.record, seed=self.run.seed, source=self.source,
-            task=self.task, renderer="" if self.look.states_only else "ray", image_size=size,
-            about={"camera": self.look.camera}, resolved=self.run.resolved, fresh=fresh,
-        )  # fmt: skip
+            self.path, self.run, self.record, {"source": self.source, "task": self.task, **look}, fresh=fresh
+        )
 
 
 def drop_work(target: Target) -> None:

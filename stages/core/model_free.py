@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.backbones import backbone_id
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
-from stages.data.sampler import Sampler, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, data_device, prefetch
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
 from stages.methods.td3 import IQL, TD3, TD3BC, TD3Config
 from stages.policies.goals import Goal, command_again, embed_goal
@@ -220,9 +220,7 @@ def train(job: PixelJob, place: World) -> tuple[Learner, dict[str, float]]:
         config.td3.batch,
         config.stack + config.n_step,
         run.seed,
-        config.start_fraction,
-        part_weights=part_weights(dataset, job) if job.oracle else None,
-        embeddings=not job.oracle,
+        Windows(config.start_fraction, part_weights(dataset, job) if job.oracle else None),
         keys=("image", "action", "is_first", "is_terminal", "reward" if job.oracle else "embedding"),
         device=data_device(dataset, place.device),
     )

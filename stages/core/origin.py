@@ -10,7 +10,7 @@ from stages.backbones import Backbone
 from stages.backbones.tuning import window_embeddings
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
-from stages.data.sampler import Sampler
+from stages.data.sampler import Sampler, Windows
 
 BATCHES, FRAMES = 64, 64  # so many batches of so many frames
 
@@ -29,7 +29,7 @@ def sample_semantics(
     keys, past = (("image", "embedding"), tower.window - 1) if tower else (("embedding",), 0)
     found = []
     for drawn in (everything, aimless if aimless.any() else everything):
-        sampler = Sampler(dataset, FRAMES, 1, seed=0, keys=keys, past=past, left_out=~drawn)
+        sampler = Sampler(dataset, FRAMES, 1, 0, Windows(left_out=~drawn, past=past), keys)
         for step in range(BATCHES // 2):
             batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
             raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()

@@ -32,7 +32,7 @@ from stages.core.origin import sample_semantics
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
-from stages.data.sampler import Sampler, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, data_device, prefetch
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section, Share
@@ -252,11 +252,13 @@ def train(job: Job, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[s
         config.batch,
         config.length,
         run.seed,
-        config.start_fraction,
+        Windows(
+            config.start_fraction,
+            left_out=held_out_episodes(dataset, config.holdout),
+            past=tower.window - 1 if tower else 0,
+        ),
         keys=("image", "action", "is_first", "embedding"),
         device=data_device(dataset, place.device),
-        past=tower.window - 1 if tower else 0,
-        left_out=held_out_episodes(dataset, config.holdout),
     )
     metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
     bar = progress(config.updates, start, "pretrain", "update", run.quiet or not place.is_main)

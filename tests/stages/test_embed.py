@@ -63,10 +63,9 @@ def play(number: int, image: bool = True, size: int = 64, state: bool = True) ->
 
 
 def make_writer(root: Path, name: str = "random", task: str = "", size: int = 64) -> DatasetWriter:
-    return DatasetWriter(
-        root / "data" / name, domain="walker", config={}, seed=0, source="expert" if task else "random", task=task,
-        renderer="ray" if size else "", image_size=size, about={"camera": None},
-    )  # fmt: skip
+    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray" if size else ""}
+    facts |= {"image_size": size, "camera": None}
+    return DatasetWriter(root / "data" / name, Run("walker", "smoke", root), {}, facts)
 
 
 def write_data(
@@ -247,7 +246,7 @@ def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_probe_draws_a_sheet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(run.root, "expert-walk", episodes=1, first=10, task="walk")
     embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", "run fast"])
-    path = run.root / "report" / "probe-tower.png"
+    path = run.root / "report" / "probe-offline.png"
     assert str(path) in capsys.readouterr().out
     picture = iio.imread(path)
     assert picture.shape[1] > 1000 and picture[..., :3].std() > 10
