@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset, DatasetWriter, Episode
 from stages.data.sampler import KEYS, Sampler
+from stages.runtime.config import Run
 
 ROWS, FRAME, ACTIONS, STATES = 501, (3, 64, 64), 6, 18
 BATCH, LENGTH = 64, 32
@@ -73,10 +74,8 @@ def ratio(found: dict[str, dict[str, float]], name: str) -> float:
 def write_episodes(path: Path, files: Path, episodes: int) -> None:
     """The same episodes as a dataset artifact and as one .npz each."""
     files.mkdir(parents=True)
-    writer = DatasetWriter(
-        path, domain="walker", config={"bench": episodes}, seed=0, source="random", task="", renderer="noise",
-        image_size=FRAME[-1],
-    )  # fmt: skip
+    facts = {"source": "random", "task": "", "renderer": "noise", "image_size": FRAME[-1]}
+    writer = DatasetWriter(path, Run("walker", "bench", path.parent), {"bench": episodes}, facts)
     for number in range(episodes):
         random = np.random.default_rng(number)
         first = np.arange(ROWS) == 0
