@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitagent_cli.presets import load as load_preset
+from bitagent_cli.presets import resolve as load_preset
 from stages import embed
 from stages.backbones import load_backbone
 from stages.backbones.offline import tower
