@@ -125,7 +125,7 @@ def test_windows_stay_inside_their_episodes(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("domain", tasks.DOMAINS)
 def test_true_reward_is_the_environments_own(domain: str) -> None:
-    for task in tasks.task_names(domain):
+    for task in tasks.task_names(domain, training_only=False):
         env = tasks.make_env(domain, task, seed=4)
         env.reset(4)
         random = np.random.default_rng(0)
