@@ -21,7 +21,8 @@ from typing import Any
 
 from stages.report import paper_page, results
 from stages.report.chapters import PARTS
-from stages.report.page import Chapter, provenance, write_report
+from stages.report.lineage import provenance
+from stages.report.page import Chapter, write_report
 from stages.report.scene import Scene, ViewConfig, find_artifacts
 from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact
