@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
-from bitagent_cli.options import Common, check_name, check_text, split_names, with_common
+from bitagent_cli.options import CollectOptions, Common, GoalOptions, check_name, check_text, with_common
 from stages.runtime.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ app.add_typer(benchmarks.app, name="bench")
 Method = Annotated[
     str, typer.Option(help="bitagent, one of its ablations, or a baseline: see `methods` in presets/paper.yaml.")
 ]
-Task = Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")]
-Prompt = Annotated[str | None, typer.Option(help="Any text that describes the behaviour.")]
-Video = Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")]
-Tasks = Annotated[str | None, typer.Option(help="Several tasks, one policy: stand,walk,run.")]
-
 Compile = Annotated[
     str | None,
     typer.Option(metavar="auto|on|off", help="torch.compile: auto means on CUDA only; default: the preset's."),
@@ -62,21 +57,11 @@ def options(
     pass
 
 
-def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
+def set_up(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset, Run]:
     """See session.prepare; imported late because it needs PyTorch."""
     from bitagent_cli import session
 
     return session.prepare(common, stage, method)
-
-
-def goal_options(task: str | None, prompt: str | None, video: Path | None, tasks: str | None) -> dict[str, Any]:
-    """What behave and evaluate are asked for, checked as far as the text alone allows."""
-    return {
-        "task": check_name(task, "--task"),
-        "prompt": None if prompt is None else check_text(prompt),
-        "video": None if video is None else str(video),
-        "many": split_names(tasks) or [],
-    }
 
 
 def check_trainable(method: str) -> None:
@@ -96,23 +81,7 @@ def _example(line: str) -> str:
 @with_common
 def collect(
     common: Common,
-    source: Annotated[str, typer.Option(help="random, explore, expert, or all of the preset's.")] = "all",
-    task: Annotated[
-        str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")
-    ] = None,
-    algo: Annotated[str, typer.Option(help="How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3",
-    frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
-    states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False,
-    size: Annotated[int | None, typer.Option(help="Height and width of a frame in pixels; default: 64.")] = None,
-    camera: Annotated[int | None, typer.Option(help="Camera; default: the domain's own.")] = None,
-    render: Annotated[
-        Path | None, typer.Option(metavar="DATASET", help="Make frames from the states of a dataset instead.")
-    ] = None,
-    import_dir: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes instead.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False,
+    options: CollectOptions,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
     """Collect episodes: of a random policy, of an explorer, and the whole replay of an expert in training.
@@ -121,15 +90,11 @@ def collect(
     """
     if domain is not None:
         common = dataclasses.replace(common, preset=domain)
-    preset, run = prepare(common, "collect")
+    preset, run = set_up(common, "collect")
     from stages import collect as stage
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
-    stage.run(
-        preset.collect, run, source=source, task=task, algo=algo, frames=frames, workers=workers,
-        states_only=states_only, render=render, size=size, camera=camera, import_dir=import_dir, strict=strict,
-        agent=agent,
-    )  # fmt: skip
+    stage.run(preset.collect, run, stage.Order(**vars(options)), agent)
 
 
 @app.command(epilog=_example("bitagent embed --preset walker --backbone offline"))
@@ -148,7 +113,7 @@ def embed(
     Writes embeddings/<backbone>/<dataset>/, and backbone/ for the offline one, which is trained here.
     """
     texts = [check_text(text, "probe") for text in probe or []]
-    preset, run = prepare(common, "embed")
+    preset, run = set_up(common, "embed")
     from stages import embed as stage
 
     stage.run(preset.embed, run, backbone=backbone, probe=texts)
@@ -164,20 +129,17 @@ def pretrain(common: Common, method: Method = "bitagent", compile: Compile = Non
     check_trainable(method)
     if compile is not None:
         common = common.override("pretrain.compile", compile)
-    preset, run = prepare(common, "pretrain", method)
+    preset, run = set_up(common, "pretrain", method)
     from stages import pretrain as stage
 
-    stage.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings, mllm=preset.mllm)
+    stage.run(preset.sections, run, method=method)
 
 
 @app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
 @with_common
 def behave(
     common: Common,
-    task: Task = None,
-    prompt: Prompt = None,
-    video: Video = None,
-    tasks: Tasks = None,
+    goal: GoalOptions,
     method: Method = "bitagent",
     oracle_reward: Annotated[
         bool, typer.Option("--oracle-reward", help="Control row: train on the true reward of --task.")
@@ -191,27 +153,22 @@ def behave(
 
     Writes policy/<method>-s<seed>/<task or prompt>/. Give one of --task, --prompt, --video, --tasks.
     """
-    goal = goal_options(task, prompt, video, tasks)
+    asked = goal.checked()
     check_name(method, "--method")
     if compile is not None:
         common = common.override("behave.compile", compile)
-    preset, run = prepare(common, "behave", method)
+    preset, run = set_up(common, "behave", method)
     from stages import behave as stage
 
-    stage.run(
-        preset.behave, run, **goal, method=method, oracle=oracle_reward, data_free=data_free,
-        offline=preset.offline_rl, backbone=preset.pretrain.backbone,
-    )  # fmt: skip
+    variant = stage.Variant(method, oracle_reward, data_free)
+    stage.run(preset.behave, run, stage.Ask(**asked), variant, preset.offline_rl, preset.pretrain.backbone)
 
 
 @app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
 @with_common
 def evaluate(
     common: Common,
-    task: Task = None,
-    prompt: Prompt = None,
-    video: Video = None,
-    tasks: Tasks = None,
+    goal: GoalOptions,
     score_as: Annotated[
         str | None, typer.Option(metavar="TASK", help="The task whose reward scores a --prompt or --video policy.")
     ] = None,
@@ -223,17 +180,17 @@ def evaluate(
 
     Writes evaluation/<method>-s<seed>/<task or prompt>/.
     """
-    goal = goal_options(task, prompt, video, tasks)
+    asked = goal.checked()
     check_name(score_as, "--score-as")
     check_name(method, "--method")
     if episodes is not None:
         common = common.override("evaluate.episodes", episodes)
     if sample:
         common = common.override("evaluate.sample", "true")
-    preset, run = prepare(common, "evaluate", method)
+    preset, run = set_up(common, "evaluate", method)
     from stages import evaluate as stage
 
-    stage.run(preset.evaluate, run, **goal, score_as=score_as, method=method)
+    stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method)
 
 
 @app.command(epilog=_example("bitagent transfer --src walker --dst stickman --task run --control"))
@@ -260,7 +217,7 @@ def transfer(
         common = dataclasses.replace(common, preset=dst)
     if updates is not None:
         common = common.override("transfer.updates", updates)
-    preset, run = prepare(common, "transfer", method)
+    preset, run = set_up(common, "transfer", method)
     from bitagent_cli.transferring import transfer_tasks
 
     transfer_tasks(preset, run, src=src, task=task, control=control, method=method)
@@ -294,7 +251,7 @@ def visualize(
         stage.run_paper(prepare_paper(common))
         return
     check_name(method, "--method")
-    preset, run = prepare(common, "visualize", method)
+    preset, run = set_up(common, "visualize", method)
     from stages import visualize as stage
 
     if serve:

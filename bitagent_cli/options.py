@@ -7,7 +7,7 @@ import inspect
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -65,34 +65,87 @@ class Common:
         return replace(self, set=[*self.set, f"{key}={value}"])
 
 
-def with_common(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the common options beside its own.
+@dataclass(frozen=True)
+class GoalOptions:
+    """What behave and evaluate are asked for."""
 
-    `command(common, ...)` takes them as its first argument, a `Common`; Typer sees one flat
-    signature.
+    task: Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")] = None
+    prompt: Annotated[str | None, typer.Option(help="Any text that describes the behaviour.")] = None
+    video: Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")] = (
+        None
+    )
+    tasks: Annotated[str | None, typer.Option(help="Several tasks, one policy: stand,walk,run.")] = None
+
+    def checked(self) -> dict[str, Any]:
+        """The fields of `policies.goals.Ask`, checked as far as the text alone allows."""
+        return {
+            "task": check_name(self.task, "--task"),
+            "prompt": None if self.prompt is None else check_text(self.prompt),
+            "video": None if self.video is None else str(self.video),
+            "many": split_names(self.tasks) or [],
+        }
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What collect is asked for: the fields of `collect.Order`, with their help."""
+
+    source: Annotated[str, typer.Option(help="random, explore, expert, or all of the preset's.")] = "all"
+    task: Annotated[str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")] = (
+        None
+    )
+    algo: Annotated[str, typer.Option(help="How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3"
+    frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None
+    states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False
+    size: Annotated[int | None, typer.Option(help="Height and width of a frame in pixels; default: 64.")] = None
+    camera: Annotated[int | None, typer.Option(help="Camera; default: the domain's own.")] = None
+    render: Annotated[
+        Path | None, typer.Option(metavar="DATASET", help="Make frames from the states of a dataset instead.")
+    ] = None
+    import_dir: Annotated[
+        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes instead.")
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False
+
+
+def with_common(command: Callable[..., None]) -> Callable[..., None]:
+    """Show Typer one flat signature of a command that takes groups of options as dataclasses.
+
+    A parameter whose type is a dataclass is given by the dataclass's fields; those of `Common` come last in the help.
     """
-    names = [f.name for f in fields(Common)]
-    hints = get_type_hints(Common, include_extras=True)
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name])
-        for f in fields(Common)
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {name: p.annotation for name, p in own.items() if is_dataclass(p.annotation)}
+    members = {name: _parameters(group) for name, group in groups.items()}
+    flat_parameters = [
+        part
+        for name, p in sorted(own.items(), key=lambda item: item[1].annotation is Common)
+        for part in members.get(name, [p.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
     ]
 
     @functools.wraps(command)
     def flat(**given: Any) -> None:
-        common = Common(**{name: given.pop(name) for name in names})
-        command(common, **given)
+        made = {n: group(**{p.name: given.pop(p.name) for p in members[n]}) for n, group in groups.items()}
+        command(**made, **given)
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
-    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    flat.__signature__ = inspect.Signature(flat_parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in flat_parameters}
     del flat.__wrapped__
     return flat
 
 
-def _default(f: Any) -> Any:
-    return [] if f.name == "set" else f.default
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass of options as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=[] if f.name == "set" else f.default,
+            annotation=hints[f.name],
+        )
+        for f in fields(group)
+    ]
 
 
 def check_text(text: str, what: str = "prompt") -> str:

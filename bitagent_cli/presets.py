@@ -17,12 +17,13 @@ from pydantic import BaseModel, ValidationError
 from stages.backbones.tuning import MllmConfig
 from stages.behave import Config as BehaveConfig
 from stages.collect import Config as CollectConfig
-from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ModelConfig
 from stages.embed import Config as EmbedConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.methods import Constants
+from stages.methods.model_free import OfflineRLConfig
 from stages.pretrain import Config as PretrainConfig
+from stages.pretrain import Sections
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput, nearest
 from stages.runtime.names import base_method
@@ -50,8 +51,13 @@ class Preset(Section):
     transfer: TransferConfig
     visualize: VisualizeConfig
 
+    @property
+    def sections(self) -> Sections:
+        """What a model is made from."""
+        return Sections(self.pretrain, self.model, self.mllm, self.groundings)
 
-def load(name: str, scale: str, settings: Sequence[str] = (), method: str = "bitagent") -> Preset:
+
+def resolve(name: str, scale: str, settings: Sequence[str] = (), method: str = "bitagent") -> Preset:
     """Resolve `--preset name --scale scale --method method --set ...` into a Preset.
 
     Args:
@@ -64,13 +70,13 @@ def load(name: str, scale: str, settings: Sequence[str] = (), method: str = "bit
     """
     if scale not in SCALES:
         raise BadInput(f"unknown scale {scale!r} ({nearest(scale, [*SCALES, 'auto'])})")
-    paper = read_yaml(folder() / "paper.yaml")
+    paper = read_yaml(preset_folder() / "paper.yaml")
     changes = paper.pop("methods")
     if base_method(method) not in changes:
         raise BadInput(f"unknown method {method!r} ({nearest(method, changes)})")
     layers = [("paper.yaml", paper)]
     if scale != "paper":
-        layers.append((f"{scale}.yaml", read_yaml(folder() / f"{scale}.yaml")))
+        layers.append((f"{scale}.yaml", read_yaml(preset_folder() / f"{scale}.yaml")))
     layers += _domain_layers(name, scale)
     layers.append((f"paper.yaml (methods.{base_method(method)})", changes[base_method(method)] or {}))
     layers += [("--set", _setting(text)) for text in settings]
@@ -91,7 +97,7 @@ def load(name: str, scale: str, settings: Sequence[str] = (), method: str = "bit
     return preset
 
 
-def folder() -> Path:
+def preset_folder() -> Path:
     """Where the shipped presets are: beside this file once installed, in presets/ in a checkout."""
     installed = Path(__file__).with_name("preset_files")
     return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "presets"
@@ -99,12 +105,12 @@ def folder() -> Path:
 
 def domains() -> list[str]:
     """The domains that have a shipped preset."""
-    return sorted(p.stem for p in folder().glob("*.yaml") if p.stem not in SCALES)
+    return sorted(p.stem for p in preset_folder().glob("*.yaml") if p.stem not in SCALES)
 
 
 def methods() -> list[str]:
     """The names `--method` takes, in the order of paper.yaml."""
-    return list(read_yaml(folder() / "paper.yaml")["methods"])
+    return list(read_yaml(preset_folder() / "paper.yaml")["methods"])
 
 
 # ---------------------------------------------------------------------------- layers
@@ -116,7 +122,7 @@ def _domain_layers(name: str, scale: str) -> list[tuple[str, dict[str, Any]]]:
             raise BadInput(f"{name!r} is a scale, not a preset: use --preset walker --scale {name}")
         if name not in domains():
             raise BadInput(f"unknown preset {name!r} ({nearest(name, domains())}); a path to a YAML file works too")
-        return _with_scale(f"{name}.yaml", read_yaml(folder() / f"{name}.yaml"), scale)
+        return _with_scale(f"{name}.yaml", read_yaml(preset_folder() / f"{name}.yaml"), scale)
     own = read_yaml(Path(name))
     base = own.pop("base", own.get("domain"))
     if not isinstance(base, str) or base not in domains():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from bitagent_cli import presets
 from bitagent_cli.options import Common
 from bitagent_cli.presets import Preset
 from stages.runtime.config import Run, resolve_device
-from stages.runtime.distributed import require_one_process
+from stages.runtime.distributed import is_first_process, require_one_process
 from stages.runtime.errors import BadInput
 from stages.runtime.update import fast_bf16
 
@@ -40,11 +39,11 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         require_one_process(stage)
     device = resolve_device(common.device)
     scale, why = resolve_scale(common.scale, device)
-    preset = presets.load(common.preset, scale, common.set, method)
+    preset = presets.resolve(common.preset, scale, common.set, method)
     root = common.out or Path("runs") / f"{preset.domain}-{scale}"
     if root.exists() and not root.is_dir():
         raise BadInput(f"--out {root} is a file: give a folder")
-    quiet = common.quiet or os.environ.get("RANK", "0") != "0"  # of several torchrun processes, the first speaks
+    quiet = common.quiet or not is_first_process()  # of several torchrun processes, the first speaks
     if not quiet:
         print(announcement(stage, preset.domain, scale, why, device, common.seed, root), flush=True)
     run = Run(
@@ -56,7 +55,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         fresh=common.fresh,
         renew=common.renew,
         quiet=quiet,
-        resolved=preset.model_dump(mode="json"),
+        resolved={"scale": scale, **preset.model_dump(mode="json")},
         preset=common.preset,
         options=repeated(common),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, transfer
+from stages.policies.goals import Ask, Variant
 from stages.runtime.config import Run
 from stages.worlds import tasks
 
@@ -19,12 +20,11 @@ def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, cont
     names = [tasks.get_task(run.domain, task).name] if task else tasks.task_names(run.domain)
     for scratch in (False, True) if control else (False,):
         transfer.run(
-            preset.transfer, preset.pretrain, preset.model, run,
-            src=src, method=method, control=scratch, constants=preset.groundings, mllm=preset.mllm,
+            preset.transfer, preset.sections, run, src=src, method=method, control=scratch
         )  # fmt: skip
         adapted = transfer.method_name(method, src, scratch)
         for name in names:
-            behave.run(preset.behave, run, task=name, method=adapted)
-            evaluate.run(preset.evaluate, run, task=name, method=adapted)
+            behave.run(preset.behave, run, Ask(name), Variant(adapted))
+            evaluate.run(preset.evaluate, run, Ask(name), method=adapted)
     if control:
         transfer.compare(run, src=src, method=method)

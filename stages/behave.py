@@ -4,135 +4,90 @@
     bitagent behave --preset walker --task run
     bitagent behave --preset walker --prompt "stand still on both legs"
     bitagent behave --preset walker --tasks stand,walk,run        one policy for all three
+    bitagent behave --preset walker --task run --method td3-bc    without a world model
 
 Reads runs/<run>/model/<method>-s<seed>, data/* and embeddings/*; writes runs/<run>/policy/<method>-s<seed>/<name>,
-and once a model runs/<run>/latents/<method>-s<seed>, what the posterior reads in its data.
+and once a model runs/<run>/latents/<method>-s<seed>, what the posterior reads in its data. The loss of an update is
+stages/core/behavior.py; the model-free methods are stages/methods/model_free.py.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.backbones import backbone_id
 from stages.backbones.embeddings import open_training_data
 from stages.backbones.tuning import mllm_of
-from stages.core import model_free
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
-from stages.core.latents import Latents, data_modes, encode
-from stages.core.model_free import OfflineRLConfig
+from stages.core.latents import Latents
 from stages.core.nets import MLP
 from stages.core.settings import BehaviorConfig as Config
-from stages.core.world_model import Noise, State, WorldModel
+from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
+from stages.data.inputs import find_inputs
+from stages.data.sampler import Sampler, data_device, prefetch
 from stages.methods import open_model
-from stages.policies.goals import Goal, command_again, embed_goal, parse_goal
-from stages.policies.play import play
-from stages.policies.policy import LatentPolicy
-from stages.runtime import artifacts, checkpoints, storage
-from stages.runtime.artifacts import Artifact
+from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
+from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
+from stages.policies.play import play_policy
+from stages.policies.policy import Acting, LatentPolicy
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run
-from stages.runtime.distributed import World, world
+from stages.runtime.distributed import World, require_one_process, world
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Metrics, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.loop import Groups, Loop, progress, seed_everything
 from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.runtime.update import (
     Batch,
     Terms,
+    autocast,
     load_optimizer_tensors,
     make_optimizer,
     make_update,
     optimizer_tensors,
+    roomy,
     should_compile,
 )
 from stages.worlds import tasks
+
+EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
 
 
 def run(
     config: Config,
     run: Run,
-    *,
-    task: str | None = None,
-    prompt: str | None = None,
-    video: str | None = None,
-    many: Sequence[str] = (),
-    method: str = "bitagent",
-    oracle: bool = False,
-    data_free: bool = False,
+    ask: Ask,
+    variant: Variant = Variant(),  # noqa: B008 (frozen)
     offline: OfflineRLConfig | None = None,
     backbone: str | None = None,
 ) -> Artifact:
     """Train and save a policy.
 
     Args:
-        task, prompt, video, many: see `parse_goal`.
-        oracle: the control row; the reward is a head fitted to the true reward of the named task.
-        data_free: no dataset is read; every imagined rollout begins in a state the model itself dreams up.
         offline, backbone: section `offline_rl`, and whose embeddings are read; needed by the model-free methods alone.
+
+    Raises:
+        BadInput: no model or no data, options that do not go together. Interrupted: on a signal, after saving.
     """
-    goal = parse_goal(run.domain, task, prompt, video, many)
-    check(config, goal, method, oracle, data_free)
-    label = method + (ORACLE if oracle else "") + (DATA_FREE if data_free else "")
-    if is_model_free(method):
-        return model_free.learn(offline, run, goal, label, backbone, oracle)
-    path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
-    source = artifacts.load(
-        run.root / "model" / f"{method}-s{run.seed}",
-        "pretrain",
-        domain=run.domain,
-        made_by=run.command("pretrain", *method_option(method), "--seed", str(run.seed)),
-    )
-    record = {
-        "behave": config.model_dump(),
-        **{k: source.meta["config"][k] for k in ("model", "grounding") if k in source.meta["config"]},
-        "method": label,
-        "prompts": list(goal.prompts),
-        "tasks": list(goal.tasks),
-    }
-    found = artifacts.reuse(path, "behave", record, run.seed, [source], run.fresh, run.renew)
-    if found:
-        if not run.quiet:
-            print(f"reusing {path}")
-        return found
-    with world(run.device) as place, storage.locked(path) if place.is_main else nullcontext():
-        began = time.time()
-        model = open_model(source, place.device)
-        again = run.command("pretrain", *method_option(method), "--fresh")
-        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
-        trained, summary = train(config, run, place, path, model, embedding, source, goal, record, oracle, data_free)
-        if place.is_main:
-            artifacts.save(
-                path,
-                "behave",
-                {
-                    "model": model.state_dict(),
-                    "actor_critic": trained.state_dict(),
-                    "prompt": {"embedding": embedding},
-                    **({"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}),
-                },
-                domain=run.domain,
-                config=record,
-                seed=run.seed,
-                inputs=[source],
-                resolved=run.resolved,
-                began=began,
-                extra={k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
-                | {"mllm": mllm_of(source).model_dump(), "summary": summary},
-            )
-            checkpoints.drop(path)
-        place.barrier()
-        return artifacts.load(path, "behave")
+    goal = parse_goal(run.domain, ask)
+    check_options(config, goal, variant)
+    if not is_model_free(variant.method):
+        return learn_in_latents(config, run, goal, variant)
+    if offline is None or backbone is None:
+        raise BadInput(f"method {variant.method} needs the preset's section `offline_rl` and the name of a backbone")
+    return learn_from_pixels(offline, backbone, run, goal, variant)
 
 
-def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool) -> None:
+def check_options(config: Config, goal: Goal, variant: Variant) -> None:
     """Raise BadInput for options that do not go together."""
+    method, oracle, data_free = variant.method, variant.oracle, variant.data_free
     for suffix, option in ((ORACLE, "--oracle-reward"), (DATA_FREE, "--data-free")):
         if method.endswith(suffix):
             learned = method.removesuffix(suffix)
@@ -147,96 +102,102 @@ def check(config: Config, goal: Goal, method: str, oracle: bool, data_free: bool
         raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
 
 
-def train(
-    config: Config,
-    run: Run,
-    place: World,
-    path: Path,
-    model: WorldModel,
-    embedding: Tensor,
-    source: Artifact,
-    goal: Goal,
-    record: dict[str, Any],
-    oracle: bool,
-    data_free: bool,
-) -> tuple[ActorCritic, dict[str, float]]:
-    """Encode the data once under the prompts, then update actor and critic on latents alone."""
-    config = share(config, place, len(embedding))
-    seed_everything(run.seed)
-    with torch.no_grad():
-        prompts = model.task(embedding.to(place.device))
-    latents, head = None, None
-    if not data_free:
-        dataset = open_training_data(source, run)
-        modes = data_modes(model, source, dataset, run, place.device)
-        latents = encode(model, dataset, modes, prompts, config.horizon, place.device, bf16=config.bf16)
-        head = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if oracle else None
-    seed_everything(run.seed + 1)
-    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
-    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
-    about = {**record, "seed": run.seed, "inputs": artifacts.input_ids([source])}
-    if run.fresh and place.is_main:
-        checkpoints.drop(path)
-    start = restore(path, about, learner, actor, critic) if not run.fresh else 0
-    lower = f"behave.lr={config.lr / 3:.2g}"
-    noise = Noise(place.device, place.rank, place.size)
-    behavior = Behavior(model, learner, prompts, config, noise, head)
-    found = data_outcomes(behavior, latents) if latents else None
-    compiled = should_compile(config.compile, place.device)
-    loss: nn.Module = behavior
-    if place.size > 1:
-        loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
-    update = make_update(
-        loss,
-        [(actor, config.clip), (critic, config.clip)],
-        place.device,
-        bf16=config.bf16,
-        compiled=compiled,
-        captured=compiled and place.size == 1,
-        after=learner.update_slow,
+# ---------------------------------------------------------------------------- with a world model
+
+
+def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> Artifact:
+    """The policy of a world model: the data encoded once under the prompts, then actor and critic on latents alone."""
+    method, label = variant.method, variant.label
+    source = artifacts.load(
+        run.root / "model" / f"{method}-s{run.seed}",
+        "pretrain",
+        domain=run.domain,
+        made_by=run.command("pretrain", *method_option(method), "--seed", str(run.seed)),
     )
-    metrics = Metrics(path.parent / f"{path.name}.log", start + 1) if place.is_main else None
-    watched = None
-    if config.watch_every and place.is_main:
-        with torch.random.fork_rng():  # loading a backbone draws numbers
-            watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, str(place.device))
-    values: dict[str, float] = {}
-    bar = progress(config.updates, start, f"behave {goal.name}", "update", run.quiet or not place.is_main)
-    with stop_signals() as stop, bar:
-        for step in range(start + 1, config.updates + 1):
-            batch = draw_batch(latents, found, config, noise, len(prompts.tau))
-            terms = update(batch)
-            last = step == config.updates
-            if step % config.log_every == 0 or last:
-                values = {k: float(v) for k, v in terms.items()}
-                require_finite(step, values, checkpoints.folder(path), lower)
-                if metrics:
-                    metrics.log(step, values)
-                bar.set_postfix(
-                    imagined=f"{values.get('imagined_reward', 0.0):.2f}",
-                    imitation=f"{values.get('imitation', 0.0):.3f}",
-                    value=f"{values.get('data_value', 0.0):.1f}",
-                    refresh=False,
-                )
-            if metrics and watched and step % config.watch_every == 0:
-                metrics.log(step, look(behavior, watched, batch, run, goal))
-            bar.update()
-            stopping = place.any(bool(stop)) if step % config.log_every == 0 or place.size == 1 else False
-            if place.is_main and not last and (stopping or step % config.checkpoint_every == 0):
-                finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, checkpoints.folder(path), lower)
-                groups = {
-                    "learner": learner.state_dict(),
-                    "actor": optimizer_tensors(actor),
-                    "critic": optimizer_tensors(critic),
-                    "rng": checkpoints.rng_state(),
-                }
-                checkpoints.save(path, step, groups, about)
-            if stopping and not last:
-                raise stop.leave(command_again(run, goal, record["method"]))
-    if metrics:
-        metrics.close()
-    return learner, values
+    record = {
+        "behave": config.model_dump(),
+        **{k: source.meta["config"][k] for k in ("model", "grounding") if k in source.meta["config"]},
+        "method": label,
+        "prompts": list(goal.prompts),
+        "tasks": list(goal.tasks),
+    }
+    path = run.root / "policy" / f"{label}-s{run.seed}" / goal.name
+    recipe = Recipe(run, path, "behave", record, [source])
+    if found := recipe.reuse():
+        return found
+    with world(run.device) as place, storage.locked(path) if place.is_main else nullcontext():
+        # Inputs: the frozen world model, and what the prompts mean to it.
+        device = place.device
+        model = open_model(source, device)
+        again = run.command("pretrain", *method_option(method), "--fresh")
+        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
+        config = share(config, place, len(embedding))
+        seed_everything(run.seed)
+        with torch.no_grad():
+            prompts = model.task(embedding.to(device))
+
+        # Data: every row's posterior state under each prompt; for the control row, a head of the true reward.
+        latents, oracle = None, None
+        if not variant.data_free:
+            dataset = open_training_data(source, run)
+            modes = data_modes(model, source, dataset, run, device)
+            latents = encode_data(model, dataset, modes, prompts, config.horizon, device, config.bf16)
+            oracle = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if variant.oracle else None
+
+        # Learner: actor and critics, and the loss of an update.
+        seed_everything(run.seed + 1)
+        learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(device)
+        actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+        noise = Noise(device, place.rank, place.size)
+        behavior = Behavior(model, learner, prompts, config, noise, oracle)
+        found_outcomes = data_outcomes(behavior, latents) if latents else None
+        loss: nn.Module = behavior
+        if place.size > 1:
+            loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
+        compiled = should_compile(config.compile, device)
+        clipped, captured = [(actor, config.clip), (critic, config.clip)], compiled and place.size == 1
+        update = make_update(
+            loss, clipped, device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
+        )
+        watched = None
+        if config.watch_every and place.is_main:
+            with torch.random.fork_rng():  # loading a backbone draws numbers
+                watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, Acting(str(device)))
+
+        def tensors() -> Groups:
+            optimizers = {"actor": optimizer_tensors(actor), "critic": optimizer_tensors(critic)}
+            return {"learner": learner.state_dict(), **optimizers}
+
+        def load(groups: Groups) -> None:
+            learner.load_state_dict(groups["learner"])
+            load_optimizer_tensors(actor, groups["actor"])
+            load_optimizer_tensors(critic, groups["critic"])
+
+        # Loop: transitions of the data, and rollouts of the model, under rewards of the text.
+        with Loop(recipe, config, place, behave_command(run, goal, label), ("behave.lr", config.lr)) as loop:
+            loop.resume(load)
+            for step in loop.steps():
+                batch = draw_batch(latents, found_outcomes, config, noise, len(prompts.tau))
+                terms = update(batch)
+                if watched and step % config.watch_every == 0:
+                    loop.log(step, watch(behavior, watched, batch, run, goal))
+                loop.after(step, terms, tensors, show=("imagined_reward", "imitation", "data_value"))
+
+        # Artifact: actor and critic with the model and the prompt they go with.
+        if place.is_main:
+            extra = {k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+            tuned = {"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}
+            recipe.save(
+                {
+                    "model": model.state_dict(),
+                    "actor_critic": learner.state_dict(),
+                    "prompt": {"embedding": embedding},
+                    **tuned,
+                },
+                {**extra, "mllm": mllm_of(source).model_dump(), "summary": loop.values},
+            )
+        place.barrier()
+        return artifacts.load(path, "behave")
 
 
 def share(config: Config, place: World, prompts: int) -> Config:
@@ -252,7 +213,7 @@ def share(config: Config, place: World, prompts: int) -> Config:
 
 
 @torch.no_grad()
-def look(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal: Goal) -> dict[str, float]:
+def watch(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal: Goal) -> dict[str, float]:
     """The policy as it is: the mean reward of its imagined rollouts beside its score in the real environment.
 
     Nothing is learned from it, and random numbers go on as if nobody had looked.
@@ -260,28 +221,15 @@ def look(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal:
     config = behavior.config
     with torch.random.fork_rng():
         task = behavior.prompts.rows(batch["prompt"])
-        start = State(*(batch[k] for k in ("h", "z", "e"))) if "h" in batch else behavior.dreamed_starts(task)
+        start = State.read(batch) if "h" in batch else behavior.dreamed_starts(task)
         states, actions, _ = behavior.rollout(start, task, config.horizon)
         seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
         for index, name in enumerate(goal.tasks):
             policy.reset(index)
-            returns = play(policy, run.domain, name, config.watch_episodes).returns
+            returns = play_policy(policy, run.domain, name, config.watch_episodes).returns
             about = tasks.get_task(run.domain, name)
             seen[f"watch/score_{name}"] = float(np.mean([tasks.normalized_score(about, r) for r in returns]))
     return seen
-
-
-def restore(path: Path, about: dict[str, Any], learner: ActorCritic, *optimizers: torch.optim.Optimizer) -> int:
-    """Load the checkpoint of this very run, if any; returns the update to go on from."""
-    found = checkpoints.load(path, about)
-    if found is None:
-        return 0
-    step, groups = found
-    learner.load_state_dict(groups["learner"])
-    for optimizer, name in zip(optimizers, ("actor", "critic"), strict=True):
-        load_optimizer_tensors(optimizer, groups[name])
-    checkpoints.set_rng_state(groups["rng"])
-    return step
 
 
 def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, place: World, quiet: bool) -> nn.Module:
@@ -312,3 +260,161 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
         bar.update()
     bar.close()
     return head.requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------- the data as latents
+
+
+@torch.no_grad()
+def posterior_modes(model: WorldModel, dataset: Dataset, device: torch.device, *, quiet: bool, bf16: bool) -> Tensor:
+    """The likeliest class of every variable of the posterior q(s | x) of every row: (N, C) int16, on the CPU."""
+    modes = torch.empty(dataset.n_frames, model.config.classes, dtype=torch.int16)
+    bar = progress(dataset.n_frames, 0, "encode", "frame", quiet)
+    for rows in torch.arange(dataset.n_frames).split(2048):
+        image = torch.from_numpy(dataset.rows("image", rows.numpy())).to(device)
+        with autocast(device, bf16):
+            modes[rows] = model.rssm.posterior(image).argmax(-1).short().cpu()
+        bar.update(len(rows))
+    bar.close()
+    return modes
+
+
+def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device) -> Tensor:
+    """Posterior modes (N, C) of the data of the model `source`, an artifact of its own: all its policies read the same.
+
+    It depends on the model alone, so they are read in the precision the model was trained in. Waits for another
+    process that is making it.
+    """
+    path = run.root / "latents" / str(source.meta["name"])
+    recipe = Recipe(run, path, "latents", {}, [source])
+    with storage.locked(path, wait=True):
+        found = artifacts.reuse(path, "latents", {}, run.seed, [source], fresh=False, renew=True)
+        if found is None:
+            bf16 = bool(source.meta["config"]["pretrain"]["bf16"])
+            modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
+            found = recipe.save({"posterior": {"modes": modes}})
+        with artifacts.rebuilding(found):
+            modes = found.tensors("posterior")["modes"]
+            if modes.shape != (dataset.n_frames, model.config.classes):
+                raise ValueError("it holds states of another shape than the model's")
+            if modes.min() < 0 or modes.max() >= model.config.categories:
+                raise ValueError("it holds states that the model does not have")
+        return modes
+
+
+@torch.no_grad()
+def encode_data(
+    model: WorldModel,
+    dataset: Dataset,
+    modes: Tensor,
+    prompts: TaskContext,
+    horizon: int,
+    device: torch.device,
+    bf16: bool,
+) -> Latents:
+    """Filter every episode from its first frame under each prompt, with the posterior's `modes` (N, C).
+
+    Raises:
+        BadInput: no episode is longer than `horizon`.
+    """
+    count, rows = len(prompts.tau), dataset.n_frames
+    c = model.config
+    width = count * (c.deter + model.dim_z) + model.dim_embedding
+    half = {"dtype": torch.float16, "device": roomy(2 * rows * width, device)}
+    h, z = torch.empty(count, rows, c.deter, **half), torch.empty(count, rows, model.dim_z, **half)  # type: ignore[call-overload]
+    e_all = torch.empty(rows, model.dim_embedding, **half)  # type: ignore[call-overload]
+    for episodes in equal_length_groups(dataset, rows_at_once=16384):
+        start, length = dataset.episode_info.start[episodes], int(dataset.episode_info.length[episodes[0]])
+        index = start[:, None] + np.arange(length)  # (B, T)
+        flat = torch.from_numpy(index.ravel()).to(h.device)
+        action = torch.from_numpy(dataset.rows("action", index)).to(device)
+        e = torch.from_numpy(dataset.rows("embedding", index)).to(device).float()
+        s = F.one_hot(modes[torch.from_numpy(index)].to(device).long(), c.categories).flatten(-2).float()  # (B, T, S)
+        is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
+        is_first[:, 0] = True
+        with autocast(device, bf16):
+            e = model.adapter(F.normalize(e, dim=-1))
+            for k in range(count):
+                fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
+                states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
+                h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
+        e_all[flat] = e.flatten(0, 1).half().to(h.device)
+    info = dataset.episode_info
+    long_enough = np.flatnonzero(info.length > horizon)
+    if not len(long_enough):
+        raise BadInput(f"no episode is longer than behave.horizon = {horizon}; lower it or collect longer episodes")
+    episodes = np.stack([info.start, info.length], 1)[long_enough]  # (E, 2)
+    every = np.arange(dataset.n_frames)
+    decisions = [start + np.arange(length - 1) for start, length in episodes]
+    early = [d[:EARLY] for d in decisions]
+    action, reward = (torch.from_numpy(dataset.rows(k, every)).float().to(device) for k in ("action", "reward"))
+    rows_of = (torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early)))
+    return Latents(h, z, e_all, action, reward, *rows_of)
+
+
+def equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray]:
+    """Episodes of one length together, about `rows_at_once` rows a group."""
+    groups = []
+    lengths = dataset.episode_info.length
+    for length in np.unique(lengths):
+        same = np.flatnonzero(lengths == length)
+        size = max(1, rows_at_once // int(length))
+        groups += [same[i : i + size] for i in range(0, len(same), size)]
+    return groups
+
+
+# ---------------------------------------------------------------------------- without a world model
+
+
+def learn_from_pixels(config: OfflineRLConfig, backbone: str, run: Run, goal: Goal, variant: Variant) -> Artifact:
+    """The policy of a model-free method, from stacked frames and the similarity of their embeddings to the prompt."""
+    label, path = variant.label, run.root / "policy" / f"{variant.label}-s{run.seed}" / goal.name
+    if len(goal.prompts) > 1:
+        raise BadInput(f"method {label} learns one prompt a policy: give --task, --prompt or --video")
+    data, embeddings = find_inputs(run, backbone)
+    again = run.command("embed", "--backbone", backbone, "--fresh")
+    embedding = embed_goal(goal, embeddings[0], run, backbone, again)  # (1, dim_e)
+    asked = {"prompts": [*goal.prompts], "tasks": [*goal.tasks]}
+    record = {"offline_rl": config.model_dump(), "method": label, "backbone": backbone, **asked}
+    recipe = Recipe(run, path, "behave", record, [*data, *embeddings])
+    if found := recipe.reuse():
+        return found
+    require_one_process(f"behave --method {label}")
+    with world(run.device) as place, storage.locked(path):
+        # Inputs: windows of frames; the reward is the similarity to the prompt, or the true one of the task's own data.
+        dataset = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings])
+        seed_everything(run.seed)
+        task = goal.tasks[0] if variant.oracle else ""
+        reward = make_reward(dataset, embedding[0].to(place.device), task, place.device)
+        sampler = Sampler(
+            dataset,
+            config.td3.batch,
+            config.stack + config.n_step,
+            run.seed,
+            config.start_fraction,
+            part_weights=part_weights(dataset, task) if task else None,
+            embeddings=not task,
+            keys=("image", "action", "is_first", "is_terminal", "reward" if task else "embedding"),
+            device=data_device(dataset, place.device),
+        )
+
+        # Learner and loop.
+        learner = PixelLearner(config, variant.method, dataset.action_dim, run.seed, place.device, reward)
+        rate = ("offline_rl.td3.lr", config.td3.lr)
+        with Loop(recipe, config, place, behave_command(run, goal, label), rate) as loop:
+            loop.resume(learner.load)
+            batches = prefetch(sampler, loop.start, config.updates, device=str(place.device))
+            for step, batch in zip(loop.steps(), batches, strict=False):
+                terms = learner.update(batch, step)
+                loop.after(step, terms, learner.tensors, show=("value", "critic_loss"))
+
+        # Artifact.
+        extra = {
+            "dim_embedding": embedding.shape[-1],
+            "dim_action": dataset.action_dim,
+            "backbone": backbone,
+            "backbone_id": backbone_id(embeddings[0], backbone, run),
+            "summary": loop.values,
+        }
+        weights = {"encoder": learner.encoder.state_dict(), "actor": learner.agent.actor.state_dict()}
+        return recipe.save({**weights, "prompt": {"embedding": embedding}}, extra)

@@ -10,36 +10,44 @@
 
 Writes runs/<run>/data/random, data/explore and data/expert-<task>; states/ with --states-only; frames of
 another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels (Dreamer), the
-explorer from pixels; the frames of the episodes kept are rendered afterwards from the recorded states, whatever the
-agent saw.
+explorer from pixels: stages/agents. The frames of the episodes kept are rendered afterwards from the recorded states,
+whatever the agent saw.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.agents.dreamer import DreamerConfig, DreamerJob
-from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions
-from stages.agents.explore import ExploreConfig, ExploreJob
+from stages import worlds
+from stages.agents.dreamer import DreamerConfig, DreamerJob, train_dreamer
+from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_expert
+from stages.agents.explore import ExploreConfig, ExploreJob, train_explorer
 from stages.agents.pixel_agent import AgentConfig
-from stages.agents.replay import DECISIONS
-from stages.core.gathering import Look, Target, drop_work, make
-from stages.data.episodes import kept_episodes
+from stages.agents.replay import DECISIONS, ReplayJob, derive_seed, load_episode, play_episode, random_policy
+from stages.data.episodes import DatasetWriter, kept_episodes
 from stages.data.genrl_import import import_genrl
 from stages.data.rerender import render_dataset
-from stages.runtime import artifacts, storage
+from stages.data.shards import Episode
+from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
+from stages.runtime.loop import progress, stop_signals
+from stages.runtime.workers import Channel, Figure, Pool, usable_cores
 from stages.worlds import tasks
-from stages.worlds.render import DEFAULT_CAMERAS
+from stages.worlds.render import render_states
 
 SOURCES = ("random", "explore", "expert", "all")
 ALGOS = ("td3", "dreamer")
 FRAME_SIZE = 64
+ROWS = DECISIONS + 1
+CHUNK = 8  # episodes a rendering job
 
 
 class Config(Section):
@@ -52,72 +60,339 @@ class Config(Section):
     dreamer: DreamerConfig
 
 
-def run(
-    config: Config,
-    run: Run,
-    *,
-    source: str = "all",
-    task: str | None = None,
-    algo: str = "td3",
-    frames: int | None = None,
-    workers: int | None = None,
-    states_only: bool = False,
-    render: Path | None = None,
-    size: int | None = None,
-    camera: int | None = None,
-    import_dir: Path | None = None,
-    strict: bool = False,
-    agent: AgentConfig | None = None,
-) -> list[Artifact]:
-    """Make the datasets of a source, or of all, reusing finished ones; or render or import one.
+@dataclass(frozen=True)
+class Order:
+    """What is asked for.
 
     Args:
+        source: random, explore, expert, or all of the preset's.
         task: a task of the domain; None for all of the paper's.
         algo: how experts learn: td3 from physics observations, dreamer from pixels.
         frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
         workers: processes; None for one a core. Datasets are made side by side, the longest first.
+        states_only: physics states, no frames. size, camera: of the frames; by default 64 and the domain's own.
+        render: make frames from the states of this dataset instead; import_dir: read GenRL's episodes instead,
+            and with `strict` stop at the first bad one.
+    """
+
+    source: str = "all"
+    task: str | None = None
+    algo: str = "td3"
+    frames: int | None = None
+    workers: int | None = None
+    states_only: bool = False
+    size: int | None = None
+    camera: int | None = None
+    render: Path | None = None
+    import_dir: Path | None = None
+    strict: bool = False
+
+    @property
+    def options(self) -> list[str]:
+        """Of `bitagent collect`, to go on after a stop."""
+        again = {"--source": self.source, "--task": self.task, "--frames": self.frames}
+        again |= {"--size": self.size, "--camera": self.camera}
+        words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
+        return words + ["--algo", self.algo] * (self.algo != ALGOS[0]) + ["--states-only"] * self.states_only
+
+    def episodes(self, otherwise: int, source: str = "") -> int:
+        """Whole episodes that hold `frames`; `otherwise` where none are given, or not for this source."""
+        asked = self.frames and source in ("", self.source)
+        return -(-int(self.frames or 0) // DECISIONS) if asked else otherwise
+
+
+@dataclass(frozen=True)
+class Look:
+    """How frames are made: pixels, camera (None: the domain's own), or none at all."""
+
+    size: int
+    camera: int | None
+    states_only: bool
+
+
+@dataclass
+class Target:
+    """One dataset to make: `record` decides its content, `episodes` of its source are kept, in order."""
+
+    run: Run
+    source: str
+    task: str
+    path: Path
+    record: dict[str, Any]
+    look: Look
+    episodes: list[int]
+    job: ReplayJob | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    rendering: int = 0  # rendering jobs still to come back
+
+    @property
+    def label(self) -> str:
+        return self.path.name
+
+    def writer(self, fresh: bool = False) -> DatasetWriter:
+        """A writer on this target; each process makes its own."""
+        size = 0 if self.look.states_only else self.look.size
+        return DatasetWriter(
+            self.path, domain=self.run.domain, config=self.record, seed=self.run.seed, source=self.source,
+            task=self.task, renderer="" if self.look.states_only else "ray", image_size=size,
+            about={"camera": self.look.camera}, resolved=self.run.resolved, fresh=fresh,
+        )  # fmt: skip
+
+    def drop_work(self) -> None:
+        """Remove what only the making of the dataset needed."""
+        checkpoints.drop(self.path)
+        if self.job:
+            shutil.rmtree(self.job.replay, ignore_errors=True)
+
+
+def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | None = None) -> list[Artifact]:
+    """Make the datasets of a source, or of all, reusing finished ones; or render or import one.
+
+    Args:
         agent: what the agents from pixels are made of; needed where one is asked for.
 
     Raises:
         BadInput: unknown source, algorithm or task, an unusable size or count, a dataset made another way.
         Interrupted: stopped by a signal, after saving.
     """
-    check(run, source, task, algo, frames, workers, size)
-    workers, look = workers or os.cpu_count() or 1, make_look(run.domain, size, camera, states_only)
-    if import_dir is not None:
-        return [import_dataset(run, import_dir, task or "", workers, strict)]
-    if render is not None:
-        return [render_again(run, render, look, workers)]
-    targets = plan(config, run, source, task, algo, frames, look, agent)
+    check_order(run, order)
+    workers = order.workers or usable_cores()
+    camera = None if order.camera == worlds.BODIES[run.domain].camera else order.camera
+    look = Look(order.size or FRAME_SIZE, camera, order.states_only)
+    if order.import_dir is not None:
+        return [import_dataset(run, order.import_dir, order.task or "", workers, order.strict)]
+    if order.render is not None:
+        return [render_again(run, order.render, look, workers)]
+    targets = plan(config, run, order, look, agent)
     with ExitStack() as locks:
         for target in targets:
             locks.enter_context(storage.locked(target.path))
-        open_targets = [t for t in targets if not _reuse(t, run)]
-        again = {"--source": source, "--task": task, "--frames": frames, "--size": size, "--camera": camera}
-        words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
-        words += ["--algo", algo] * (algo != ALGOS[0]) + ["--states-only"] * states_only
-        make(run, open_targets, workers, words)
+        make_datasets(run, [t for t in targets if not reused(t)], workers, order.options)
     return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
 
 
-def check(
-    run: Run, source: str, task: str | None, algo: str, frames: int | None, workers: int | None, size: int | None
-) -> None:
+def check_order(run: Run, order: Order) -> None:
     """Raise BadInput for options no dataset can be made from."""
     tasks.check_domain(run.domain)
-    for what, word, known in (("source", source, SOURCES), ("algorithm", algo, ALGOS)):
+    for what, word, known in (("source", order.source, SOURCES), ("algorithm", order.algo, ALGOS)):
         if word not in known:
             raise BadInput(f"unknown {what} {word!r}: {nearest(word, known)}")
-    if task:
-        tasks.get_task(run.domain, task)
-    for name, value, least in (("--frames", frames, 1), ("--workers", workers, 1), ("--size", size, 8)):
+    if order.task:
+        tasks.get_task(run.domain, order.task)
+    for name, value, least in (
+        ("--frames", order.frames, 1),
+        ("--workers", order.workers, 1),
+        ("--size", order.size, 8),
+    ):
         if value is not None and value < least:
             raise BadInput(f"{name} {value} is too small: give {least} or more")
 
 
-def make_look(domain: str, size: int | None, camera: int | None, states_only: bool) -> Look:
-    """The look asked for; the domain's own camera by number is the same as none."""
-    return Look(size or FRAME_SIZE, None if camera == DEFAULT_CAMERAS[domain] else camera, states_only)
+# ---------------------------------------------------------------------------- what to make
+
+
+def plan(config: Config, run: Run, order: Order, look: Look, agent: AgentConfig | None) -> list[Target]:
+    """The datasets that the order names: explorer, experts with the largest budget first, then random."""
+    found = []
+    if order.source in ("expert", "all"):
+        for task in [order.task] if order.task else tasks.task_names(run.domain):
+            if order.algo == "dreamer":
+                found.append(dreamer_target(config, run, task, order, look, agent))
+            else:
+                found.append(expert_target(config.expert, run, task, order, look))
+        found.sort(key=lambda t: -t.job.episodes if t.job else 0)
+    if order.source == "explore" or (order.source == "all" and config.explore.in_all):
+        found.insert(0, explore_target(config, run, order, look, agent))
+    if order.source in ("random", "all"):
+        found.append(random_target(config, run, order, look))
+    return found
+
+
+def expert_target(config: ExpertConfig, run: Run, task: str, order: Order, look: Look) -> Target:
+    """An expert from physics observations: its replay, and episodes of the finished agent."""
+    episodes = order.episodes(-(-task_decisions(config, task) // DECISIONS))
+    settled = 0 if order.frames else config.settled_episodes  # --frames counts them all
+    settings = config.model_dump(exclude={"decisions", "settled_episodes"})
+    record = {"source": "expert", "task": task, "episodes": episodes, "settled": settled, "expert": settings}
+    job = ExpertJob(run.domain, task, run.seed, episodes, place_of(run, look, f"expert-{task}"), config, settled)
+    kept = [*kept_episodes(episodes, config.keep_episodes), *range(episodes, job.total)]
+    return Target(run, "expert", task, job.path, with_look(record, look), look, kept, job)
+
+
+def dreamer_target(config: Config, run: Run, task: str, order: Order, look: Look, agent: AgentConfig | None) -> Target:
+    """An expert from pixels: its whole replay."""
+    assert agent is not None, "an expert from pixels needs the sections its networks are made from"
+    episodes = order.episodes(-(-task_decisions(config.expert, task) // DECISIONS))
+    record = {"source": "expert", "task": task, "episodes": episodes, "correlation": config.random_correlation}
+    record |= {"algo": "dreamer", "dreamer": config.dreamer.model_dump(), "agent": agent.record}
+    job = DreamerJob(
+        run.domain, task, run.seed, episodes, place_of(run, look, f"expert-{task}"), config.dreamer, agent,
+        config.random_correlation, run.device, evaluation_episodes=config.expert.evaluation_episodes,
+    )  # fmt: skip
+    return Target(run, "expert", task, job.path, with_look(record, look), look, list(range(episodes)), job)
+
+
+def explore_target(config: Config, run: Run, order: Order, look: Look, agent: AgentConfig | None) -> Target:
+    """Exploration carries no task; its rewards are recorded as random data's are."""
+    assert agent is not None, "the explorer needs the sections its networks are made from"
+    task, episodes = order.task or tasks.task_names(run.domain)[0], order.episodes(config.explore.episodes, "explore")
+    record = {"source": "explore", "episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
+    record |= {"explore": config.explore.model_dump(exclude={"in_all", "episodes"}), "agent": agent.record}
+    job = ExploreJob(
+        run.domain, task, run.seed, episodes, place_of(run, look, "explore"), config.explore, agent,
+        config.random_correlation, run.device,
+    )  # fmt: skip
+    return Target(run, "explore", "", job.path, with_look(record, look), look, list(range(episodes)), job)
+
+
+def random_target(config: Config, run: Run, order: Order, look: Look) -> Target:
+    """Random data carries no task; its rewards are those of the task named, by default the domain's first."""
+    task, episodes = order.task or tasks.task_names(run.domain)[0], order.episodes(config.random_episodes, "random")
+    record = {"source": "random", "episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
+    path = place_of(run, look, "random")
+    return Target(run, "random", "", path, with_look(record, look), look, list(range(episodes)))
+
+
+def place_of(run: Run, look: Look, name: str) -> Path:
+    """Where a dataset of that name goes."""
+    return run.root / ("states" if look.states_only else "data") / name
+
+
+def with_look(record: dict[str, Any], look: Look) -> dict[str, Any]:
+    """The record of a dataset: frames decide its content, too."""
+    return {**record, **vars(look)}
+
+
+def reused(target: Target) -> Artifact | None:
+    """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
+    run = target.run
+    found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
+    if found and not run.quiet:
+        print(f"{target.path}: finished earlier with the same settings, reused")
+    if found or run.fresh:
+        target.drop_work()
+    return found
+
+
+# ---------------------------------------------------------------------------- making them side by side
+
+
+def make_datasets(run: Run, targets: list[Target], workers: int, options: list[str]) -> None:
+    """Train, play and render side by side; every dataset is finished as soon as its parts are there.
+
+    Args:
+        options: of `bitagent collect`, to go on after a stop.
+
+    Raises:
+        Interrupted: stopped by a signal, after saving.
+    """
+    began = time.time()
+    with (
+        stop_signals() as stop,
+        collection_bar(run, targets) as report,
+        Pool(workers, lambda: bool(stop), report) as pool,
+    ):
+        for target in targets:
+            target.writer(fresh=run.fresh)
+            match target.job:
+                case None:
+                    submit_chunks(pool, target, play_random)
+                case ExploreJob():
+                    pool.submit(target.label, train_explorer, target.job)
+                case DreamerJob():
+                    pool.submit(target.label, train_dreamer, target.job)
+                case _:
+                    pool.submit(target.label, train_expert, target.job)
+        by_label = {t.label: t for t in targets}
+        for label, result in pool.results():
+            target = by_label[label]
+            if target.job and not target.facts:
+                if result is not None:
+                    target.facts = result
+                    submit_chunks(pool, target, render_replay)
+                continue
+            target.rendering -= result
+            if not target.rendering:
+                finish_dataset(target, run, began)
+        if stop:
+            raise stop.leave(run.command("collect", *options))
+
+
+def submit_chunks(pool: Pool, target: Target, function: Callable[..., int]) -> None:
+    """Queue the jobs that write this target's episodes, CHUNK at a time, leaving out what is on disk."""
+    have = set(target.writer().numbers())
+    todo = [(new, old) for new, old in enumerate(target.episodes) if new not in have]
+    target.rendering = len(todo)
+    pool.report(target.label, ROWS * len(have), None)
+    for i in range(0, len(todo), CHUNK):
+        pool.submit(target.label, function, target, todo[i : i + CHUNK])
+    if not todo:
+        pool.submit(target.label, nothing_left)
+
+
+def nothing_left(channel: Channel) -> int:
+    """Every episode was written before a stop: only the merge remains."""
+    return 0
+
+
+def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
+    """Write episodes of a replay with their frames; (number in the dataset, in the replay)."""
+    job = target.job
+    assert job is not None
+    return write_rendered(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
+
+
+def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
+    """Play and write episodes of a random policy."""
+    env, correlation = tasks.make_env(target.run.domain, target.record["reward_task"]), target.record["correlation"]
+    seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
+    return write_rendered(
+        target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
+    )
+
+
+def write_rendered(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
+    """Render and append (number, episode) pairs, made one by one, until asked to stop; how many were written."""
+    writer, written, look = target.writer(), 0, target.look
+    for number, episode in episodes:
+        if not look.states_only:
+            assert episode.state is not None
+            episode.image = render_states(target.run.domain, episode.state, look.size, look.camera)
+        writer.append(number, episode)
+        channel.report(len(episode))
+        written += 1
+        if channel.stopped():
+            break
+    return written
+
+
+def finish_dataset(target: Target, run: Run, began: float) -> None:
+    artifact = target.writer().finish(len(target.episodes), about=target.facts, began=began)
+    target.drop_work()
+    if not run.quiet:
+        extra = artifact.meta["extra"]
+        score = f", score {extra['normalized_score']:.2f} without noise" if "normalized_score" in extra else ""
+        print(f"{target.path}: {extra['episodes']} episodes, {extra['frames']} frames{score}")
+
+
+@contextmanager
+def collection_bar(run: Run, targets: list[Target]) -> Iterator[Any]:
+    """The one bar over all datasets: decisions played and frames rendered, with the last returns or figures."""
+    played = sum(t.job.total * DECISIONS for t in targets if t.job)
+    total = played + sum(ROWS * len(t.episodes) for t in targets)
+    shown: dict[str, str] = {}
+    with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
+
+        def report(label: str, frames: int, figure: Figure) -> None:
+            bar.update(frames)
+            if figure is not None:
+                shown[label.removeprefix("expert-")] = figure if isinstance(figure, str) else f"{figure:.0f}"
+                bar.set_postfix(shown)
+
+        yield report
+
+
+# ---------------------------------------------------------------------------- from elsewhere
 
 
 def import_dataset(run: Run, folder: Path, task: str, workers: int, strict: bool) -> Artifact:
@@ -151,99 +426,3 @@ def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
     if not run.quiet:
         print(f"{path}: {artifact.meta['extra']['frames']} frames rendered from {source}")
     return artifact
-
-
-def plan(
-    config: Config,
-    run: Run,
-    source: str,
-    task: str | None,
-    algo: str,
-    frames: int | None,
-    look: Look,
-    agent: AgentConfig | None,
-) -> list[Target]:
-    """The datasets that `source` and `task` name: explorer, experts with the largest budget first, then random."""
-    found = []
-    if source in ("expert", "all"):
-        names = [task] if task else tasks.task_names(run.domain)
-        if algo == "dreamer":
-            found = [_dreamer_target(config, run, name, frames, look, agent) for name in names]
-        else:
-            found = [_expert_target(config.expert, run, name, frames, look) for name in names]
-        found.sort(key=lambda t: -t.job.episodes if t.job else 0)
-    if source == "explore" or (source == "all" and config.explore.in_all):
-        found.insert(0, _explore_target(config, run, task, frames if source == "explore" else None, look, agent))
-    if source in ("random", "all"):
-        found.append(_random_target(config, run, task, frames if source == "random" else None, look))
-    return found
-
-
-def _folder(run: Run, look: Look) -> Path:
-    return run.root / ("states" if look.states_only else "data")
-
-
-def _record(look: Look, **about: Any) -> dict[str, Any]:
-    return {**about, "size": look.size, "camera": look.camera, "states_only": look.states_only}
-
-
-def _expert_target(config: ExpertConfig, run: Run, task: str, frames: int | None, look: Look) -> Target:
-    path = _folder(run, look) / f"expert-{task}"
-    episodes = -(-(frames or task_decisions(config, task)) // DECISIONS)
-    settled = 0 if frames else config.settled_episodes  # --frames counts them all
-    settings = config.model_dump(exclude={"decisions", "settled_episodes"})
-    record = _record(look, source="expert", task=task, episodes=episodes, settled=settled, expert=settings)
-    job = ExpertJob(run.domain, task, run.seed, episodes, path, config, settled)
-    kept = [*kept_episodes(episodes, config.keep_episodes), *range(episodes, job.total)]
-    return Target(run, "expert", task, path, record, look, kept, job)
-
-
-def _dreamer_target(
-    config: Config, run: Run, task: str, frames: int | None, look: Look, agent: AgentConfig | None
-) -> Target:
-    assert agent is not None, "an expert from pixels needs the sections its networks are made from"
-    path = _folder(run, look) / f"expert-{task}"
-    episodes = -(-(frames or task_decisions(config.expert, task)) // DECISIONS)
-    about = {"task": task, "episodes": episodes, "correlation": config.random_correlation, "algo": "dreamer"}
-    about |= {"dreamer": config.dreamer.model_dump(), "agent": agent.record}
-    job = DreamerJob(
-        run.domain, task, run.seed, episodes, path, config.dreamer, agent, config.random_correlation, run.device,
-        evaluation_episodes=config.expert.evaluation_episodes,
-    )  # fmt: skip
-    record = _record(look, source="expert", **about)
-    return Target(run, "expert", task, path, record, look, list(range(episodes)), job)
-
-
-def _random_target(config: Config, run: Run, task: str | None, frames: int | None, look: Look) -> Target:
-    """Random data carries no task; its rewards are those of `task`, by default the domain's first."""
-    task = task or tasks.task_names(run.domain)[0]
-    episodes = -(-frames // DECISIONS) if frames else config.random_episodes
-    about = {"episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
-    path = _folder(run, look) / "random"
-    return Target(run, "random", "", path, _record(look, source="random", **about), look, list(range(episodes)))
-
-
-def _explore_target(
-    config: Config, run: Run, task: str | None, frames: int | None, look: Look, agent: AgentConfig | None
-) -> Target:
-    """Exploration carries no task either; its rewards are recorded as random data's are."""
-    assert agent is not None, "the explorer needs the sections its networks are made from"
-    task = task or tasks.task_names(run.domain)[0]
-    episodes = -(-frames // DECISIONS) if frames else config.explore.episodes
-    about = {"episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
-    about |= {"explore": config.explore.model_dump(exclude={"in_all", "episodes"}), "agent": agent.record}
-    path = _folder(run, look) / "explore"
-    job = ExploreJob(
-        run.domain, task, run.seed, episodes, path, config.explore, agent, config.random_correlation, run.device
-    )
-    return Target(run, "explore", "", path, _record(look, source="explore", **about), look, list(range(episodes)), job)
-
-
-def _reuse(target: Target, run: Run) -> Artifact | None:
-    """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
-    found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
-    if found and not run.quiet:
-        print(f"{target.path}: finished earlier with the same settings, reused")
-    if found or run.fresh:
-        drop_work(target)
-    return found

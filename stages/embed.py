@@ -10,26 +10,24 @@ trained first, once a run, into runs/<run>/backbone.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import FrameSource, write_embeddings
-from stages.backbones.offline.contrast import Lessons, contrastive_loss, draw_batch, prepare
+from stages.backbones.offline.contrast import contrastive_loss, draw_lesson, prepare_lessons
 from stages.backbones.offline.tower import Student, TextTower, TowerConfig
 from stages.backbones.probe import draw_probe
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
-from stages.runtime import artifacts, checkpoints, storage
-from stages.runtime.artifacts import Artifact
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import PartShare, Run, Section
+from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Metrics, StopRequest, progress, require_finite, seed_everything, stop_signals
+from stages.runtime.loop import Groups, Loop, seed_everything
 from stages.runtime.names import backbone_folder
 from stages.runtime.update import (
     fast_bf16,
@@ -63,17 +61,6 @@ class Config(Section):
     batch: int
     workers: int
     offline: OfflineConfig
-
-
-@dataclass(frozen=True)
-class Training:
-    """A tower in training: what an update changes, and what a checkpoint must name."""
-
-    student: Student
-    optimizer: torch.optim.Optimizer
-    path: Path
-    about: dict[str, Any]
-    again: str
 
 
 def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequence[str] = ()) -> list[Artifact]:
@@ -112,124 +99,90 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
     Raises BadInput when no dataset holds both frames and physics states.
     """
     path = run.root / "backbone"
-    record = config.model_dump()
     usable = [a for a in data if a.meta["extra"]["state_dim"] and a.meta["extra"]["image_size"]]
-    if artifacts.finished(path, run.fresh):
-        found = artifacts.load(path, "backbone", domain=run.domain)
-        inputs = [a for a in data if a.id in found.meta["inputs"].values()]
-        if found.meta["inputs"] != artifacts.input_ids(inputs):
-            inputs = usable  # a dataset it learned from was made again: let reuse() say so
-        reused = artifacts.reuse(path, "backbone", record, found.meta["seed"], inputs, False, run.renew)
-        if reused:
-            if not run.quiet:
-                print(f"reusing {path}")
-            return reused
+    if reused := finished_tower(path, config, run, data, usable):
+        if not run.quiet:
+            print(f"reusing {path}")
+        return reused
     if not usable:
         raise BadInput(
             f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
             f"them; collect some with: {run.command('collect', '--source', 'random')}"
         )
+    recipe, command = (
+        Recipe(run, path, "backbone", config.model_dump(), usable),
+        run.command("embed", "--backbone", "offline"),
+    )
     with storage.locked(path):
-        began = time.time()
+        # Inputs: every window with its captions' vectors, by the frozen text tower.
         seed_everything(run.seed)
         sentences = TextTower(run.device)
-        lessons = prepare(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
-        student = Student(config).to(run.device)
-        about = {"config": record, "seed": run.seed, "inputs": artifacts.input_ids(usable)}
+        lessons = prepare_lessons(Dataset.open([a.path for a in usable], run.domain), config.holdout, sentences)
+
+        # Model: the video tower and a linear map of the sentences' vectors.
+        device, bf16 = torch.device(run.device), fast_bf16(run.device)
+        student = Student(config).to(device)
         optimizer = make_optimizer(list(student.parameters()), config.lr, config.weight_decay)
-        again = run.command("embed", "--backbone", "offline")
-        with stop_signals() as stop:
-            last = fit(Training(student, optimizer, path, about, again), lessons, config, run, stop)
+        update = make_update(
+            lambda batch: contrastive_loss(student, dict(batch), bf16),
+            [(optimizer, config.clip)],
+            device,
+            bf16=False,  # the loss casts the video tower alone
+            compiled=False,
+        )
+
+        def load(groups: Groups) -> None:
+            student.load_state_dict(groups["model"])
+            load_optimizer_tensors(optimizer, groups["optimizer"])
+
+        # Loop: every batch is a function of (seed, step), so a resumed run goes on bit for bit.
+        with Loop(recipe, config, World(0, 1, device), command, ("embed.offline.lr", config.lr)) as loop:
+            loop.resume(load)
+            for step in loop.steps():
+                set_lr(optimizer, config.lr * schedule(step - 1, config.updates))
+                batch = draw_lesson(lessons, run.seed, step - 1, config.batch, config.captions)
+                terms = update({k: v.to(device) for k, v in batch.items()})
+                loop.after(
+                    step, terms, lambda: {"model": student.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+                )
+
+            # Artifact: with the tasks' prompts as vectors, so that no later stage needs the text tower for them.
             share = (lessons.membership > 0.5).mean(0)
-            prompts = [t.prompt for t in tasks.TASKS if t.domain == run.domain]  # kept: no later stage needs MiniLM
-            made = artifacts.save(
-                path,
-                "backbone",
+            prompts = [t.prompt for t in tasks.TASKS if t.domain == run.domain]
+            made = recipe.save(
                 {"model": student.state_dict(), "sentences": {"vectors": sentences.encode(prompts)}},
-                domain=run.domain,
-                config=record,
-                seed=run.seed,
-                inputs=usable,
-                resolved=run.resolved,
-                began=began,
-                extra={
+                {
                     "text_tower": sentences.hash,
                     "dim": config.dim,
                     "sentences": prompts,
                     "captions": sum(len(s) for s in lessons.sentences),
                     "concept_share": {c.name: round(float(s), 4) for c, s in zip(lessons.concepts, share, strict=True)},
-                    "losses": last,
+                    "losses": loop.values,
                 },
             )
-            checkpoints.drop(path)
-            if stop:  # during the last update, or while it was saved: datasets wait to be embedded
-                raise stop.leave(again)
+            if loop.stop:  # during the last update, or while it was saved: datasets wait to be embedded
+                raise loop.stop.leave(command)
         return made
 
 
-def fit(training: Training, lessons: Lessons, config: OfflineConfig, run: Run, stop: StopRequest) -> dict[str, float]:
-    """The training loop; every batch is a function of (seed, step), so a resumed run goes on bit for bit.
-
-    Returns the losses of the last update. Nothing is saved after it, so that a resumed run has them, too.
-    """
-    device = torch.device(run.device)
-    if run.fresh:
-        checkpoints.drop(training.path)
-    start = restore(training)
-    bf16 = fast_bf16(run.device)
-    update = make_update(
-        lambda batch: contrastive_loss(training.student, dict(batch), bf16),
-        [(training.optimizer, config.clip)],
-        device,
-        bf16=False,  # the loss casts the video tower alone
-        compiled=False,
-    )
-    metrics = Metrics(training.path.parent / f"{training.path.name}.log", start)
-    bar = progress(config.updates, start, "backbone", "update", run.quiet)
-    last: dict[str, float] = {}
-    lower = f"embed.offline.lr={config.lr / 3:.2g}"
-    with bar:
-        for step in range(start, config.updates):
-            set_lr(training.optimizer, config.lr * schedule(step, config.updates))
-            batch = draw_batch(lessons, run.seed, step, config.batch, config.captions)
-            terms = update({k: v.to(device) for k, v in batch.items()})
-            bar.update()
-            done = step + 1 == config.updates
-            if step % config.log_every == 0 or done:
-                last = {k: float(v) for k, v in terms.items()}
-                require_finite(step, last, checkpoints.folder(training.path), lower)
-                metrics.log(step, last)
-                bar.set_postfix(loss=f"{last['loss']:.3f}")
-            if not done and (stop or (step + 1) % config.checkpoint_every == 0):
-                finite = {k: float(v) for k, v in terms.items()}
-                require_finite(step, finite, checkpoints.folder(training.path), lower)
-                save(training, step + 1)
-                if stop:
-                    raise stop.leave(training.again)
-    metrics.close()
-    return last
+def finished_tower(
+    path: Path, config: OfflineConfig, run: Run, data: list[Artifact], usable: list[Artifact]
+) -> Artifact | None:
+    """The finished backbone of the run, made with this configuration from datasets that have not changed since."""
+    if not artifacts.finished(path, run.fresh):
+        return None
+    found = artifacts.load(path, "backbone", domain=run.domain)
+    inputs = [a for a in data if a.id in found.meta["inputs"].values()]
+    if found.meta["inputs"] != artifacts.input_ids(inputs):
+        inputs = usable  # a dataset it learned from was made again: let reuse() say so
+    record, seed = config.model_dump(), found.meta["seed"]
+    return artifacts.reuse(path, "backbone", record, seed, inputs, False, run.renew)
 
 
 def schedule(step: int, updates: int) -> float:
-    """Share of the learning rate: a short linear warm-up, then a half cosine to zero."""
+    """Share of the learning rate at update `step` from 0: a short linear warm-up, then a half cosine to zero."""
     warm = min(1.0, (step + 1) / max(1, min(50, updates // 10)))
     return warm * 0.5 * (1.0 + math.cos(math.pi * step / updates))
-
-
-def save(training: Training, step: int) -> None:
-    tensors = {"model": training.student.state_dict(), "optimizer": optimizer_tensors(training.optimizer)}
-    checkpoints.save(training.path, step, tensors, training.about)
-
-
-def restore(training: Training) -> int:
-    """Continue from this tower's checkpoint when there is one; returns the step to go on with."""
-    found = checkpoints.load(training.path, training.about)
-    if found is None:
-        return 0
-    step, tensors = found
-    training.student.load_state_dict(tensors["model"])
-    load_optimizer_tensors(training.optimizer, tensors["optimizer"])
-    return step
 
 
 # ---------------------------------------------------------------------------- embedding

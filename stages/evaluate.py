@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from stages.policies.goals import command_again, parse_goal
-from stages.policies.play import FIRST_SEED, Rollout, play
+from stages.policies.goals import Ask, behave_command, parse_goal
+from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy
 from stages.policies.policy import Policy
 from stages.runtime import artifacts, storage
-from stages.runtime.artifacts import Artifact
+from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import seed_everything
@@ -46,59 +44,40 @@ class Config(Section):
 def run(
     config: Config,
     run: Run,
+    ask: Ask,
     *,
-    task: str | None = None,
-    prompt: str | None = None,
-    video: str | None = None,
-    many: Sequence[str] = (),
     score_as: str | None = None,
     method: str = "bitagent",
 ) -> Artifact:
     """Evaluate one policy and save scores, table and videos.
 
     Args:
-        task, prompt, video, many: which policy, as it was trained; see `parse_goal`.
+        ask: which policy, as it was trained.
         score_as: the task whose reward scores a policy trained on a free prompt or a video.
     """
-    goal = parse_goal(run.domain, task, prompt, video, many)
+    goal = parse_goal(run.domain, ask)
     name, label = goal.name, f"{method}-s{run.seed}"
     source = artifacts.load(
-        run.root / "policy" / label / name, "behave", domain=run.domain, made_by=command_again(run, goal, method)
+        run.root / "policy" / label / name, "behave", domain=run.domain, made_by=behave_command(run, goal, method)
     )
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name
     record = {"evaluate": config.model_dump(), "tasks": scored, "method": method}
-    found = artifacts.reuse(path, "evaluate", record, run.seed, [source], run.fresh, run.renew)
-    if found:
-        if not run.quiet:
-            print(f"reusing {path}")
+    recipe = Recipe(run, path, "evaluate", record, [source])
+    if found := recipe.reuse():
         return found
-    began = time.time()
     policy = Policy.load(source.path, run.device, semantics_every=config.semantics_every, sample=config.sample)
     seed_everything(run.seed)
     rows: list[dict[str, Any]] = []
-    rollouts: dict[str, Rollout] = {}
+    rollouts: dict[str, PlayedPolicy] = {}
     for index, task_name in enumerate(scored):
-        policy.reset(index if many else 0)
-        rollouts[task_name] = play(
+        policy.reset(index if ask.many else 0)
+        rollouts[task_name] = play_policy(
             policy, run.domain, task_name, config.episodes,
             keep_every=VIDEO_STRIDE if config.video else 0, quiet=run.quiet,
         )  # fmt: skip
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
-    with (
-        storage.locked(path),
-        artifacts.writing(
-            path,
-            "evaluate",
-            domain=run.domain,
-            config=record,
-            seed=run.seed,
-            inputs=[source],
-            resolved=run.resolved,
-            began=began,
-            extra={"rows": rows},
-        ) as draft,
-    ):
+    with storage.locked(path), recipe.writing({"rows": rows}) as draft:
         rewards = {f"{t}.reward": torch.from_numpy(r.reward.astype(np.float32)) for t, r in rollouts.items()}
         storage.write_tensors(draft / "episodes.safetensors", rewards)
         write_tables(draft, rows)
@@ -142,7 +121,7 @@ def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episod
         "task": task,
         "method": source.meta["config"]["method"],
         "seed": run.seed,
-        "scale": run.scale,
+        "scale": source.meta["resolved"].get("scale", run.scale),  # the policy's, whatever this run's is
         "episodes": len(returns),
         "return": round(float(returns.mean()), 1),
         "score": round(float(scores.mean()), 3),
@@ -171,7 +150,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_videos(folder: Path, task: str, result: Rollout) -> None:
+def write_videos(folder: Path, task: str, result: PlayedPolicy) -> None:
     """best and worst episode as GIFs."""
     if result.frames is None:
         return

@@ -4,41 +4,140 @@
     torchrun --nproc-per-node 8 -m bitagent_cli pretrain --preset walker
 
 Reads runs/<run>/data/* and runs/<run>/embeddings/<backbone>/*, writes runs/<run>/model/<method>-s<seed>.
-The loop itself is stages/core/pretraining.py, which `transfer` shares; the loss is stages/core/objective.py.
+The loss is `pretraining_loss` of the method's model: BiTAgent's is stages/core/objective.py. `transfer` trains by the
+same loop, from another body's weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from stages import methods
-from stages.backbones.tuning import ADAPTER, MllmConfig
-from stages.core.pretraining import Job, TrainingConfig, make_model
-from stages.core.settings import ModelConfig
+from stages.backbones import Backbone, backbone_id, load_backbone
+from stages.backbones.embeddings import tuned_embeddings
+from stages.backbones.tuning import ADAPTER, MllmConfig, load_tower, load_tuned, tuned_tensors, window_embeddings
+from stages.core.settings import ModelConfig, ObjectiveConfig
+from stages.core.world_model import Labels, Noise, WorldModel
+from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.inputs import find_inputs
-from stages.runtime.artifacts import Artifact
-from stages.runtime.config import Run
+from stages.data.sampler import Sampler, data_device, prefetch
+from stages.runtime import artifacts, storage
+from stages.runtime.artifacts import Artifact, Recipe
+from stages.runtime.config import PartShare, Run, Section, Share
+from stages.runtime.distributed import World, is_first_process, world
 from stages.runtime.errors import BadInput
+from stages.runtime.loop import Groups, Loop, seed_everything
 from stages.runtime.names import is_model_free, method_option
+from stages.runtime.update import (
+    Batch,
+    Compile,
+    Terms,
+    Update,
+    annealed,
+    load_optimizer_tensors,
+    make_optimizer,
+    make_update,
+    optimizer_tensors,
+    set_lr,
+    should_compile,
+)
+from stages.worlds import tasks
+
+ORIGIN_BATCHES, ORIGIN_FRAMES = 64, 64  # so many batches of so many frames are behind the reward's origin
 
 
-class Config(TrainingConfig):
-    """Section `pretrain` of the preset; fields in stages/core/pretraining.py, defaults in presets/paper.yaml."""
+class Config(Section):
+    """Section `pretrain` of the preset; defaults and comments in presets/paper.yaml."""
+
+    backbone: str
+    updates: int
+    batch: int
+    length: int
+    lr: float
+    anneal: Share
+    weight_decay: float
+    clip: float
+    start_fraction: Share
+    holdout: PartShare
+    label_quantile: Share
+    bf16: bool
+    compile: Compile
+    log_every: int
+    checkpoint_every: int
+    objective: ObjectiveConfig
 
 
-def run(
-    config: Config,
-    model_config: ModelConfig,
-    run: Run,
-    *,
-    method: str = "bitagent",
-    constants: methods.Constants | None = None,
-    mllm: MllmConfig = ADAPTER,
-) -> Artifact:
-    """Train and save the model of a method.
+@dataclass(frozen=True)
+class Sections:
+    """The sections of a preset that a model is made from.
 
     Args:
-        method: see `methods` in presets/paper.yaml.
-        constants: section `methods`; needed by the baselines alone.
+        constants: section `groundings`; needed by the baselines alone.
         mllm: what is trained of the backbone; the baselines train nothing of it.
+    """
+
+    pretrain: Config
+    model: ModelConfig
+    mllm: MllmConfig = ADAPTER
+    constants: methods.Constants | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train.
+
+    Args:
+        method: chooses the model's class; `label`, by default the same, names the artifact, model/<label>-s<seed>.
+        data, embeddings: what it is trained on, one of each for every dataset.
+        command: the command line that goes on after a stop.
+        about: what else decides the content, for the record.
+        source: the model whose weights it starts from, and `init`, which carries them over.
+    """
+
+    sections: Sections
+    run: Run
+    method: str
+    data: list[Artifact]
+    embeddings: list[Artifact]
+    command: str
+    label: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    source: Artifact | None = None
+    init: Callable[[WorldModel], None] | None = None
+
+    @property
+    def mllm(self) -> MllmConfig:
+        return methods.tuned_by(self.method, self.sections.mllm)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return methods.constants_of(self.method, self.sections.constants)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Where the model goes, and what decides its content."""
+        label, s = self.label or self.method, self.sections
+        record = {"pretrain": s.pretrain.model_dump(), "model": s.model.model_dump(), **self.mllm.record}
+        grounding = {"grounding": self.constants} if self.constants else {}
+        return Recipe(
+            self.run,
+            self.run.root / "model" / f"{label}-s{self.run.seed}",
+            "pretrain",
+            {**record, "method": label, **grounding, **self.about},
+            [*self.data, *self.embeddings, *([self.source] if self.source else [])],
+        )
+
+
+def run(sections: Sections, run: Run, *, method: str = "bitagent") -> Artifact:
+    """Train and save the model of a method; see `methods` in presets/paper.yaml.
 
     Raises:
         BadInput: missing data, a method without a world model. Interrupted: on a signal, after saving a checkpoint.
@@ -46,8 +145,172 @@ def run(
     if is_model_free(method):
         behave = run.command("behave", "--method", method, "--seed", str(run.seed))
         raise BadInput(f"{method} learns from pixels without a world model: go on with {behave} --task ...")
-    data, embeddings = find_inputs(run, config.backbone)
+    data, embeddings = find_inputs(run, sections.pretrain.backbone)
     command = run.command("pretrain", *method_option(method), "--seed", str(run.seed))
-    own = methods.constants_of(method, constants)
-    mllm = methods.tuned_by(method, mllm)
-    return make_model(Job(config, model_config, run, method, data, embeddings, command, constants=own, mllm=mllm))
+    return train_or_reuse(Job(sections, run, method, data, embeddings, command))
+
+
+def train_or_reuse(job: Job) -> Artifact:
+    """The model artifact of a job: the finished one, or trained (from its checkpoint) and saved.
+
+    A model that tuned its backbone also gets the embeddings of its data by the tuned one.
+    Raises BadInput when another configuration is there, Interrupted on a signal.
+    """
+    recipe, run = job.recipe, job.run
+    made = recipe.reuse()
+    if made is None:
+        with world(run.device) as place, storage.locked(recipe.path) if place.is_main else nullcontext():
+            backbone = backbone_id(job.embeddings[0], job.sections.pretrain.backbone, run)
+            model, tuned, losses = train(job, recipe, place)
+            if place.is_main:
+                about = {
+                    "dim_embedding": model.dim_embedding,
+                    "dim_action": model.dim_action,
+                    "backbone": job.sections.pretrain.backbone,
+                    "backbone_id": backbone,
+                    "mllm": job.mllm.model_dump(),
+                    "losses": losses,
+                }
+                recipe.save({"model": model.state_dict(), **({"backbone": tuned} if tuned else {})}, about)
+            place.barrier()
+            made = artifacts.load(recipe.path, "pretrain")
+    if job.mllm.in_loop and is_first_process():
+        tuned_embeddings(made, job.data, run, job.command)
+    return made
+
+
+def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str, Tensor], dict[str, float]]:
+    """Train the model, from its checkpoint if there is one; it, what was trained of the backbone, its last losses."""
+    config, run = job.sections.pretrain, job.run
+
+    # Inputs: the datasets with their embeddings. Some episodes are held out, for judging the model.
+    dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
+    held_out = held_out_episodes(dataset, config.holdout)  # (E,)
+    seed_everything(run.seed)
+
+    # Model: the method's, on top of the backbone's embeddings or, with a tower, of the backbone in training.
+    sizes, adapter = (dataset.dim_embedding, dataset.action_dim), job.mllm.train == "adapter"
+    model = methods.build(job.method, job.sections.model, *sizes, job.constants, adapter)
+    if job.init:
+        job.init(model)
+    model.to(place.device)
+    tower = load_tower(job.mllm, config.backbone, job.embeddings[0], run, place.device, job.source)
+    freed = [p for p in tower.owner.parameters() if p.requires_grad] if tower else []
+    optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
+    labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
+    update = build_update(JointObjective(model, labels, config.objective, place, tower), optimizer, config, place)
+    sampler = Sampler(
+        dataset,
+        config.batch,
+        config.length,
+        run.seed,
+        config.start_fraction,
+        keys=("image", "action", "is_first", "embedding"),
+        device=data_device(dataset, place.device),
+        past=tower.window - 1 if tower else 0,
+        left_out=held_out,
+    )
+
+    def tensors() -> Groups:
+        """Everything the loop goes on from bit for bit; the sampler's position is the step itself."""
+        backbone = {"backbone": tuned_tensors(tower)} if tower else {}
+        return {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), **backbone}
+
+    def load(groups: Groups) -> None:
+        model.load_state_dict(groups["model"])
+        if tower:
+            load_tuned(tower, groups["backbone"])
+        load_optimizer_tensors(optimizer, groups["optimizer"])
+
+    # Loop: L_total of Eq. 11 on one batch of windows an update; the step size falls over the last part.
+    with Loop(recipe, config, place, job.command, ("pretrain.lr", config.lr)) as loop:
+        loop.resume(load)
+        batches = prefetch(sampler, loop.start, config.updates, place.rank, place.size, device=str(place.device))
+        for step, batch in zip(loop.steps(), batches, strict=False):
+            set_lr(optimizer, config.lr * annealed(step, config.updates, config.anneal))
+            terms = update(batch)
+            loop.after(step, terms, tensors, show=("image", "kl_nats"))
+
+    # What is fixed when training ends: the reward's origin.
+    model.conclude(origin_semantics(model, tower, dataset, held_out, place.device))
+    return model, tuned_tensors(tower) if tower else {}, loop.values
+
+
+# ---------------------------------------------------------------------------- the parts
+
+
+def make_labels(dataset: Dataset, run: Run, config: Config) -> Labels:
+    """Prompt embeddings of labelled parts, and the similarity a segment needs to count as showing its prompt.
+
+    The threshold is the `label_quantile` of the similarities within the part, on an even sample of rows.
+    """
+    known = [bool(part.task) for part in dataset.parts]
+    text = torch.zeros(len(known), dataset.dim_embedding)
+    threshold = torch.zeros(len(known))
+    if any(known):
+        backbone = load_backbone(config.backbone, run.root, run.device)
+        for i, part in enumerate(dataset.parts):
+            if known[i]:
+                text[i] = backbone.encode_text([tasks.get_task(run.domain, part.task).prompt])[0].cpu()
+                rows = np.linspace(part.first_row, part.last_row - 1, 4096).astype(np.int64)
+                e = torch.from_numpy(dataset.rows("embedding", rows)).float()
+                threshold[i] = torch.quantile(F.normalize(e, dim=-1) @ text[i], config.label_quantile)
+    device = run.device
+    return Labels(text.to(device), torch.tensor(known, device=device), threshold.to(device))
+
+
+class JointObjective(nn.Module):
+    """The model's loss as a module of the batch alone, so that DistributedDataParallel can wrap it.
+
+    With a `tower`, a backbone in training, e_v is its embedding of the batch's own frames.
+    """
+
+    def __init__(
+        self, model: WorldModel, labels: Labels, config: ObjectiveConfig, place: World, tower: Backbone | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.labels, self.config = model, labels, config
+        self.noise = Noise(place.device, place.rank, place.size)
+        self.tower = tower
+        self.tower_module = tower.owner if tower else None  # a part of this module, as its gradients are averaged too
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        if self.tower:
+            batch = {**batch, "semantics": window_embeddings(self.tower, batch["past"], batch["image"])}
+        return self.model.pretraining_loss(batch, self.labels, self.config, self.noise)
+
+
+def build_update(objective: JointObjective, optimizer: torch.optim.Optimizer, config: Config, place: World) -> Update:
+    """The joint update for one or several processes, compiled and captured where that pays.
+
+    With a backbone in the loop it is neither: a backbone may copy constants to the device while it runs, which no
+    graph can capture.
+    """
+    loss: nn.Module = objective
+    if place.size > 1:
+        loss = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
+    compiled = objective.tower is None and should_compile(config.compile, place.device)
+    captured = compiled and place.size == 1
+    clipped = [(optimizer, config.clip)]
+    return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
+
+
+@torch.no_grad()
+def origin_semantics(
+    model: WorldModel, tower: Backbone | None, dataset: Dataset, held_out: np.ndarray, device: torch.device
+) -> Tensor:
+    """e (N, dim_e) of single frames of the training data, half of them of random behaviour where there is any.
+
+    Their mean is the origin of BiTAgent's reward (`behave.space: relative`). Half: a replay of experts says little
+    about what a body does without aim. The same in every process.
+    """
+    random = np.array([part.source == "random" for part in dataset.parts])[dataset.episode_info.part] & ~held_out
+    keys, past = (("image", "embedding"), tower.window - 1) if tower else (("embedding",), 0)
+    found = []
+    for drawn in (~held_out, random if random.any() else ~held_out):
+        sampler = Sampler(dataset, ORIGIN_FRAMES, 1, seed=0, keys=keys, past=past, left_out=~drawn)
+        for step in range(ORIGIN_BATCHES // 2):
+            batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
+            raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()
+            found.append(model.adapter(raw).flatten(0, 1))  # (B, dim_e)
+    return torch.cat(found)

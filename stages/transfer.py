@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages import methods
-from stages.backbones.tuning import ADAPTER, MllmConfig, mllm_of
-from stages.core.pretraining import Job, TrainingConfig, make_model
+from stages.backbones.tuning import MllmConfig, mllm_of
 from stages.core.settings import ModelConfig
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
+from stages.pretrain import Job, Sections, train_or_reuse
 from stages.report import figures, results, tables
 from stages.report.results import Result
 from stages.report.tables import Table
@@ -52,28 +52,23 @@ def method_name(method: str, src: str, control: bool) -> str:
 
 def run(
     config: Config,
-    training: TrainingConfig,
-    model_config: ModelConfig,
+    sections: Sections,
     run: Run,
     *,
     src: str,
     method: str = "bitagent",
     control: bool = False,
     source: Path | None = None,
-    constants: methods.Constants | None = None,
-    mllm: MllmConfig = ADAPTER,
 ) -> Artifact:
     """Adapt the source's model to the run's domain and save it as a model artifact there.
 
     Args:
-        training: section `pretrain`; its `updates` are replaced by the transfer's.
+        sections: the target's; `pretrain.updates` is replaced by the transfer's. A backbone the source tuned goes on
+            from there when both runs use the same; the offline one is each run's own, and starts anew.
         run: of the target domain.
         src: the source domain; its model is that of `run.seed`.
         control: train the same model at the same budget from scratch instead.
         source: the source's run folder; default: beside the target's, runs/<src>-<scale>.
-        constants: section `methods`; needed by the baselines alone.
-        mllm: what is trained of the backbone, as in the source. A backbone the source tuned goes on from there
-            when both runs use the same; the offline one is each run's own, and starts anew.
 
     Raises:
         BadInput: no source model, one of other sizes, or embeddings of another width.
@@ -81,35 +76,25 @@ def run(
     tasks.check_domain(src)
     if src == run.domain:
         raise BadInput(f"--src and --dst are both {src}: transfer needs two bodies")
-    training = training.model_copy(update={"updates": config.updates})
+    training = sections.pretrain.model_copy(update={"updates": config.updates})
+    sections = replace(sections, pretrain=training)
     data, embeddings = find_inputs(run, training.backbone)
     options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
-    name = method_name(method, src, control)
-    own, mllm = methods.constants_of(method, constants), methods.tuned_by(method, mllm)
+    label = method_name(method, src, control)
+    job = Job(sections, run, method, data, embeddings, command, label)
     if control:
-        return make_model(Job(training, model_config, run, name, data, embeddings, command, constants=own, mllm=mllm))
+        return train_or_reuse(job)
     found = load_source(run, src, method, source)
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
-    check_fit(found, model_config, width)
-    check_tuning(found, mllm)
+    check_fit(found, sections.model, width)
+    check_tuning(found, job.mllm)
     tensors = found.tensors("model")
-    return make_model(
-        Job(
-            training,
-            model_config,
-            run,
-            name,
-            data,
-            embeddings,
-            command,
-            about={"source": src},
-            source=found,
-            init=lambda model: carry_over(model, tensors, found.path),
-            constants=own,
-            mllm=mllm,
-        )
-    )
+
+    def init(model: WorldModel) -> None:
+        carry_over(model, tensors, found.path)
+
+    return train_or_reuse(replace(job, about={"source": src}, source=found, init=init))
 
 
 def load_source(run: Run, src: str, method: str, source: Path | None) -> Artifact:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.backbones import load_backbone
 from stages.backbones.offline.captions import CLASSES
-from stages.backbones.offline.contrast import label
+from stages.backbones.offline.contrast import label_windows
 from stages.backbones.offline.tower import OfflineBackbone, VideoTower
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.runtime import artifacts
@@ -47,7 +47,7 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
     artifact = artifacts.load(root / "backbone", "backbone")
     dataset = Dataset.open(training_data(root, artifact), domain)
     held = held_out_episodes(dataset, float(artifact.meta["config"]["holdout"]))
-    windows, membership, concepts = label(dataset)
+    windows, membership, concepts = label_windows(dataset)
     clips = class_clips(dataset, windows, membership, held, seed)
     sentences = {c.name: c.held_out for c in concepts[:CLASSES]}
     return {

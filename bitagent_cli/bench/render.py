@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stages import worlds
 from stages.runtime.errors import BadInput
 from stages.worlds.opengl import find_platform
-from stages.worlds.render import DEFAULT_CAMERAS, Renderer
+from stages.worlds.render import Renderer
 from stages.worlds.tasks import DOMAINS, make_env, task_names
 
 GL_STATES = 40  # as many states as the slow paths are timed on,
@@ -107,10 +108,8 @@ def in_child(domain: str, size: int, states: np.ndarray) -> dict[str, float]:
 
 def child_main(domain: str, size: int) -> None:
     """Read states from stdin, print {"gl": frames/s, "dm_control": frames/s}."""
-    from stages import worlds
-
     states = np.array(json.load(sys.stdin))
-    physics, camera = worlds.make_physics(domain), DEFAULT_CAMERAS[domain]
+    physics, camera = worlds.make_physics(domain), worlds.BODIES[domain].camera
 
     def default_path(state: np.ndarray) -> np.ndarray:
         with physics.reset_context():

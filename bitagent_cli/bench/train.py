@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitagent_cli.bench.data import write_episodes
 from stages import behave, pretrain
-from stages.core import pretraining
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior
 from stages.core.bitagent import BiTAgent
@@ -26,7 +25,7 @@ from stages.core.objective import choose_prompts, joint_behavior_loss
 from stages.core.settings import ModelConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext
 from stages.data.episodes import Dataset
-from stages.data.sampler import Sampler, prefetch
+from stages.data.sampler import Sampler, data_device, prefetch
 from stages.runtime.distributed import World, keep_freed_memory
 from stages.runtime.update import autocast, fast_bf16, make_optimizer, make_update, should_compile
 
@@ -79,8 +78,8 @@ def bench_pretrain(
     batch = synthetic_batch(config, model, place.device)
     labels = synthetic_labels(model, place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
-    update = pretraining.build_update(model, labels, optimizer, config, place)
-    objective = pretraining.JointObjective(model, labels, config.objective, Noise(place.device))
+    objective = pretrain.JointObjective(model, labels, config.objective, place)
+    update = pretrain.build_update(objective, optimizer, config, place)
     flops = count_flops(lambda: objective(batch)[0])
     model.zero_grad(set_to_none=True)
     seconds = time_calls(lambda: update(batch), place.device, updates)
@@ -96,7 +95,8 @@ def bench_data_wait(config: pretrain.Config, model: JointModel, place: World, up
     """Milliseconds an update waits for its batch, made ahead from episodes on disk as in `pretrain`."""
     labels = synthetic_labels(model, place.device)
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
-    update = pretraining.build_update(model, labels, optimizer, config, place)
+    objective = pretrain.JointObjective(model, labels, config.objective, place)
+    update = pretrain.build_update(objective, optimizer, config, place)
     rest = synthetic_batch(config, model, place.device)
     waits = []
     with tempfile.TemporaryDirectory(prefix="bitagent-bench-") as folder:
@@ -104,7 +104,7 @@ def bench_data_wait(config: pretrain.Config, model: JointModel, place: World, up
         dataset = Dataset.open([Path(folder) / "data"], "walker")
         sampler = Sampler(
             dataset, config.batch, config.length, seed=0, keys=("image", "action", "is_first"),
-            device=pretraining.data_device(dataset, place.device),
+            device=data_device(dataset, place.device),
         )  # fmt: skip
         batches = prefetch(sampler, 0, updates + 3, device=str(place.device))
         for _ in range(updates + 3):
@@ -146,7 +146,7 @@ def bench_behave(
     seconds = time_calls(lambda: update(batch), place.device, updates)
     imagines = config.actor_critic.imagination > 0
     task = prompts.rows(batch["prompt"])
-    start = State(*(batch[k][:starts] for k in ("h", "z", "e")))
+    start = State.read(batch).map(lambda x: x[:starts])
     parts = {"data": lambda: loss.data_loss(batch, task)[0]}
     if imagines:
         parts["imagination"] = lambda: loss.imagined_loss(start, prompts.rows(batch["prompt"][:starts]))[0]
@@ -177,11 +177,9 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
 
     def rollouts() -> Tensor:
         seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task(), noise)
-        seen.state = State(*(x.detach() for x in (seen.state.h, seen.state.z, seen.state.e)))
+        seen.state = seen.state.map(Tensor.detach)
         ones = torch.ones(b, device=dev)
-        terms = joint_behavior_loss(
-            model, seen, batch["action"], batch["is_first"], task(), ones, config.objective, noise
-        )
+        terms = joint_behavior_loss(model, seen, task(), ones, config.objective, noise)
         return terms["joint_behavior"] + terms["rollout"]
 
     parts: dict[str, Callable[[], Tensor]] = {

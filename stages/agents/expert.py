@@ -164,12 +164,12 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
     agent = TD3(config.td3, env.observation_dim, env.action_dim, job.seed_of("networks"))
     replay = Replay(job.episodes, env.observation_dim, env.action_dim, config.n_step, config.td3.discount)
     job.replay.mkdir(parents=True, exist_ok=True)
-    done, returns = _resume(job, agent, replay)
+    done, returns = _resume_expert(job, agent, replay)
     channel.report(done * DECISIONS, returns[-1] if returns else None)
     metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=done)
     for number in range(done, job.total):
         if channel.stopped():
-            _checkpoint(job, number, agent)
+            _save_expert(job, number, agent)
             return None
         settled = number >= job.episodes
         rollout = _settled(job, env, agent, number) if settled else _explore(job, env, agent, number)
@@ -179,7 +179,7 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
         metrics.log(number, {"decisions": (number + 1) * DECISIONS, "return": returns[-1], **terms})
         channel.report(DECISIONS, returns[-1])
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
-            _checkpoint(job, number + 1, agent)
+            _save_expert(job, number + 1, agent)
     metrics.close()
     scores = evaluation_returns(job, env, partial(actor_policy, agent), config.evaluation_episodes)
     precision = str(agent.actor.dtype).removeprefix("torch.")
@@ -242,13 +242,13 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
     return figures
 
 
-def _checkpoint(job: ExpertJob, episodes: int, agent: TD3) -> None:
-    checkpoints.save(job.path, episodes, agent.tensors(), job.about)
+def _save_expert(job: ExpertJob, episodes: int, agent: TD3) -> None:
+    checkpoints.write(job.path, episodes, agent.tensors(), job.about)
 
 
-def _resume(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
+def _resume_expert(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
     """Restore networks and replay from the last checkpoint; (episodes done, their returns)."""
-    found = checkpoints.load(job.path, job.about)
+    found = checkpoints.read(job.path, job.about)
     if found is None:
         return 0, []
     done, groups = found

@@ -117,7 +117,7 @@ class Agent(nn.Module):
         image = batch["image"]
         seen = self.observe(batch, image)
         shown = torch.randperm(image.shape[1], device=image.device)[: self.config.decoded]
-        terms = kl_losses(seen, batch["is_first"], self.objective)
+        terms = kl_losses(seen, self.objective)
         z, frames = seen.state.z[:, shown].flatten(0, 1), image[:, shown].flatten(0, 1)
         terms["image"] = self.model.decoder.squared_error(z, frames)
         terms["reward"] = self.reward.loss(seen, batch)

@@ -192,7 +192,7 @@ def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
     config, env = job.config, tasks.make_env(job.domain, job.task)
     training = Training(job, env.action_dim)
     job.replay.mkdir(parents=True, exist_ok=True)
-    done = _resume(job, training)
+    done = _resume_training(job, training)
     first = min(config.random_episodes, job.episodes)
     begun = max(first, done // config.updates + 1)  # episodes played so far: number n after n * updates updates
     if done:
@@ -213,7 +213,7 @@ def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
         terms: Terms = {}
         while done < number * config.updates:
             if channel.stopped():
-                _checkpoint(job, done, training)
+                _save_training(job, done, training)
                 return None
             terms = _update(job, training, replay, done)
             done += 1
@@ -223,7 +223,7 @@ def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
         metrics.log(number, {"decisions": number * DECISIONS, "return": returns[-1], **figures})
         channel.report(DECISIONS, f"return {returns[-1]:.0f}, image {figures['image']:.0f}")
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
-            _checkpoint(job, done, training)
+            _save_training(job, done, training)
     metrics.close()
     return Trained(training.agent, env, returns, done)
 
@@ -266,13 +266,13 @@ def _figures(job: OnlineJob, number: int, terms: Terms) -> dict[str, float]:
     return figures
 
 
-def _checkpoint(job: OnlineJob, updates: int, training: Training) -> None:
-    checkpoints.save(job.path, updates, training.tensors(), job.about)
+def _save_training(job: OnlineJob, updates: int, training: Training) -> None:
+    checkpoints.write(job.path, updates, training.tensors(), job.about)
 
 
-def _resume(job: OnlineJob, training: Training) -> int:
+def _resume_training(job: OnlineJob, training: Training) -> int:
     """Restore networks and optimizers from the last checkpoint; the number of updates done."""
-    found = checkpoints.load(job.path, job.about)
+    found = checkpoints.read(job.path, job.about)
     if found is None:
         return 0
     done, groups = found

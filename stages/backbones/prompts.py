@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from stages.backbones.base import Backbone
 from stages.runtime.errors import BadInput
+from stages.runtime.names import natural_key
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -34,13 +36,34 @@ def embed_prompt_video(backbone: Backbone, path: Path) -> Tensor:
     return F.normalize(whole.mean(0), dim=-1)
 
 
+def video_digest(path: Path) -> bytes:
+    """SHA-256 of a video file, or of the images of a folder: another video of the same name is another prompt.
+
+    Raises BadInput when there is nothing to read.
+    """
+    found = hashlib.sha256()
+    for file in image_files(path) if path.is_dir() else [path]:
+        try:
+            found.update(file.read_bytes())
+        except OSError as error:
+            raise BadInput(
+                f"{file} cannot be read ({error.strerror}); give a video file or a folder of frames"
+            ) from None
+    return found.digest()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in natural order: frame_2 before frame_10. Raises BadInput when there are none."""
+    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith(".")]
+    if not files:
+        raise BadInput(f"{folder} holds no images ({', '.join(IMAGES)}); give a video file or a folder of frames")
+    return sorted(files, key=lambda f: natural_key(f.name))
+
+
 def read_frames(path: Path) -> np.ndarray:
-    """A video file, or a folder of images in the order of their names → uint8 (T, 3, S, S), the middle square."""
+    """A video file, or a folder of images in natural order of their names → uint8 (T, 3, S, S), the middle square."""
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith("."))
-        if not files:
-            raise BadInput(f"{path} holds no images ({', '.join(IMAGES)}); give a video file or a folder of frames")
-        frames = [_checked(f, picture) for f in files[:MAX_FRAMES] for picture in _read_images(f)[:1]]
+        frames = [_checked(f, picture) for f in image_files(path)[:MAX_FRAMES] for picture in _read_images(f)[:1]]
     elif path.is_file():
         if path.suffix.lower() not in VIDEOS:
             raise BadInput(f"{path} is not a video: give one of {', '.join(VIDEOS)}, or a folder of frames")

@@ -51,7 +51,7 @@ class Behavior(nn.Module):
         if weights.imagination:
             # Spread over the batch, so that the shares of several processes are the rows of one.
             spread = slice(None, None, max(1, self.config.decisions // self.config.imagined))
-            start = State(*(batch[k][spread][: self.config.imagined] for k in ("h", "z", "e")))
+            start = State.read(batch).map(lambda x: x[spread][: self.config.imagined])
             imagined, more = self.imagined_loss(
                 start, self.prompts.rows(batch["prompt"][spread][: self.config.imagined])
             )
@@ -60,8 +60,8 @@ class Behavior(nn.Module):
 
     def data_loss(self, batch: Batch, task: TaskContext) -> tuple[Tensor, Terms]:
         """Weighted actor and critic losses on transitions of the data."""
-        state = State(*(batch[k] for k in ("h", "z", "e")))
-        following = State(*(batch[f"next_{k}"] for k in ("h", "z", "e")))
+        state = State.read(batch)
+        following = State.read(batch, "next_")
         now, then = (x.to(autocast_dtype(x)) for x in (self.inputs(state, task), self.inputs(following, task)))
         parts = (batch["action"], batch["reward"], batch["discount"], then, batch["normal"])
         actor, critic, terms = self.learner.data_losses(Transitions(now, *parts))
@@ -81,7 +81,7 @@ class Behavior(nn.Module):
         count, steps = states.h.shape[:2]
         step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
         row = torch.arange(count, device=step.device)
-        return State(*(getattr(states, k)[row, step] for k in ("h", "z", "e")))
+        return states.map(lambda x: x[row, step])
 
     def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""

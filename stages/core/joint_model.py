@@ -47,31 +47,11 @@ class JointModel(WorldModel):
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
         self.dim_z, self.dim_tau = config.dim_z, config.dim_task
         c = config
-        dynamics = {
-            "dim_z": c.dim_z,
-            "dim_action": dim_action,
-            "deter": c.deter,
-            "classes": c.classes,
-            "categories": c.categories,
-            "units": c.units,
-            "unimix": c.unimix,
-        }
         dim_s = c.classes * c.categories
         self.adapter = Adapter(dim_embedding) if adapter else nn.Identity()  # e_v = f_mllm(x), trainable part
         self.task_encoder = MLP(dim_embedding, c.dim_task, c.units, 1)  # f_task
-        self.rssm = RSSM(**dynamics, depth=c.depth)  # type: ignore[arg-type]
-        self.fusion = TAMF(
-            dim_semantic=dim_embedding,
-            dim_state=dim_s,
-            classes=c.classes,
-            dim_task=c.dim_task,
-            dim=c.dim_z,
-            layers=c.fusion_layers,
-            hidden=c.expert_hidden,
-            gate=c.gate,
-            layer_scale=c.layer_scale,
-            enabled=c.fusion == "tamf",
-        )
+        self.rssm = RSSM(c, c.dim_z, dim_action)
+        self.fusion = TAMF(c, dim_embedding)
         self.decoder = ImageDecoder(c.dim_z, c.depth)  # p(x | z), Eq. 12
         self.semantic_decoder = MLP(c.dim_z, dim_embedding, c.units, 1)  # f_dec, Eq. 13
         self.semantic_predictor = MLP(c.deter + dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
@@ -79,7 +59,7 @@ class JointModel(WorldModel):
         self.semantic_origin: Tensor
         self.register_buffer("semantic_origin", torch.zeros(dim_embedding))  # see `conclude`
         self.text_map = MLP(c.dim_task, c.deter + dim_s, c.units, 1)  # f_map, Eq. 7
-        self.text_dynamics = Dynamics(**dynamics)  # type: ignore[arg-type] # p̃_ψ, Eq. 8
+        self.text_dynamics = Dynamics(c, c.dim_z, dim_action)  # p̃_ψ, Eq. 8
 
     # ------------------------------------------------------------------ task
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from stages.core.joint_model import JointModel
 from stages.core.nets import categorical_kl
 from stages.core.settings import ObjectiveConfig
-from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
+from stages.core.world_model import Labels, Noise, Observed, TaskContext, WorldModel
 
 
 @dataclass
@@ -39,21 +39,19 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
     return Prompted(torch.where(use_pseudo.unsqueeze(-1), pseudo, text), shown.float())
 
 
-def world_model_loss(
-    model: WorldModel, seen: Observed, image: Tensor, is_first: Tensor, config: ObjectiveConfig
-) -> dict[str, Tensor]:
+def world_model_loss(model: WorldModel, seen: Observed, image: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
     """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
     image_error = model.decoder.squared_error(seen.state.z.flatten(0, 1), image.flatten(0, 1))
-    return kl_losses(seen, is_first, config) | {"image": image_error}
+    return kl_losses(seen, config) | {"image": image_error}
 
 
-def kl_losses(seen: Observed, is_first: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+def kl_losses(seen: Observed, config: ObjectiveConfig) -> dict[str, Tensor]:
     """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`.
 
     The first step of a window inside an episode has no past to be predicted from: its KL is left out.
     """
-    mask = torch.ones_like(is_first, dtype=torch.float32)
-    mask[:, 0] = is_first[:, 0].float()
+    mask = torch.ones_like(seen.is_first, dtype=torch.float32)
+    mask[:, 0] = seen.is_first[:, 0].float()
     dynamics = categorical_kl(seen.posterior.detach(), seen.prior)  # (B, T)
     representation = categorical_kl(seen.posterior, seen.prior.detach())
     clipped = [(kl.clamp(min=config.free_nats) * mask).mean() for kl in (dynamics, representation)]
@@ -84,26 +82,17 @@ def mllm_loss(
     }
 
 
-def text_imagination_loss(
-    model: JointModel, seen: Observed, action: Tensor, is_first: Tensor, task: TaskContext, shown: Tensor
-) -> Tensor:
+def text_imagination_loss(model: JointModel, seen: Observed, task: TaskContext, shown: Tensor) -> Tensor:
     """Eq. 9 on the data's actions: KL(world model ‖ text imagination); the world model is the fixed teacher."""
-    text, _ = model.text_forced(seen.s, action, is_first, task)  # (B, T, C, K)
-    first = is_first.clone()
+    text, _ = model.text_forced(seen.s, seen.action, seen.is_first, task)  # (B, T, C, K)
+    first = seen.is_first.clone()
     first[:, 0] = True
     teacher = torch.where(first[..., None, None], seen.posterior, seen.prior).detach()
     return (categorical_kl(teacher, text).mean(1) * shown).mean()
 
 
 def joint_behavior_loss(
-    model: JointModel,
-    seen: Observed,
-    action: Tensor,
-    is_first: Tensor,
-    task: TaskContext,
-    shown: Tensor,
-    config: ObjectiveConfig,
-    noise: Noise,
+    model: JointModel, seen: Observed, task: TaskContext, shown: Tensor, config: ObjectiveConfig, noise: Noise
 ) -> dict[str, Tensor]:
     """L_JBO (Eq. 14): discounted KL between a world-model rollout and a text rollout; gradients reach both.
 
@@ -113,10 +102,11 @@ def joint_behavior_loss(
     the posterior of the frame they predict, and the error of the semantics they predict. A stretch counts
     up to where an episode begins in it.
     """
+    action, is_first = seen.action, seen.is_first
     horizon = min(config.horizon, action.shape[1] - 1)
     count = action.shape[1] // (horizon + 1)
     starts = torch.arange(count, device=action.device) * (horizon + 1)
-    start = State(*(getattr(seen.state, k)[:, starts].flatten(0, 1) for k in ("h", "z", "e")))
+    start = seen.state.map(lambda x: x[:, starts].flatten(0, 1))  # (B·count, ...)
     steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (count, H)
     actions = action[:, steps].flatten(0, 1)  # (B·count, H, A)
     repeated = task.repeat_interleave(count)
@@ -145,12 +135,12 @@ def joint_loss(
         batch: image (B, T, 3, 64, 64) uint8, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,);
             and `semantics` (B, T, dim_e), where a backbone in the loop gives e_v instead of the stored embedding.
     """
-    image, action, is_first = batch["image"], batch["action"], batch["is_first"]
     raw = batch["embedding"].float()
     prompts = choose_prompts(raw, batch["task"], labels, config, noise)
     task = model.task(prompts.embedding)
-    seen = model.observe(image, action, is_first, model.adapter(batch.get("semantics", raw)), task, noise)
-    terms = world_model_loss(model, seen, image, is_first, config)
+    e = model.adapter(batch.get("semantics", raw))  # (B, T, dim_e)
+    seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
+    terms = world_model_loss(model, seen, batch["image"], config)
     terms |= mllm_loss(model, seen, task, prompts.shown, config)
     total = (
         config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
@@ -158,10 +148,10 @@ def joint_loss(
     if config.mllm:
         total = total + config.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
     if config.text_imagination:
-        terms["text_imagination"] = text_imagination_loss(model, seen, action, is_first, task, prompts.shown)
+        terms["text_imagination"] = text_imagination_loss(model, seen, task, prompts.shown)
         total = total + config.text_imagination * terms["text_imagination"]
     if config.joint_behavior:
-        terms |= joint_behavior_loss(model, seen, action, is_first, task, prompts.shown, config, noise)
+        terms |= joint_behavior_loss(model, seen, task, prompts.shown, config, noise)
         total = total + config.joint_behavior * terms["joint_behavior"] + config.rollout * terms["rollout"]
     terms["gate"] = task.gates.mean()
     return total, {k: v.detach() for k, v in terms.items()}

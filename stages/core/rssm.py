@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.nets import MLP, ImageEncoder, NormGRU, unimix_log_probs
+from stages.core.settings import ModelConfig
 
 
 class Dynamics(nn.Module):
-    """h' = NormGRU(h, [z, a]) and the prior p(s | h): C categorical variables of K classes each."""
+    """h' = NormGRU(h, [z, a]) and the prior p(s | h): C categorical variables of K classes each.
 
-    def __init__(
-        self, *, dim_z: int, dim_action: int, deter: int, classes: int, categories: int, units: int, unimix: float
-    ) -> None:
+    Args:
+        config: deter, classes, categories, units and unimix of the model.
+        dim_z, dim_action: widths of what drives the recurrence.
+    """
+
+    def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__()
-        self.shape = (classes, categories)
-        self.unimix = unimix
-        self.gru = NormGRU(dim_z + dim_action, deter)
-        self.prior_net = MLP(deter, classes * categories, units, 1)
+        self.shape = (config.classes, config.categories)
+        self.unimix = config.unimix
+        self.gru = NormGRU(dim_z + dim_action, config.deter)
+        self.prior_net = MLP(config.deter, config.classes * config.categories, config.units, 1)
 
     def prior(self, h: Tensor) -> Tensor:
         """h (..., deter) → log-probabilities (..., C, K)."""
@@ -53,30 +57,11 @@ class Dynamics(nn.Module):
 class RSSM(Dynamics):
     """The world model's dynamics, with the posterior q(s_t | x_t) and a learned first state."""
 
-    def __init__(
-        self,
-        *,
-        dim_z: int,
-        dim_action: int,
-        deter: int,
-        classes: int,
-        categories: int,
-        units: int,
-        unimix: float,
-        depth: int,
-    ) -> None:
-        super().__init__(
-            dim_z=dim_z,
-            dim_action=dim_action,
-            deter=deter,
-            classes=classes,
-            categories=categories,
-            units=units,
-            unimix=unimix,
-        )
-        self.encoder = ImageEncoder(depth)
-        self.posterior_net = MLP(self.encoder.out_features, classes * categories, units, 1)
-        self.h_first = nn.Parameter(torch.zeros(deter))
+    def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
+        super().__init__(config, dim_z, dim_action)
+        self.encoder = ImageEncoder(config.depth)
+        self.posterior_net = MLP(self.encoder.out_features, config.classes * config.categories, config.units, 1)
+        self.h_first = nn.Parameter(torch.zeros(config.deter))
 
     def posterior(self, image: Tensor) -> Tensor:
         """uint8 image (..., 3, 64, 64) → log-probabilities of s (..., C, K)."""

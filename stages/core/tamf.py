@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.core.settings import ModelConfig
+
 
 class Expert(nn.Module):
     """One adapter branch of Eq. 3: LayerNorm → GEGLU → Linear → LayerScale.
@@ -49,37 +51,25 @@ class ExpertAllocator(nn.Module):
 class TAMF(nn.Module):
     """z^(L) = f_TAMF(e_v, s, τ): a projection (Eq. 2) and L gated dual-expert layers (Eq. 3, 4).
 
-    With `enabled=False` it is the ablation's base row: the direct sum of the two embeddings.
+    With `fusion: sum` it is the ablation's base row: the direct sum of the two embeddings.
 
     Args:
-        dim_semantic, dim_state, dim_task: widths of e_v, s and τ.
-        classes: categorical variables in s.
-        dim, layers, hidden: width of z, number of layers L, inner width of an expert.
+        config: classes and categories of s, dim_task of τ, dim_z, number of layers L, inner width of an expert, gate.
+        dim_semantic: width of e_v.
     """
 
-    def __init__(
-        self,
-        *,
-        dim_semantic: int,
-        dim_state: int,
-        classes: int,
-        dim_task: int,
-        dim: int,
-        layers: int,
-        hidden: int,
-        gate: str,
-        layer_scale: float,
-        enabled: bool,
-    ) -> None:
+    def __init__(self, config: ModelConfig, dim_semantic: int) -> None:
         super().__init__()
-        self.enabled, self.layers = enabled, layers if enabled else 0
+        c, dim, dim_state = config, config.dim_z, config.classes * config.categories
+        enabled = c.fusion == "tamf"
+        self.layers = c.fusion_layers if enabled else 0
         self.fuse_semantic = nn.Linear(dim_semantic, dim)
         self.fuse_state = nn.Linear(dim_state, dim, bias=False)
         # e has unit norm and s `classes` ones: by default s would enter z at several times e's scale and hide it.
-        nn.init.normal_(self.fuse_semantic.weight, std=(classes / (3 * dim_state)) ** 0.5)
-        self.allocator = ExpertAllocator(dim_task, dim_task, layers, dim if gate == "channel" else 1)
-        self.semantic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))
-        self.dynamic = nn.ModuleList(Expert(dim, hidden, layer_scale) for _ in range(self.layers))
+        nn.init.normal_(self.fuse_semantic.weight, std=(c.classes / (3 * dim_state)) ** 0.5)
+        self.allocator = ExpertAllocator(c.dim_task, c.dim_task, c.fusion_layers, dim if c.gate == "channel" else 1)
+        self.semantic = nn.ModuleList(Expert(dim, c.expert_hidden, c.layer_scale) for _ in range(self.layers))
+        self.dynamic = nn.ModuleList(Expert(dim, c.expert_hidden, c.layer_scale) for _ in range(self.layers))
         if not enabled:
             self.allocator.requires_grad_(False)
 

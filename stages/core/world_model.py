@@ -27,20 +27,37 @@ class State:
     z: Tensor
     e: Tensor
 
+    @classmethod
+    def read(cls, batch: Mapping[str, Tensor], prefix: str = "") -> State:
+        """The state whose parts a batch holds under `prefix` and their letter."""
+        return cls(batch[f"{prefix}h"], batch[f"{prefix}z"], batch[f"{prefix}e"])
+
     @property
     def features(self) -> Tensor:
         """What actor, critic and reward heads read: (..., deter + dim_z)."""
         return torch.cat([self.h, self.z.to(self.h.dtype)], -1)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> State:
+        """The same function of each part."""
+        return State(function(self.h), function(self.z), function(self.e))
+
 
 @dataclass
 class Observed:
-    """A filtered sequence, all (B, T, ...): see `WorldModel.observe`."""
+    """A filtered sequence, all (B, T, ...), and the actions and beginnings behind it: see `WorldModel.observe`."""
 
     state: State
     s: Tensor
     posterior: Tensor
     prior: Tensor
+    action: Tensor
+    is_first: Tensor
+
+    def detached(self) -> Observed:
+        """Without gradient, but for the semantics e."""
+        state = State(self.state.h.detach(), self.state.z.detach(), self.state.e)
+        parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
+        return Observed(state, *parts, self.action, self.is_first)
 
 
 @dataclass
@@ -194,7 +211,7 @@ class WorldModel(nn.Module):
         reset = is_first.clone()
         reset[:, 0] = True  # what came before the window is not known
         h = self.rssm.scan(z, action, reset, self.rssm.first(len(image)))  # (B, T, deter)
-        return Observed(State(h, z, e), s, posterior, self.rssm.prior(h))
+        return Observed(State(h, z, e), s, posterior, self.rssm.prior(h), action, is_first)
 
     def observe_step(
         self, image: Tensor, previous: State | None, action: Tensor, e: Tensor, task: TaskContext

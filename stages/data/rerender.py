@@ -15,12 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from stages import worlds
 from stages.data.episodes import Dataset, DatasetWriter
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.loop import progress, stop_signals
 from stages.runtime.workers import follow_parent
-from stages.worlds.render import DEFAULT_CAMERAS, render_states
+from stages.worlds import tasks
+from stages.worlds.render import render_states
 
 COUNTS = ("episodes", "frames", "returns", "action_dim", "state_dim")  # made anew by the writer
 
@@ -75,7 +77,8 @@ def render_dataset(
     A stopped run continues where it was. The ray renderer gives the same bytes in every process.
     Raises BadInput when the source holds no states.
     """
-    if camera == DEFAULT_CAMERAS.get(source.domain):
+    tasks.check_domain(source.domain)
+    if camera == worlds.BODIES[source.domain].camera:
         camera = None
     job = RenderJob(source.path.resolve(), source.id, path.resolve(), size, camera, backend, supersample)
     if (found := artifacts.reuse(path, "collect", _config(job), source.meta["seed"], [source], fresh)) is not None:

@@ -64,12 +64,10 @@ class Founder(PlainWorldModel):
 
     # ------------------------------------------------------------------ pretraining
 
-    def grounding_terms(
-        self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
-    ) -> dict[str, Tensor]:
+    def grounding_terms(self, seen: Observed, config: ObjectiveConfig, noise: Noise) -> dict[str, Tensor]:
         """KL from the posterior of the window's last frame to the mapping, and the errors of aligner and distance."""
         with torch.no_grad():
-            states = self.rollouts(seen, action, self.horizon, noise)  # (N, H+1, C·K)
+            states = self.rollouts(seen, self.horizon, noise)  # (N, H+1, C·K)
         first, second, steps = pairs(states, self.far, noise)
         return {
             "mapping": categorical_kl(seen.posterior, self.map(seen.state.e)).mean(),
@@ -77,11 +75,12 @@ class Founder(PlainWorldModel):
             "distance": F.mse_loss(self.distance(first, second), steps),
         }
 
-    def rollouts(self, seen: Observed, action: Tensor, horizon: int, noise: Noise) -> Tensor:
+    def rollouts(self, seen: Observed, horizon: int, noise: Noise) -> Tensor:
         """Stochastic states (N, H+1, C·K) imagined under the data's actions, from every (H+1)-th frame."""
+        action = seen.action
         horizon = min(horizon, action.shape[1] - 1)
         starts = torch.arange(action.shape[1] // (horizon + 1), device=action.device) * (horizon + 1)
-        start = State(*(getattr(seen.state, k)[:, starts].flatten(0, 1) for k in ("h", "z", "e")))
+        start = seen.state.map(lambda x: x[:, starts].flatten(0, 1))
         steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (n, H)
         actions = action[:, steps].flatten(0, 1)  # (B·n, H, A)
         task = PlainWorldModel.task(self, start.e)

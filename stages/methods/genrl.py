@@ -80,15 +80,8 @@ class GenRL(PlainWorldModel):
     ) -> None:
         super().__init__(config, dim_embedding, dim_action)
         self.window, self.kl_balance, self.noise = window, kl_balance, noise
-        self.connector = Dynamics(
-            dim_z=self.dim_z,
-            dim_action=dim_embedding,  # the embedding stands where the action does in the world model
-            deter=config.deter,
-            classes=config.classes,
-            categories=config.categories,
-            units=config.units,
-            unimix=config.unimix,
-        )
+        # The embedding stands where the action does in the world model.
+        self.connector = Dynamics(config, self.dim_z, dim_embedding)
         self.connector_start = MLP(dim_embedding, config.deter, config.units, 1)
         self.aligner = Aligner(dim_embedding, config.units)
 
@@ -99,9 +92,7 @@ class GenRL(PlainWorldModel):
 
     # ------------------------------------------------------------------ pretraining
 
-    def grounding_terms(
-        self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
-    ) -> dict[str, Tensor]:
+    def grounding_terms(self, seen: Observed, config: ObjectiveConfig, noise: Noise) -> dict[str, Tensor]:
         """Forward KL from the posterior to the connector, and the aligner's denoising."""
         e = seen.state.e  # (B, T, dim_e)
         steps = e.shape[1] // self.window * self.window

@@ -34,16 +34,7 @@ class PlainWorldModel(WorldModel):
         self.dim_z = config.classes * config.categories
         self.dim_tau = dim_embedding if dim_tau is None else dim_tau
         self.adapter = nn.Identity()
-        self.rssm = RSSM(
-            dim_z=self.dim_z,
-            dim_action=dim_action,
-            deter=config.deter,
-            classes=config.classes,
-            categories=config.categories,
-            units=config.units,
-            unimix=config.unimix,
-            depth=config.depth,
-        )
+        self.rssm = RSSM(config, self.dim_z, dim_action)
         self.decoder = ImageDecoder(self.dim_z, config.depth)
 
     def task(self, embedding: Tensor) -> TaskContext:
@@ -70,18 +61,11 @@ class PlainWorldModel(WorldModel):
         image, action, is_first = batch["image"], batch["action"], batch["is_first"]
         e = F.normalize(batch["embedding"].float(), dim=-1)  # (B, T, dim_e)
         seen = self.observe(image, action, is_first, e, PlainWorldModel.task(self, e[:, 0]), noise)
-        terms = world_model_loss(self, seen, image, is_first, config)
-        grounding = self.grounding_terms(_detached(seen), action, config, noise)
+        terms = world_model_loss(self, seen, image, config)
+        grounding = self.grounding_terms(seen.detached(), config, noise)
         total = config.world_model * (terms["kl"] + terms["image"]) + torch.stack(list(grounding.values())).sum()
         return total, {k: v.detach() for k, v in (terms | grounding).items()}
 
-    def grounding_terms(
-        self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
-    ) -> dict[str, Tensor]:
+    def grounding_terms(self, seen: Observed, config: ObjectiveConfig, noise: Noise) -> dict[str, Tensor]:
         """Losses, by name, whose sum trains the grounding. `seen` carries no gradient: the world model never moves."""
         raise NotImplementedError
-
-
-def _detached(seen: Observed) -> Observed:
-    state = State(seen.state.h.detach(), seen.state.z.detach(), seen.state.e)
-    return Observed(state, seen.s.detach(), seen.posterior.detach(), seen.prior.detach())

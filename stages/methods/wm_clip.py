@@ -24,9 +24,7 @@ class WMCLIP(PlainWorldModel):
         """The embedding a state looks like: (..., dim_e), unit norm."""
         return F.normalize(self.reverse(state.features).float(), dim=-1)
 
-    def grounding_terms(
-        self, seen: Observed, action: Tensor, config: ObjectiveConfig, noise: Noise
-    ) -> dict[str, Tensor]:
+    def grounding_terms(self, seen: Observed, config: ObjectiveConfig, noise: Noise) -> dict[str, Tensor]:
         """1 - cosine to the backbone's embedding e_t."""
         return {"reverse": 1 - (self.embed(seen.state) * seen.state.e).sum(-1).mean()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.backbones import load_backbone
-from stages.backbones.prompts import embed_prompt_video
+from stages.backbones.prompts import embed_prompt_video, video_digest
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
@@ -18,8 +18,38 @@ from stages.worlds import tasks
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What a user asks a policy for: one of a task, a prompt, a video, or several tasks at once."""
+
+    task: str | None = None
+    prompt: str | None = None
+    video: str | None = None
+    many: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a policy is learned.
+
+    Args:
+        method: see `methods` in presets/paper.yaml.
+        oracle: the control row; the reward is the true one of the named task.
+        data_free: no dataset is read; every imagined rollout begins in a state the model itself dreams up.
+    """
+
+    method: str = "bitagent"
+    oracle: bool = False
+    data_free: bool = False
+
+    @property
+    def label(self) -> str:
+        """What folders and tables call it."""
+        return self.method + (ORACLE if self.oracle else "") + (DATA_FREE if self.data_free else "")
+
+
+@dataclass(frozen=True)
 class Goal:
-    """What the policy is asked for: the artifact's name, one prompt text per head and known task names."""
+    """An `Ask` understood: the artifact's name, one prompt text per head and known task names."""
 
     name: str
     prompts: tuple[str, ...]
@@ -35,15 +65,16 @@ class Goal:
         return "--prompt", f'"{self.prompts[0]}"'
 
 
-def parse_goal(domain: str, task: str | None, prompt: str | None, video: str | None, many: Sequence[str] = ()) -> Goal:
+def parse_goal(domain: str, ask: Ask) -> Goal:
     """Exactly one of task, prompt, video or several tasks. Raises BadInput for none, two or an unknown task."""
-    if sum(bool(x) for x in (task, prompt, video, many)) != 1:
+    if sum(bool(x) for x in (ask.task, ask.prompt, ask.video, ask.many)) != 1:
         raise BadInput("give exactly one of --task, --prompt, --video or --tasks")
-    if prompt:
-        return Goal(slug(prompt), (prompt,), ())
-    if video:
-        return Goal(slug(Path(video).stem), (f"video {Path(video).name}",), (), video)
-    names = tuple(many) or (str(task),)
+    if ask.prompt:
+        return Goal(slug(ask.prompt), (ask.prompt,), ())
+    if ask.video:
+        path = Path(ask.video)
+        return Goal(slug(path.stem, video_digest(path)), (f"video {path.name}",), (), ask.video)
+    names = tuple(ask.many) or (str(ask.task),)
     return Goal("+".join(names), tuple(tasks.get_task(domain, n).prompt for n in names), names)
 
 
@@ -63,8 +94,8 @@ def embed_goal(goal: Goal, source: Artifact, run: Run, name: str, again: str) ->
     return backbone.encode_text(list(goal.prompts)).cpu()
 
 
-def command_again(run: Run, goal: Goal, label: str) -> str:
-    """The command line that goes on with the policy of a label."""
+def behave_command(run: Run, goal: Goal, label: str) -> str:
+    """The command line that makes, or goes on with, the policy of a variant's label."""
     rewarded = label.removesuffix(DATA_FREE)
     method = rewarded.removesuffix(ORACLE)
     flags = [*(["--oracle-reward"] if method != rewarded else []), *(["--data-free"] if rewarded != label else [])]

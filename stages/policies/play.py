@@ -14,7 +14,7 @@ FIRST_SEED = 100_000  # episodes start where no collected episode does
 
 
 @dataclass
-class Rollout:
+class PlayedPolicy:
     """N episodes of one task: rewards (N, T) a decision and, when kept, frames (N, T', 3, 64, 64)."""
 
     reward: np.ndarray
@@ -25,7 +25,9 @@ class Rollout:
         return self.reward.sum(1)
 
 
-def play(policy: Policy, domain: str, task: str, episodes: int, *, keep_every: int = 0, quiet: bool = True) -> Rollout:
+def play_policy(
+    policy: Policy, domain: str, task: str, episodes: int, *, keep_every: int = 0, quiet: bool = True
+) -> PlayedPolicy:
     """`episodes` episodes in step; one forward pass serves all environments.
 
     Args:
@@ -47,4 +49,4 @@ def play(policy: Policy, domain: str, task: str, episodes: int, *, keep_every: i
         rewards.append([s.reward for s in steps])
         bar.update()
     bar.close()
-    return Rollout(np.array(rewards).T, np.stack(kept, 1) if kept else None)
+    return PlayedPolicy(np.array(rewards).T, np.stack(kept, 1) if kept else None)

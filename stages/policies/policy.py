@@ -7,6 +7,7 @@ action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch import Tensor
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
-from stages.core.model_free import OfflineRLConfig
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.methods import open_model
+from stages.methods.model_free import OfflineRLConfig
 from stages.methods.pixels import PixelEncoder
 from stages.methods.td3 import Actor, resolve_precision
 from stages.runtime import artifacts
@@ -29,6 +30,20 @@ from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
 
 IMAGE_SIZE = 64  # of the frames the world model reads
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How a policy acts.
+
+    Args:
+        semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
+        sample: draw actions instead of taking the mean.
+    """
+
+    device: str = "cpu"
+    semantics_every: int = 1
+    sample: bool = False
 
 
 class Policy:
@@ -41,11 +56,7 @@ class Policy:
 
     @staticmethod
     def load(path: str | Path, device: str = "cpu", *, semantics_every: int = 1, sample: bool = False) -> Policy:
-        """Open a policy artifact, of whatever method.
-
-        Args:
-            semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
-            sample: draw actions instead of taking the mean.
+        """Open a policy artifact, of whatever method; see `Acting`.
 
         Raises BadInput when it, or the backbone of its run, is missing or changed, or when it is deterministic and
         actions are to be drawn.
@@ -55,7 +66,7 @@ class Policy:
             if sample:
                 raise BadInput(f"{artifact.path} holds a deterministic policy, which has no actions to sample")
             return PixelPolicy.open(artifact, device)
-        return LatentPolicy.open(artifact, device, semantics_every, sample)
+        return LatentPolicy.open(artifact, Acting(device, semantics_every, sample))
 
     def reset(self, prompt: int = 0) -> None:
         """Forget the past: the next frame is the first of an episode.
@@ -81,62 +92,38 @@ class LatentPolicy(Policy):
 
     def __init__(
         self,
-        artifact: Artifact,
         model: WorldModel,
         learner: ActorCritic,
         backbone: Backbone,
         embedding: Tensor,
-        *,
         backbone_size: int,
-        device: torch.device,
-        semantics_every: int = 1,
-        sample: bool = False,
+        acting: Acting,
     ) -> None:
-        self.artifact, self.model, self.learner, self.backbone = artifact, model, learner, backbone
-        self.backbone_size = backbone_size
-        self.device, self.semantics_every, self.sample = device, semantics_every, sample
+        self.model, self.learner, self.backbone = model, learner, backbone
+        self.backbone_size, self.acting, self.device = backbone_size, acting, torch.device(acting.device)
         with torch.no_grad():
-            self.contexts = model.task(embedding.to(device))
+            self.contexts = model.task(embedding.to(self.device))
         self.reset()
 
     @classmethod
-    def open(cls, artifact: Artifact, device: str, semantics_every: int, sample: bool) -> LatentPolicy:
+    def open(cls, artifact: Artifact, acting: Acting) -> LatentPolicy:
         """With the world model in the artifact and the backbone of its run."""
-        model = open_model(artifact, torch.device(device))
-        learner = load_learner(artifact, model).to(device).requires_grad_(False)
+        model = open_model(artifact, torch.device(acting.device))
+        learner = load_learner(artifact, model).to(acting.device).requires_grad_(False)
         embedding = artifact.tensors("prompt")["embedding"]
-        root = artifact.path.resolve().parents[2]
-        return cls.assemble(artifact, root, model, learner, embedding, device, semantics_every, sample)
+        return cls.assemble(artifact, artifact.path.resolve().parents[2], model, learner, embedding, acting)
 
     @classmethod
     def assemble(
-        cls,
-        artifact: Artifact,
-        root: Path,
-        model: WorldModel,
-        learner: ActorCritic,
-        embedding: Tensor,
-        device: str,
-        semantics_every: int = 1,
-        sample: bool = False,
+        cls, artifact: Artifact, root: Path, model: WorldModel, learner: ActorCritic, embedding: Tensor, acting: Acting
     ) -> LatentPolicy:
         """A learner, in training maybe, with the backbone of the run at `root` that its policy or model was made of."""
-        backbone = load_backbone(artifact.meta["extra"]["backbone"], root, device)
+        backbone = load_backbone(artifact.meta["extra"]["backbone"], root, acting.device)
         trained_with = artifact.meta["extra"]["backbone_id"]
         if backbone.id != trained_with:
             raise BadInput(f"{artifact.path} was trained with backbone {trained_with}, here is {backbone.id}")
         size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
-        return cls(
-            artifact,
-            model,
-            learner,
-            backbone,
-            embedding,
-            backbone_size=size,
-            device=torch.device(device),
-            semantics_every=semantics_every,
-            sample=sample,
-        )
+        return cls(model, learner, backbone, embedding, size, acting)
 
     def reset(self, prompt: int = 0) -> None:
         index = torch.tensor([prompt], device=self.device)
@@ -155,7 +142,7 @@ class LatentPolicy(Policy):
             self.action = torch.zeros(len(image), self.model.dim_action, device=self.device)
         self.state = self.model.observe_step(image, self.state, self.action, e, task)
         mean, std = self.learner.actor(torch.cat([self.state.features, task.tau], -1))
-        self.action = (mean + std * torch.randn_like(std)).clamp(-1, 1) if self.sample else mean
+        self.action = (mean + std * torch.randn_like(std)).clamp(-1, 1) if self.acting.sample else mean
         self.steps += 1
         action = self.action.cpu().numpy()
         return action[0] if single else action
@@ -165,7 +152,7 @@ class LatentPolicy(Policy):
         if not self.model.reads_semantics:
             return torch.zeros(len(image), self.model.dim_embedding, device=self.device)
         self.window = [*self.window, image][-self.backbone.window :]
-        if self.steps % self.semantics_every == 0 or self.state is None:
+        if self.steps % self.acting.semantics_every == 0 or self.state is None:
             padded = [self.window[0]] * (self.backbone.window - len(self.window)) + self.window
             e = self.backbone.encode_video(torch.stack(padded, 1)).to(self.device)  # (N, dim_e)
             # Datasets hold embeddings in float16: act on what training saw.

@@ -21,7 +21,7 @@ HEIGHT, PITCH, SPEED = 0.1, np.pi / 12, 0.5  # sides of a bin: m, rad, m/s
 
 def bins(domain: str, states: np.ndarray) -> np.ndarray:
     """The bin of each physics state: (N, nq + nv) → (N, 3) whole numbers, of height, pitch and forward speed."""
-    found = frame_features(worlds.make_model(domain), domain, states)
+    found = frame_features(worlds.compile_model(domain), domain, states)
     pitch = np.arctan2(found["facing"], found["upright"])
     sides = ((found["height"], HEIGHT), (pitch, PITCH), (found["speed"], SPEED))
     return np.stack([np.floor(value / side) for value, side in sides], 1).astype(np.int64)

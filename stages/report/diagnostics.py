@@ -23,7 +23,7 @@ from stages.core.nets import normalize_image, sample_one_hot, to_uint8
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
-from stages.worlds.behaviours import memberships
+from stages.worlds import tasks
 from stages.worlds.motion import window_features
 
 WINDOW = 8  # frames a reward is averaged over before it is ranked
@@ -195,7 +195,7 @@ def true_reward(domain: str, task: str, states: np.ndarray) -> np.ndarray:
 
     Equals what the environment returned for the last control step that led to the state.
     """
-    physics, judge = worlds.make_physics(domain), worlds.make_task(domain, task, RandomState(0))
+    physics, judge = worlds.make_physics(domain), tasks.get_task(domain, task).make(RandomState(0))
     nq = physics.model.nq
     out = np.empty(len(states))
     for i, state in enumerate(states):
@@ -334,9 +334,9 @@ def _behaviours(domain: str, states: np.ndarray) -> dict[str, np.ndarray]:
     """Graded behaviours of windows (W, F, S), each frame averaged over the frames before it in the window: (W,)."""
     count, size, width = states.shape
     starts = np.arange(count + 1) * size
-    features = window_features(worlds.make_model(domain), domain, states.reshape(-1, width), starts)
+    features = window_features(worlds.compile_model(domain), domain, states.reshape(-1, width), starts)
     last = starts[1:] - 1
-    return memberships(domain, {name: value[last] for name, value in features.items()})
+    return worlds.BODIES[domain].behaviours({name: value[last] for name, value in features.items()})
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -6,7 +6,6 @@ import shlex
 import time
 from calendar import timegm
 from collections.abc import Sequence
-from pathlib import Path
 
 from stages.report.lineage import provenance, still_there
 from stages.report.results import Result
@@ -61,7 +60,7 @@ def _command(result: Result, policy: Artifact | None, run: Run) -> str:
     if not result.single_task and not result.multi_task:
         words = policy.meta["config"]["prompts"][0] if policy else result.goal
         video = words.removeprefix("video ")  # what `parse_goal` calls a prompt that is one
-        shown = video != words and result.goal == slug(Path(video).stem)
+        shown = video != words and result.goal != slug(words)  # a prompt's folder is named by its words
         goal = ["--video", shlex.quote(video)] if shown else ["--prompt", f'"{words}"']
         goal += ["--score-as", result.task]
     return "`" + run.command("evaluate", *goal, *method_option(result.method), "--seed", str(result.seed)) + "`"

@@ -132,7 +132,7 @@ class Scene:
     @property
     def pause(self) -> int:
         """Milliseconds of a decision, as GIFs count them."""
-        seconds = worlds.WORLDS[self.run.domain].CONTROL_TIMESTEP * tasks.ACTION_REPEAT
+        seconds = worlds.BODIES[self.run.domain].control_timestep * tasks.ACTION_REPEAT
         return max(20, round(seconds * 100) * 10)
 
 

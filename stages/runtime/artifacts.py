@@ -18,8 +18,8 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stages.runtime import storage
+from stages.runtime import checkpoints, storage
+from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 
 PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "transformers", "safetensors")
@@ -81,49 +82,49 @@ def input_path(artifact: Artifact, wanted: str) -> Path:
     return artifact.path / places[wanted]
 
 
-@contextmanager
-def writing(
-    path: Path,
-    stage: str,
-    *,
-    domain: str,
-    config: Mapping[str, Any],
-    seed: int,
-    inputs: Sequence[Artifact] = (),
-    resolved: Mapping[str, Any] | None = None,
-    extra: dict[str, Any] | None = None,
-    began: float | None = None,
-) -> Iterator[Path]:
-    """Yield a temporary folder to fill with files; on a clean exit it becomes the artifact `path`.
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact.json says of how its artifact was made.
 
     Args:
         config: the sections that decide the content; `reuse` compares them.
         inputs: the artifacts this one was made from.
         resolved: the whole resolved preset, for the record.
-        extra: stage-specific facts; the caller may fill it inside the `with`.
+        began: when its making began, in seconds since the epoch; by default now.
     """
-    began = time.time() if began is None else began
+
+    domain: str
+    config: Mapping[str, Any]
+    seed: int
+    inputs: Sequence[Artifact] = ()
+    resolved: Mapping[str, Any] | None = None
+    began: float | None = None
+
+
+@contextmanager
+def writing(path: Path, stage: str, *, extra: dict[str, Any] | None = None, **about: Any) -> Iterator[Path]:
+    """Yield a temporary folder to fill with files; on a clean exit it becomes the artifact `path`.
+
+    Args:
+        extra: stage-specific facts; the caller may fill it inside the `with`.
+        about: the fields of `Provenance`.
+    """
+    made = Provenance(**about)
+    began = time.time() if made.began is None else made.began
     with storage.draft(path) as draft:
         yield draft
         files = {f.name: storage.file_sha256(f) for f in sorted(draft.iterdir()) if f.is_file()}
-        content = storage.plain(
-            {
-                "stage": stage,
-                "domain": domain,
-                "config": dict(config),
-                "seed": seed,
-                "inputs": input_ids(inputs),
-                "extra": extra or {},
-                "files": files,
-            }
-        )
+        content = storage.plain({
+            "stage": stage, "domain": made.domain, "config": dict(made.config), "seed": made.seed,
+            "inputs": input_ids(made.inputs), "extra": extra or {}, "files": files,
+        })  # fmt: skip
         meta = {
             "schema": storage.SCHEMA,
             "id": storage.digest(content),
             "name": path.name,
             **content,
-            "input_paths": {a.id: os.path.relpath(a.path, path) for a in inputs},
-            "resolved": dict(resolved or {}),
+            "input_paths": {a.id: os.path.relpath(a.path.resolve(), path.resolve()) for a in made.inputs},
+            "resolved": dict(made.resolved or {}),
             "versions": versions(),
             "commit": git_commit(),
             "wall_seconds": round(time.time() - began, 1),
@@ -140,6 +141,47 @@ def save(path: Path, stage: str, tensors: Mapping[str, Mapping[str, Tensor]], **
         for name, group in tensors.items():
             storage.write_tensors(draft / f"{name}.safetensors", group)
     return load(path, stage)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An artifact that a stage makes in a run: its place, and the `config` and `inputs` that decide its content."""
+
+    run: Run
+    path: Path
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Sequence[Artifact] = ()
+    began: float = field(default_factory=time.time)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        return {**self.config, "seed": self.run.seed, "inputs": input_ids(self.inputs)}
+
+    def reuse(self) -> Artifact | None:
+        """The finished artifact, saying so, or None; see `reuse`."""
+        run = self.run
+        found = reuse(self.path, self.stage, self.config, run.seed, self.inputs, run.fresh, run.renew)
+        if found and not run.quiet:
+            print(f"reusing {self.path}")
+        return found
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The fields of `Provenance`."""
+        made = {"config": self.config, "inputs": self.inputs, "began": self.began}
+        return {"domain": self.run.domain, "seed": self.run.seed, "resolved": self.run.resolved, **made}
+
+    def writing(self, extra: dict[str, Any] | None = None) -> AbstractContextManager[Path]:
+        """See `writing`."""
+        return writing(self.path, self.stage, extra=extra, **self.provenance)
+
+    def save(self, tensors: Mapping[str, Mapping[str, Tensor]], extra: dict[str, Any] | None = None) -> Artifact:
+        """Write the artifact of these tensor files; the checkpoint of its training, if there was one, goes."""
+        made = save(self.path, self.stage, tensors, extra=extra, **self.provenance)
+        checkpoints.drop(self.path)
+        return made
 
 
 def load(path: Path, stage: str | None = None, *, domain: str | None = None, made_by: str = "") -> Artifact:
@@ -169,10 +211,17 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
 
 
 def find(root: Path, pattern: str, stage: str | None = None, *, domain: str | None = None) -> list[Artifact]:
-    """Every finished artifact at `pattern` below `root`, in the order of their paths; see `load`."""
+    """Every finished artifact at `pattern` below `root`, in the order of their paths; see `load`.
+
+    Two folders with one id are one artifact, a backup copy beside it: the one under its own name counts.
+    """
     places = [file.parent for file in sorted(root.glob(f"{pattern}/artifact.json"))]
     hidden = [any(part.startswith(".") for part in place.relative_to(root).parts) for place in places]
-    return [load(place, stage, domain=domain) for place, hide in zip(places, hidden, strict=True) if not hide]
+    found: dict[str, Artifact] = {}
+    for place, hide in zip(places, hidden, strict=True):
+        if not hide and ((one := load(place, stage, domain=domain)).id not in found or place.name == one.meta["name"]):
+            found[one.id] = one
+    return list(found.values())
 
 
 def _read_meta(file: Path) -> dict[str, Any]:

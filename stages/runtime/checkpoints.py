@@ -18,7 +18,7 @@ def folder(path: Path) -> Path:
     return path.parent / f"{path.name}.checkpoint"
 
 
-def save(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+def write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
     """Replace the checkpoint of artifact `path` atomically. `about` must name config and inputs."""
     target = folder(path)
     with storage.draft(target) as draft:
@@ -30,7 +30,7 @@ def save(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], abo
         storage.replace_folder(draft, target)
 
 
-def load(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
+def read(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
     """The checkpoint of artifact `path` when it was made with the same `about`, else None.
 
     A checkpoint that does not verify is refused (BadInput) rather than silently dropped.

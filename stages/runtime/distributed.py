@@ -32,8 +32,20 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def stops_at(self, step: int, asked: bool) -> bool:
+        """Whether all processes leave after this step, as one was `asked` to. They tell each other without waiting.
+
+        The first that is asked names the step that follows: as every update joins their gradients, none is past it.
+        """
+        if self.size == 1:
+            return asked
+        store = dist.distributed_c10d._get_default_store()
+        if asked:
+            store.compare_set("stop", "", str(step + 1))
+        return store.check(["stop"]) and step >= int(store.get("stop"))
+
     def any(self, flag: bool) -> bool:
-        """True when any process says so, so that all stop at the same step."""
+        """True when any process says so."""
         if self.size == 1:
             return flag
         told = torch.tensor(float(flag), device=self.device)
@@ -41,10 +53,31 @@ class World:
         return bool(told.item())
 
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, all of it
+
+
+def launched() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun says; (0, 1) where it did not start this process.
+
+    A RANK or WORLD_SIZE alone is some other program's, such as a batch system's.
+    """
+    if not all(os.environ.get(name) for name in LAUNCHED):
+        return 0, 1
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        raise BadInput("RANK and WORLD_SIZE are no numbers: unset them, or start with torchrun") from None
+
+
 def require_one_process(what: str) -> None:
     """Raise BadInput when torchrun started several processes for what works in one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launched()[1] > 1:
         raise BadInput(f"{what} works in one process: start it without torchrun")
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks and writes: alone, or the first that torchrun started."""
+    return launched()[0] == 0
 
 
 def gathered(values: Tensor) -> Tensor:
@@ -68,9 +101,9 @@ def keep_freed_memory() -> None:
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Join the process group torchrun announces (nccl on CUDA, gloo on CPU); alone without one."""
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    rank, size = launched()
     if device == "cuda":
-        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if size > 1 else 0)
         torch.cuda.set_device(local)
     else:
         local = torch.device("cpu")

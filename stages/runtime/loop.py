@@ -1,4 +1,11 @@
-"""What every long loop shares: signals that ask for a stop, a metrics file, a progress bar, a NaN guard."""
+"""The plumbing of a long training, so that a stage's loop holds the learning alone.
+
+with Loop(recipe, config, place, command, rate=("pretrain.lr", config.lr)) as loop:
+    loop.resume(load)                                     # load(groups) puts a checkpoint's tensors back
+    for step, batch in zip(loop.steps(), batches):        # batches from loop.start on
+        terms = update(batch)
+        loop.after(step, terms, tensors)                  # log, guard, save, stop
+"""
 
 from __future__ import annotations
 
@@ -8,17 +15,20 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from stages.runtime import logs
+from stages.runtime import checkpoints, logs
+from stages.runtime.artifacts import Recipe
+from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.storage import replace_file
 
@@ -78,7 +88,7 @@ class Metrics:
         kept = [json.dumps(row) for row in logs.read(self.path) if row["step"] < start_step]
         replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
-        self.board = _tensorboard(folder)
+        self.board = _board(folder)
         self.began = time.time()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -97,7 +107,7 @@ class Metrics:
             self.board.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # optional: the JSON lines hold everything
@@ -125,3 +135,119 @@ def require_finite(step: int, terms: Mapping[str, float], checkpoint: Path | Non
         f"loss {', '.join(bad)} became non-finite at step {step} ({shown}); {kept}; "
         f"try again with a lower learning rate: --set {lower}"
     )
+
+
+# ---------------------------------------------------------------------------- the loop of a stage
+
+
+class Schedule(Protocol):
+    """What a loop reads of a stage's section: updates in all, and after how many it logs and saves."""
+
+    @property
+    def updates(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+Groups = dict[str, dict[str, Tensor]]  # a checkpoint's tensors: {file: {name: tensor}}
+
+
+class Loop:
+    """Resume, signals, log, NaN guard, checkpoint and bar of one training; a context manager. Steps count from 1.
+
+    Args:
+        recipe: of the artifact that the training makes; a checkpoint is continued when its config, seed and inputs are
+            the same, and dropped when the run is `fresh`.
+        config: how many updates, and when to log and to save.
+        place: this process among those that train together; the first one writes.
+        command: the command line that goes on after a stop.
+        rate: key and value of the learning rate, which a non-finite loss says to lower.
+
+    `start` is the number of updates that are done already, `values` the terms last looked at.
+    """
+
+    def __init__(self, recipe: Recipe, config: Schedule, place: World, command: str, rate: tuple[str, float]) -> None:
+        self.recipe, self.config, self.place, self.command = recipe, config, place, command
+        self.title = f"{rate[0].split('.')[0]} {recipe.path.name}"
+        self.lower = f"{rate[0]}={rate[1] / 3:.2g}"
+        self.start, self.values = 0, dict[str, float]()
+        self.metrics: Metrics | None = None
+        self.bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Loop:
+        self._signals = stop_signals()
+        self.stop = self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.__exit__(kind, error, trace)
+        for part in (self.bar, self.metrics):
+            if part is not None:
+                part.close()
+
+    def resume(self, load: Callable[[Groups], None]) -> None:
+        """Go on from the checkpoint of this very training, if there is one: `load` puts its tensors back."""
+        if self.recipe.run.fresh:
+            if self.place.is_main:
+                checkpoints.drop(self.recipe.path)
+            return
+        found = checkpoints.read(self.recipe.path, self.recipe.about)
+        if found:
+            self.start, groups = found
+            rng = groups.pop("rng")
+            load(groups)
+            checkpoints.set_rng_state(rng)
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the updates that are left, with a bar over them."""
+        path, updates, main = self.recipe.path, self.config.updates, self.place.is_main
+        self.metrics = Metrics(path.parent / f"{path.name}.log", self.start + 1) if main else None
+        self.bar = progress(updates, self.start, self.title, "update", self.recipe.run.quiet or not main)
+        yield from range(self.start + 1, updates + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line of the log."""
+        if self.metrics:
+            self.metrics.log(step, values)
+
+    def after(
+        self, step: int, terms: Mapping[str, Tensor], tensors: Callable[[], Groups], show: tuple[str, ...] = ("loss",)
+    ) -> None:
+        """Log the terms, refuse them when they are not finite, save, and leave when a signal asked to.
+
+        Nothing is saved after the last update: its artifact comes next.
+
+        Args:
+            tensors: gives everything that the training goes on from bit for bit, but random states, which are added.
+            show: the terms that the bar shows, of those that there are.
+        Raises:
+            BadInput: a term is not finite. Interrupted: stopped by a signal, after saving.
+        """
+        assert self.bar is not None, "steps() opens it"
+        c, last = self.config, step == self.config.updates
+        logging = last or step % c.log_every == 0
+        if logging:
+            self._look(step, terms)
+            self.log(step, self.values)
+            self.bar.set_postfix({k: f"{self.values[k]:.3g}" for k in show if k in self.values}, refresh=False)
+        self.bar.update()
+        stopping = not last and self.place.stops_at(step, bool(self.stop))
+        saving = not last and (stopping or step % c.checkpoint_every == 0)
+        if saving and not logging:
+            self._look(step, terms)
+        if saving and self.place.is_main:
+            groups = {**tensors(), "rng": checkpoints.rng_state()}
+            checkpoints.write(self.recipe.path, step, groups, self.recipe.about)
+        if stopping:
+            raise self.stop.leave(self.command)
+
+    def _look(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Read the terms. When one is not finite in any process all of them leave: none waits for another."""
+        self.values = {name: float(value) for name, value in terms.items()}
+        if self.place.any(not all(map(math.isfinite, self.values.values()))):
+            require_finite(step, self.values, checkpoints.folder(self.recipe.path), self.lower)
+            raise BadInput(f"a loss became non-finite at step {step} in another process: see its message")

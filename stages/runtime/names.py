@@ -16,19 +16,22 @@ from stages.runtime.errors import BadInput
 MAX_WORDS_LENGTH = 40
 
 
-def slug(text: str) -> str:
-    """A safe folder name for a task or a prompt.
+def slug(text: str, content: bytes | None = None) -> str:
+    """A safe folder name for a prompt, or for a video by its name and `content`.
 
-    A task name (one lower-case word, underscores allowed) stays as it is. Any other text becomes its
-    ASCII words in lower case joined by '-', cut at 40 characters, and 6 hex digits of its SHA-256, so
-    that two prompts never share a folder: "Stand still!" → "stand-still-3f0c3e".
+    Its ASCII words in lower case joined by '-', cut at 40 characters, and 6 hex digits of the SHA-256 of the text or
+    the content: two prompts or two videos never share a folder, nor one with a task, whose name has no digits behind a
+    dash. "Stand still!" → "stand-still-3f0c3e".
     """
-    if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", text):
-        return text
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     words = "-".join(re.findall(r"[a-z0-9]+", ascii_text))[:MAX_WORDS_LENGTH].strip("-")
-    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a file's name may not be Unicode
-    return f"{words or 'prompt'}-{digest[:6]}"
+    content = text.encode(errors="surrogateescape") if content is None else content  # a file's name may not be Unicode
+    return f"{words or 'prompt'}-{hashlib.sha256(content).hexdigest()[:6]}"
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """A sorting key by which numbers inside names count as numbers: frame_2 comes before frame_10."""
+    return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 def backbone_folder(name: str) -> str:

@@ -6,10 +6,13 @@ writer out.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,12 +28,50 @@ SCHEMA = 1
 MAX_JSON_BYTES = 16 * 2**20
 
 
+# What keeps a sound file from being read, or a folder from being locked: errno → what it is and what to do.
+ENVIRONMENT = {
+    errno.EACCES: "permission denied: ask its owner for the right to read it",
+    errno.EPERM: "operation not permitted: ask its owner for the right to read it",
+    errno.EIO: "the disk or its connection gave an error: check them, then run the same command again",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "the system has too many files open: close other programs",
+    errno.ENOMEM: "there is no memory left to map it: free some, or raise the limit (ulimit -v)",
+    errno.ENODEV: "its file system maps no files into memory: copy the run to another disk",
+    errno.EOPNOTSUPP: "its file system does not support that: copy the run to another disk",
+    errno.ESTALE: "the network file system has lost it: mount it again",
+    errno.ETIMEDOUT: "the network file system does not answer: run the same command again when it does",
+    errno.ENOTCONN: "the network file system is not connected: mount it again",
+    errno.EHOSTDOWN: "the network file system's host is down: run the same command again when it answers",
+}
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of a file system without locks
+NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
+
+
 def corrupted(file: Path, error: Exception) -> BadInput:
-    """The refusal of a file that is not what was written, with the reason and the way out."""
+    """The refusal of a file that cannot be read as it was written, with the reason and the way out.
+
+    Only what its content or a checksum says is corruption; an errno of the environment says nothing about the file.
+    """
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    code = _errno(error)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return BadInput(f"{file} is missing or corrupted ({reason}); run the command that made it again (--fresh)")
+    if code is not None:
+        told = ENVIRONMENT.get(code, f"{os.strerror(code).lower()}: the file may be sound, correct that and try again")
+        return BadInput(f"{file} cannot be read: {told}")
     return BadInput(
-        f"{file} is missing or corrupted ({str(error).splitlines()[0]}); "
-        "delete its folder and run the command that made it again (--fresh)"
+        f"{file} is missing or corrupted ({reason}); delete its folder and run the command that made it again (--fresh)"
     )
+
+
+def _errno(error: Exception) -> int | None:
+    """The errno behind an exception; safetensors only writes it into its words."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, FileNotFoundError | PermissionError):  # safetensors raises them without their number
+        return errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EACCES
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 _held: set[Path] = set()  # what this process has the lock of
@@ -40,11 +81,16 @@ _held: set[Path] = set()  # what this process has the lock of
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the writer's lock of one artifact. When another process holds it, wait for it or raise BadInput."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(path.parent / f".{path.name}.lock"))
+    # A soft lock, which is the mere existence of the file, would take the file that a lock leaves for a writer.
+    lock = FileLock(str(path.parent / f".{path.name}.lock"), fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise BadInput(f"another process is writing {path}; wait for it, or choose another --out") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        _warn_once(f"{path.parent} is on a file system without locks: see to it that no other command writes there")
     _held.add(path.resolve())
     try:
         yield
@@ -53,12 +99,27 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        print(f"note: {text}", file=sys.stderr)
+
+
+_warned: set[str] = set()
+
+
 # ---------------------------------------------------------------------------- writing
+
+
+def target_of(path: Path) -> Path:
+    """Where a folder really lies: one that is a link is replaced where it points to, and stays a link."""
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager
 def draft(path: Path) -> Iterator[Path]:
     """An empty hidden sibling of `path`; dropped on any failure, so that a full disk is not left fuller."""
+    path = target_of(path)
     folder = path.parent / f".{path.name}.tmp"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -71,6 +132,7 @@ def draft(path: Path) -> Iterator[Path]:
 
 def replace_folder(draft: Path, path: Path) -> None:
     """fsync everything in `draft`, then rename it to `path`, replacing what is there."""
+    path = target_of(path)
     for file in draft.rglob("*"):
         if file.is_file():
             fsync(file)
@@ -123,16 +185,27 @@ def recover(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make a file's content, or a folder's entries, survive a power cut.
+
+    Some file systems (CIFS, FUSE) sync no folder: there a rename is as durable as they make it.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_SYNC):
+            raise
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file), metadata=metadata)
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write {name: tensor} as safetensors, with the rights that the umask leaves: safetensors makes it private."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file))
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 # ---------------------------------------------------------------------------- JSON and checksums

@@ -7,7 +7,7 @@ clipping and the optimizer step as one graph leaves a single launch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -83,7 +83,7 @@ def annealed(step: int, updates: int, share: float) -> float:
 
 def make_update(
     loss: Callable[[Batch], tuple[Tensor, Terms]],
-    optimizers: list[tuple[torch.optim.Optimizer, float]],
+    optimizers: Sequence[tuple[torch.optim.Optimizer, float]],
     device: torch.device,
     *,
     bf16: bool,

@@ -28,6 +28,12 @@ import torch
 
 from stages.runtime.errors import BadInput
 
+
+def usable_cores() -> int:
+    """Cores this process may run on: a container or taskset may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 Figure = float | str | None  # the return of the last episode, or words for the bar
 Report = Callable[[str, int, Figure], None]
 POLL_SECONDS = 0.2

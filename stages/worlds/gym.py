@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from stages import worlds
 from stages.runtime.errors import BadInput
-from stages.worlds import control_timestep
 from stages.worlds.tasks import ACTION_REPEAT, TASKS, Step, get_task, make_env
 
 try:
@@ -47,7 +47,10 @@ class TaskEnv(gymnasium.Env):
         get_task(domain, task)
         if obs not in OBSERVATIONS:
             raise BadInput(f"unknown observation {obs!r}: use pixels or state")
-        self.metadata = {**self.metadata, "render_fps": round(1 / (control_timestep(domain) * ACTION_REPEAT))}
+        self.metadata = {
+            **self.metadata,
+            "render_fps": round(1 / (worlds.BODIES[domain].control_timestep * ACTION_REPEAT)),
+        }
         if render_mode not in (None, "rgb_array"):
             raise BadInput(f"unknown render mode {render_mode!r}: use rgb_array or none")
         self.render_mode, self.obs, self.size, self.backend = render_mode, obs, size, backend

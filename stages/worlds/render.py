@@ -20,7 +20,6 @@ from stages.worlds.opengl import GLDrawer
 from stages.worlds.raycast import RayCaster
 
 BACKENDS = ("ray", "gl")
-DEFAULT_CAMERAS = {"walker": 0, "cheetah": 0, "quadruped": 2, "stickman": 0}
 CHUNK = 2048  # states a worker takes at a time
 
 
@@ -41,15 +40,15 @@ class Renderer:
         supersample: bool = False,
         effects: bool = False,
     ) -> None:
-        if domain not in worlds.WORLDS:
-            raise BadInput(f"unknown domain {domain!r}: {nearest(domain, worlds.WORLDS)}")
+        if domain not in worlds.BODIES:
+            raise BadInput(f"unknown domain {domain!r}: {nearest(domain, worlds.BODIES)}")
         if backend not in BACKENDS:
             raise BadInput(f"unknown renderer {backend!r}: {nearest(backend, BACKENDS)}")
         if size < 1:
             raise BadInput(f"image size {size} is not positive: give at least 1")
-        self.model = worlds.make_model(domain)
+        self.model = worlds.compile_model(domain)
         self.domain, self.size, self.backend, self.supersample = domain, size, backend, supersample
-        self.camera = DEFAULT_CAMERAS[domain] if camera is None else camera
+        self.camera = worlds.BODIES[domain].camera if camera is None else camera
         if not 0 <= self.camera < self.model.ncam:
             raise BadInput(f"{domain} has no camera {camera}: choose 0 to {self.model.ncam - 1}")
         if effects and backend != "gl":

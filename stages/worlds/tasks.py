@@ -1,4 +1,4 @@
-"""The four domains and their tasks: prompts, score ranges, and the environment with action repeat 2.
+"""The domains and their tasks, from the records of the bodies, and the environment with action repeat 2.
 
 env = make_env("walker", "walk", seed=0)
 step = env.reset()
@@ -8,64 +8,23 @@ while not step.is_last:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stages import worlds
 from stages.runtime.errors import BadInput, nearest
+from stages.worlds.body import Task
 from stages.worlds.render import Renderer
 from stages.worlds.suite import flatten_observation, mujoco
 
-DOMAINS: tuple[str, ...] = ("walker", "cheetah", "quadruped", "stickman")
+DOMAINS: tuple[str, ...] = tuple(worlds.BODIES)
 ACTION_REPEAT = 2
 CONTROL_STEPS = 1000  # an episode: 500 decisions, 501 frames with the reset frame
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task, its default prompt and the returns that normalise its score (reference/tasks.md)."""
-
-    domain: str
-    name: str
-    prompt: str
-    min_return: float
-    max_return: float
-    training: bool  # one of the paper's ten; the others are for zero-shot prompts
-
-
-TASKS: tuple[Task, ...] = (
-    Task("walker", "stand", "standing up straight", 150, 970, True),
-    Task("walker", "walk", "walk fast clean", 45, 960, True),
-    Task("walker", "run", "run fast clean", 30, 770, True),
-    Task("cheetah", "run", "running like a quadruped", 9, 890, True),
-    Task("quadruped", "stand", "spider standing", 15, 990, True),
-    Task("quadruped", "walk", "spider walking fast", 10, 960, True),
-    Task("quadruped", "run", "spider running fast", 10, 930, True),
-    Task("stickman", "stand", "standing up", 70, 970, True),
-    Task("stickman", "walk", "robot walk fast clean", 35, 960, True),
-    Task("stickman", "run", "robot run fast clean", 25, 830, True),
-    Task("walker", "one_foot", "standing on one foot", 20, 955, False),
-    Task("walker", "high_kick", "kicking one leg high in the air", 25, 960, False),
-    Task("walker", "lying_down", "lying down on the floor", 170, 975, False),
-    Task("walker", "sit_knees", "kneeling and sitting on the heels", 100, 945, False),
-    Task("walker", "lunge_pose", "lunge with one leg bent in front", 150, 945, False),
-    Task("walker", "flipping", "doing somersaults", 20, 720, False),
-    Task("cheetah", "standing", "standing on the hind legs like a human", 5, 930, False),
-    Task("cheetah", "lying_down", "lying down flat", 430, 920, False),
-    Task("quadruped", "jump", "spider jumping high", 15, 875, False),
-    Task("quadruped", "two_legs", "spider rearing up on two legs", 14, 875, False),
-    Task("quadruped", "lie_down", "spider lying down on the floor", 750, 965, False),
-    Task("stickman", "one_foot", "standing on one foot", 20, 865, False),
-    Task("stickman", "high_kick", "kicking one leg high in the air", 55, 920, False),
-    Task("stickman", "lying_down", "lying down on the floor", 380, 965, False),
-    Task("stickman", "legs_up", "lying on the back with the legs up", 115, 935, False),
-    Task("stickman", "sit_knees", "kneeling and sitting on the heels", 40, 966, False),
-    Task("stickman", "lunge_pose", "lunge with one leg bent in front", 100, 950, False),
-    Task("stickman", "headstand", "upside down in a headstand", 180, 955, False),
-    Task("stickman", "boxing", "boxing with raised fists", 80, 920, False),
-    Task("stickman", "hands_up", "standing with both hands up", 5, 830, False),
-    Task("stickman", "flipping", "doing somersaults", 45, 790, False),
+TASKS: tuple[Task, ...] = tuple(
+    replace(task, domain=domain) for domain, body in worlds.BODIES.items() for task in body.tasks
 )
 
 
@@ -111,12 +70,12 @@ class Env:
     """One task with action repeat 2. Actions lie in [-1, 1] and span each actuator's control range."""
 
     def __init__(self, domain: str, task: str, seed: int = 0) -> None:
-        get_task(domain, task)
+        wanted = get_task(domain, task)
         self.domain, self.task = domain, task
         self._random = np.random.RandomState(seed % 2**32)
         self._physics = worlds.make_physics(domain)
-        self._task = worlds.make_task(domain, task, self._random)
-        self._substeps = round(worlds.control_timestep(domain) / self._physics.timestep())
+        self._task = wanted.make(self._random)
+        self._substeps = round(worlds.BODIES[domain].control_timestep / self._physics.timestep())
         low, high = self._physics.model.actuator_ctrlrange.T  # (A,) each
         self._centre, self._scale = (low + high) / 2, (high - low) / 2
         self._renderers: dict[tuple[int, int | None, str], Renderer] = {}
@@ -186,4 +145,4 @@ def make_env(domain: str, task: str, seed: int = 0) -> Env:
 def action_dim(domain: str) -> int:
     """Number of actuators of a domain."""
     check_domain(domain)
-    return int(worlds.make_model(domain).nu)
+    return int(worlds.compile_model(domain).nu)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from numpy.random import RandomState
+from stages.worlds.biped import (
+    BIPED_PHRASES,
+    BipedPhysics,
+    biped_behaviours,
+    biped_features,
+    biped_task,
+    flipping,
+    high_kick,
+    lunge_pose,
+    lying_down,
+    one_foot,
+    sit_knees,
+)
+from stages.worlds.body import Body, Task
+from stages.worlds.suite import walker
 
-from stages.worlds.biped import POSES, Physics
-from stages.worlds.suite import base, walker
-
-__all__ = ["CONTROL_TIMESTEP", "TASKS", "Physics", "model_xml"]
-
-CONTROL_TIMESTEP = 0.025
-
-
-def model_xml() -> str | bytes:
-    """The suite's own model, unchanged."""
-    return walker.get_model_and_assets()[0]
-
-
-TASKS: dict[str, Callable[[RandomState], base.Task]] = {
-    "stand": lambda random: walker.PlanarWalker(move_speed=0, random=random),
-    "walk": lambda random: walker.PlanarWalker(move_speed=1, random=random),
-    "run": lambda random: walker.PlanarWalker(move_speed=8, random=random),
-    **POSES,
-}
+BODY = Body(
+    name="walker",
+    model_xml=walker.get_model_and_assets()[0],
+    physics=BipedPhysics,
+    control_timestep=0.025,
+    camera=0,
+    tasks=(
+        Task("stand", "standing up straight", 150, 970, partial(walker.PlanarWalker, 0), training=True),
+        Task("walk", "walk fast clean", 45, 960, partial(walker.PlanarWalker, 1), training=True),
+        Task("run", "run fast clean", 30, 770, partial(walker.PlanarWalker, 8), training=True),
+        Task("one_foot", "standing on one foot", 20, 955, biped_task(one_foot)),
+        Task("high_kick", "kicking one leg high in the air", 25, 960, biped_task(high_kick)),
+        Task("lying_down", "lying down on the floor", 170, 975, biped_task(lying_down)),
+        Task("sit_knees", "kneeling and sitting on the heels", 100, 945, biped_task(sit_knees)),
+        Task("lunge_pose", "lunge with one leg bent in front", 150, 945, biped_task(lunge_pose)),
+        Task("flipping", "doing somersaults", 20, 720, biped_task(flipping)),
+    ),
+    features=biped_features,
+    behaviours=biped_behaviours,
+    nouns=("robot", "walker", "two-legged robot", "stick figure", "figure", "biped"),
+    phrases=BIPED_PHRASES,
+)

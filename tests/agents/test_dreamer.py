@@ -9,7 +9,6 @@ import torch
 
 from stages import collect
 from stages.agents.dreamer import TaskReward
-from stages.core import gathering
 from stages.core.world_model import State
 from stages.data.episodes import Dataset
 from stages.runtime.config import Run
@@ -60,8 +59,8 @@ def test_the_reward_is_read_from_any_leading_shape() -> None:
 
 
 def test_an_expert_from_pixels_becomes_a_dataset_that_says_its_algorithm(walker_run: Run) -> None:
-    options = {"source": "expert", "task": "stand", "frames": 1500, "workers": 1, "agent": agent_config()}
-    (artifact,) = collect.run(config(), walker_run, algo="dreamer", **options)  # type: ignore[arg-type]
+    options = {"source": "expert", "task": "stand", "frames": 1500, "workers": 1}
+    (artifact,) = collect.run(config(), walker_run, collect.Order(algo="dreamer", **options), agent_config())
     extra = artifact.meta["extra"]
     assert artifact.path == walker_run.root / "data" / "expert-stand"
     assert (extra["algo"], extra["source"], extra["task"], extra["episodes"]) == ("dreamer", "expert", "stand", 3)
@@ -73,7 +72,7 @@ def test_an_expert_from_pixels_becomes_a_dataset_that_says_its_algorithm(walker_
     left = {p.name for p in artifact.path.parent.iterdir() if not p.name.startswith(".")}
     assert left == {"expert-stand", "expert-stand.log"}
     with pytest.raises(BadInput, match="--fresh"):  # one replay a task: another algorithm's is not mistaken for it
-        collect.run(config(), walker_run, algo="td3", **options)  # type: ignore[arg-type]
+        collect.run(config(), walker_run, collect.Order(algo="td3", **options))
 
 
 def test_a_signal_names_the_algorithm_in_the_command_that_continues(
@@ -82,8 +81,11 @@ def test_a_signal_names_the_algorithm_in_the_command_that_continues(
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(gathering, "train_dreamer", interrupt)
+    monkeypatch.setattr(collect, "train_dreamer", interrupt)
     with pytest.raises(Interrupted, match=r"--source expert --task stand --algo dreamer"):
         collect.run(
-            config(), walker_run, source="expert", task="stand", algo="dreamer", workers=1, agent=agent_config()
+            config(),
+            walker_run,
+            collect.Order(source="expert", task="stand", algo="dreamer", workers=1),
+            agent_config(),
         )

@@ -93,11 +93,11 @@ def test_the_reward_is_one_where_the_members_disagree_as_usual() -> None:
 
 def collect_config(**changes: Any) -> collect.Config:
     explore = explore_config(episodes=2, random_episodes=1, updates=1, **changes)
-    return presets.load("walker", "smoke").collect.model_copy(update={"explore": explore})
+    return presets.resolve("walker", "smoke").collect.model_copy(update={"explore": explore})
 
 
 def test_exploration_becomes_a_dataset_that_is_embedded_and_pretrained_on(walker_run: Run) -> None:
-    (artifact,) = collect.run(collect_config(), walker_run, source="explore", workers=1, agent=agent_config())
+    (artifact,) = collect.run(collect_config(), walker_run, collect.Order(source="explore", workers=1), agent_config())
     assert artifact.path == walker_run.root / "data" / "explore"
     extra = artifact.meta["extra"]
     assert (extra["source"], extra["task"], extra["episodes"], extra["frames"]) == ("explore", "", 2, 1002)
@@ -107,22 +107,24 @@ def test_exploration_becomes_a_dataset_that_is_embedded_and_pretrained_on(walker
     episode = dataset.episode(1)
     assert episode.image is not None and episode.state is not None
     np.testing.assert_array_equal(episode.image[::50], render_states("walker", episode.state[::50]))
-    (again,) = collect.run(collect_config(in_all=True), walker_run, source="explore", workers=1, agent=agent_config())
+    (again,) = collect.run(
+        collect_config(in_all=True), walker_run, collect.Order(source="explore", workers=1), agent_config()
+    )
     assert again.id == artifact.id  # whether `all` explores does not change what exploration makes
     other = dataclasses.replace(agent_config(), model=model_config(deter=20))
     with pytest.raises(BadInput, match=r"deter.*--fresh"):
-        collect.run(collect_config(), walker_run, source="explore", workers=1, agent=other)
+        collect.run(collect_config(), walker_run, collect.Order(source="explore", workers=1), other)
     small_run.make_backbone(walker_run)
     (embedded,) = small_run.make_embeddings(walker_run)
     assert artifact.id in embedded.meta["inputs"].values()
-    model = pretrain.run(small_run.pretrain_config(updates=1), model_config(), walker_run)
+    model = pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), walker_run)
     assert {artifact.id, embedded.id} <= set(model.meta["inputs"].values())
 
 
 @pytest.mark.parametrize("in_all", [False, True])
 def test_all_explores_when_the_preset_says_so(in_all: bool, walker_run: Run) -> None:
-    look = collect.make_look("walker", None, None, False)
-    planned = collect.plan(collect_config(in_all=in_all), walker_run, "all", None, "td3", None, look, agent_config())
+    look = collect.Look(64, None, states_only=False)
+    planned = collect.plan(collect_config(in_all=in_all), walker_run, collect.Order(), look, agent_config())
     assert ("explore" in [target.label for target in planned]) == in_all
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from stages import worlds
 from stages.backbones.offline import captions
-from stages.worlds import behaviours, motion, tasks
+from stages.worlds import motion, tasks
 
 PROMPTS = frozenset(t.prompt.lower() for t in tasks.TASKS)
 
 
 def held(domain: str, frames: int = 8, velocity: dict[str, float] | None = None, **joints: float) -> np.ndarray:
     """A window of one posture, its lowest geom on the floor: (frames, nq + nv). Joints and velocities by name."""
-    model = worlds.make_model(domain)
+    model = worlds.compile_model(domain)
     data = mujoco.MjData(model)
     mujoco.mj_resetData(model, data)
     for name, value in joints.items():
@@ -38,8 +38,8 @@ def held(domain: str, frames: int = 8, velocity: dict[str, float] | None = None,
 
 def classify(domain: str, states: np.ndarray) -> tuple[str, dict[str, float]]:
     """The behaviour class of the last window, and its memberships."""
-    features = motion.window_features(worlds.make_model(domain), domain, states, np.array([0, len(states)]))
-    found = {k: float(v[-1]) for k, v in behaviours.memberships(domain, features).items()}
+    features = motion.window_features(worlds.compile_model(domain), domain, states, np.array([0, len(states)]))
+    found = {k: float(v[-1]) for k, v in worlds.BODIES[domain].behaviours(features).items()}
     return max(captions.class_names(domain), key=found.__getitem__), found
 
 
@@ -77,7 +77,7 @@ def test_plain_postures_are_named(domain: str, posture: dict[str, Any], name: st
 
 def test_quadruped_motion_is_read_in_its_own_frame() -> None:
     states = held("quadruped")
-    model = worlds.make_model("quadruped")
+    model = worlds.compile_model("quadruped")
     angle = 2.0  # facing another way than the world's x
     states[:, 3:7] = [np.cos(angle / 2), 0, 0, np.sin(angle / 2)]
     for speed, name in ((0.8, "walk"), (3.0, "run"), (-0.8, "backward")):

@@ -14,8 +14,9 @@ from stages.backbones.internvideo2 import InternVideo2Backbone
 from stages.backbones.offline.tower import load_offline
 from stages.backbones.tuning import IN_LOOP, Mode, make_trainable
 from stages.core.bitagent import BiTAgent
-from stages.core.pretraining import JointObjective
-from stages.core.world_model import Labels, Noise
+from stages.core.world_model import Labels
+from stages.pretrain import JointObjective
+from stages.runtime.distributed import World
 from tests.backbones.test_internvideo2 import make_model as make_internvideo2
 from tests.backbones.trained import make_offline
 from tests.core.helpers import DIM_ACTION, make_batch, model_config, objective_config, scramble
@@ -52,7 +53,9 @@ def make_objective(backbone: Backbone, mode: Mode, loss: str) -> JointObjective:
     config = objective_config(**(OFF | {LOSSES[loss]: 1.0, "free_nats": 0.0, "pseudo_text": 0.0}))
     text = F.normalize(torch.randn(2, backbone.dim), dim=-1)
     labels = Labels(text, torch.tensor([True, True]), torch.tensor([-1.0, -1.0]))  # every segment shows its prompt
-    return JointObjective(model, labels, config, Noise("cpu"), backbone if mode in IN_LOOP else None)
+    return JointObjective(
+        model, labels, config, World(0, 1, torch.device("cpu")), backbone if mode in IN_LOOP else None
+    )
 
 
 def batch_for(backbone: Backbone) -> dict[str, torch.Tensor]:

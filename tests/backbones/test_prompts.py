@@ -76,3 +76,10 @@ def test_what_cannot_be_a_prompt_is_refused(tmp_path: Path) -> None:
     for name in ("nothing.mp4", "empty", "notes.txt", "broken.mp4", "broken.gif", "mixed"):
         with pytest.raises(BadInput):
             read_frames(tmp_path / name)
+
+
+def test_frames_of_a_folder_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    frames = pictures(12)
+    for i, frame in enumerate(frames):
+        iio.imwrite(tmp_path / f"frame_{i + 1}.png", frame)
+    np.testing.assert_array_equal(read_frames(tmp_path), frames.transpose(0, 3, 1, 2))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,3 +44,14 @@ def test_help_does_not_load_pytorch() -> None:
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_folder_called_stages_where_one_works_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-m", "bitagent_cli", "collect", "--preset", "nobody"]
+    ran = subprocess.run(
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert ran.returncode == 2 and "unknown preset" in ran.stderr, ran.stderr

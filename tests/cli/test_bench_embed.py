@@ -71,7 +71,7 @@ def test_clips_are_of_held_out_episodes_alone(run: Run) -> None:
     dataset = Dataset.open(bench.training_data(run.root, artifact), "walker")
     held = held_out_episodes(dataset, HOLDOUT)
     assert 0 < held.sum() < dataset.n_episodes
-    windows, membership, _ = bench.label(dataset)
+    windows, membership, _ = bench.label_windows(dataset)
     clips = bench.class_clips(dataset, windows, membership, held, seed=0)
     rows = np.concatenate(clips)
     episode = np.searchsorted(dataset.episode_start, rows, side="right") - 1  # (n, 8)

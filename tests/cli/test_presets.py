@@ -14,7 +14,7 @@ from stages.runtime.errors import BadInput
 
 def refusal(name: str = "walker", scale: str = "smoke", *sets: str) -> str:
     with pytest.raises(BadInput) as caught:
-        presets.load(name, scale, sets)
+        presets.resolve(name, scale, sets)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -26,7 +26,7 @@ def refusal(name: str = "walker", scale: str = "smoke", *sets: str) -> str:
 @pytest.mark.parametrize("scale", presets.SCALES)
 @pytest.mark.parametrize("domain", ["walker", "cheetah", "quadruped", "stickman"])
 def test_every_shipped_preset_resolves(domain: str, scale: str) -> None:
-    assert presets.load(domain, scale).domain == domain
+    assert presets.resolve(domain, scale).domain == domain
 
 
 def test_domains_are_the_four() -> None:
@@ -46,20 +46,20 @@ def test_every_default_lives_in_paper_yaml_alone() -> None:
 
 
 def test_scale_overrides_paper_and_set_overrides_scale() -> None:
-    paper, smoke = presets.load("walker", "paper"), presets.load("walker", "smoke")
+    paper, smoke = presets.resolve("walker", "paper"), presets.resolve("walker", "smoke")
     assert smoke.model.deter < paper.model.deter
-    changed = presets.load("walker", "smoke", ["model.deter=96", "pretrain.objective.mllm=0", "model.deter=80"])
+    changed = presets.resolve("walker", "smoke", ["model.deter=96", "pretrain.objective.mllm=0", "model.deter=80"])
     assert (changed.model.deter, changed.pretrain.objective.mllm) == (80, 0.0)
     assert changed.model.dim_z == smoke.model.dim_z
 
 
 def test_scientific_notation_without_a_dot_is_a_number() -> None:
-    assert presets.load("walker", "smoke", ["pretrain.lr=1e-4"]).pretrain.lr == 1e-4
+    assert presets.resolve("walker", "smoke", ["pretrain.lr=1e-4"]).pretrain.lr == 1e-4
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto"])
 def test_on_and_off_need_no_quotes_though_yaml_takes_them_for_booleans(word: str) -> None:
-    assert presets.load("walker", "smoke", [f"pretrain.compile={word}"]).pretrain.compile == word
+    assert presets.resolve("walker", "smoke", [f"pretrain.compile={word}"]).pretrain.compile == word
 
 
 def test_own_file_builds_on_a_domain_and_its_scales_block_wins(tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_own_file_builds_on_a_domain_and_its_scales_block_wins(tmp_path: Path) -
     file.write_text(
         "base: cheetah\nmodel: {deter: 72}\nscales:\n  smoke: {model: {dim_z: 40}}\n  paper: {model: {dim_z: 41}}\n"
     )
-    smoke = presets.load(str(file), "smoke")
+    smoke = presets.resolve(str(file), "smoke")
     assert (smoke.domain, smoke.model.deter, smoke.model.dim_z) == ("cheetah", 72, 40)
-    assert presets.load(str(file), "paper").model.dim_z == 41
-    assert presets.load(str(file), "smoke", ["model.deter=73"]).model.deter == 73
+    assert presets.resolve(str(file), "paper").model.dim_z == 41
+    assert presets.resolve(str(file), "smoke", ["model.deter=73"]).model.deter == 73
     file.write_text("domain: cheetah\nmodel:\n")
-    assert presets.load(str(file), "smoke") == presets.load("cheetah", "smoke")
+    assert presets.resolve(str(file), "smoke") == presets.resolve("cheetah", "smoke")
 
 
 # ---------------------------------------------------------------------------- methods
@@ -81,12 +81,12 @@ def test_own_file_builds_on_a_domain_and_its_scales_block_wins(tmp_path: Path) -
 @pytest.mark.parametrize("scale", presets.SCALES)
 def test_every_method_resolves_at_every_scale(scale: str) -> None:
     for method in presets.methods():
-        assert presets.load("walker", scale, (), method).domain == "walker", method
+        assert presets.resolve("walker", scale, (), method).domain == "walker", method
 
 
 def test_ablations_add_one_component_a_row() -> None:
     """Table 2: base, + L_MLLM, + TAMF, + TARO; and all but TAMF (Fig. 3)."""
-    found = {m: presets.load("walker", "smoke", (), m) for m in presets.methods()}
+    found = {m: presets.resolve("walker", "smoke", (), m) for m in presets.methods()}
     parts = {
         m: (p.pretrain.objective.mllm > 0, p.model.fusion == "tamf", p.pretrain.objective.joint_behavior > 0)
         for m, p in found.items()
@@ -96,20 +96,20 @@ def test_ablations_add_one_component_a_row() -> None:
     assert parts["ablation-tamf"] == (True, True, False)
     assert parts["bitagent"] == (True, True, True)
     assert parts["bitagent-no-tamf"] == (True, False, True)
-    assert found["bitagent"] == presets.load("walker", "smoke")
+    assert found["bitagent"] == presets.resolve("walker", "smoke")
 
 
 def test_set_overrides_the_method_and_labels_have_their_methods_block() -> None:
-    chosen = presets.load("walker", "smoke", ["model.fusion=tamf"], "bitagent-no-tamf")
-    assert chosen == presets.load("walker", "smoke")
+    chosen = presets.resolve("walker", "smoke", ["model.fusion=tamf"], "bitagent-no-tamf")
+    assert chosen == presets.resolve("walker", "smoke")
     for label in ("bitagent-no-tamf-transfer-cheetah", "bitagent-no-tamf-oracle", "bitagent-no-tamf-data-free"):
-        assert presets.load("walker", "smoke", (), label).model.fusion == "sum"
-    assert presets.load("walker", "smoke", (), "transfer-cheetah") == presets.load("walker", "smoke")
+        assert presets.resolve("walker", "smoke", (), label).model.fusion == "sum"
+    assert presets.resolve("walker", "smoke", (), "transfer-cheetah") == presets.resolve("walker", "smoke")
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(BadInput, match=r"unknown method 'bitagnet' \(did you mean 'bitagent'\?\)"):
-        presets.load("walker", "smoke", (), "bitagnet")
+        presets.resolve("walker", "smoke", (), "bitagnet")
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -172,7 +172,7 @@ def test_values_out_of_range(setting: str, words: str) -> None:
 
 @pytest.mark.parametrize("setting", ["collect.expert.keep_episodes=0", "pretrain.objective.mllm=0", "pretrain.lr=0"])
 def test_zero_where_it_means_something(setting: str) -> None:
-    presets.load("walker", "smoke", [setting])
+    presets.resolve("walker", "smoke", [setting])
 
 
 def test_a_bad_key_in_a_file_names_the_file(tmp_path: Path) -> None:
@@ -232,6 +232,6 @@ def test_a_yaml_bomb_costs_nothing(tmp_path: Path) -> None:
     lambda key: st.text(max_size=20).map(lambda value: f"{key}={value}"))))  # fmt: skip
 def test_any_setting_is_taken_or_refused_in_words(setting: str) -> None:
     try:
-        presets.load("walker", "smoke", [setting])
+        presets.resolve("walker", "smoke", [setting])
     except BadInput as error:
         assert str(error)

@@ -7,6 +7,7 @@ import torch
 
 from bitagent_cli.options import Common
 from bitagent_cli.session import announcement, duration, prepare, resolve_scale
+from stages.runtime.distributed import LAUNCHED
 
 
 def test_auto_scale_follows_the_device() -> None:
@@ -31,7 +32,8 @@ def test_quiet_and_the_other_ranks_print_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(Common(scale="smoke", quiet=True), "collect")
-    monkeypatch.setenv("RANK", "1")
+    for name in LAUNCHED:  # as torchrun starts the second of two
+        monkeypatch.setenv(name, "2" if name == "WORLD_SIZE" else "1")
     _, run = prepare(Common(scale="smoke"), "collect")
     assert run.quiet and capsys.readouterr().out == ""
 

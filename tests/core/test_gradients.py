@@ -10,7 +10,7 @@ from stages.core import objective
 from stages.core.joint_model import JointModel
 from stages.core.reward import text_reward
 from stages.core.settings import Measure
-from stages.core.world_model import Noise, State
+from stages.core.world_model import Noise
 from tests.core.helpers import DIM_ACTION, make_batch, make_model, objective_config, unit
 
 # Name of the paper → parameters of the module, by prefix.
@@ -53,13 +53,13 @@ def losses(model: JointModel) -> dict[str, Tensor]:
     torch.manual_seed(1)
     noise, config, shown = Noise("cpu"), objective_config(free_nats=0.0), torch.ones(3)
     batch = make_batch(starts=((0, 0), (1, 3)))
-    image, action, is_first = batch["image"], batch["action"], batch["is_first"]
     task = model.task(unit(3))
-    seen = model.observe(image, action, is_first, model.adapter(batch["embedding"].float()), task, noise)
-    terms = objective.world_model_loss(model, seen, image, is_first, config)
+    e = model.adapter(batch["embedding"].float())
+    seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
+    terms = objective.world_model_loss(model, seen, batch["image"], config)
     terms |= objective.mllm_loss(model, seen, task, shown, config)
-    terms["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, shown)
-    terms |= objective.joint_behavior_loss(model, seen, action, is_first, task, shown, config, noise)
+    terms["text_imagination"] = objective.text_imagination_loss(model, seen, task, shown)
+    terms |= objective.joint_behavior_loss(model, seen, task, shown, config, noise)
     return terms
 
 
@@ -121,7 +121,7 @@ def test_actor_learns_through_a_frozen_model(actions_seen: str) -> None:
     with torch.no_grad():
         e = model.adapter(batch["embedding"].float())
         seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, None)
-    start = State(*(getattr(seen.state, k)[:, 0] for k in ("h", "z", "e")))
+    start = seen.state.map(lambda x: x[:, 0])
     torch.manual_seed(2)
     states, taken, _ = model.imagine(start, lambda _, t: actions[:, t], 4, task, Noise("cpu"))
     text_reward(model, task, states.z, taken, Measure("none", "z")).sum().backward()

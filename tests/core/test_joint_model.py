@@ -158,7 +158,7 @@ def test_what_came_before_the_window_is_not_guessed() -> None:
 def test_imagination_is_equation_6(semantics: str, noisy: bool) -> None:
     model = make_model(imagined_semantics=semantics)
     _, task, seen = filtered(model)
-    start = State(*(getattr(seen.state, k)[:, 4] for k in ("h", "z", "e")))
+    start = seen.state.map(lambda x: x[:, 4])
     actions = torch.rand(3, 5, DIM_ACTION, generator=torch.Generator().manual_seed(6)) * 2 - 1
     torch.manual_seed(12)
     states, taken, priors = model.imagine(start, lambda _, t: actions[:, t], 5, task, Noise("cpu") if noisy else None)
@@ -181,7 +181,7 @@ def test_imagination_is_equation_6(semantics: str, noisy: bool) -> None:
 def test_the_actor_is_asked_at_the_state_it_stands_in() -> None:
     model = make_model()
     _, task, seen = filtered(model)
-    start = State(*(getattr(seen.state, k)[:, 0] for k in ("h", "z", "e")))
+    start = seen.state.map(lambda x: x[:, 0])
     asked = []
 
     def act(features: Tensor, step: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_equation_12_kl_balancing_free_nats_and_image() -> None:
     kl = divergences(seen)
     free = float(np.median(kl))  # so that both sides of it occur
     config = objective_config(free_nats=free, kl_dynamics=0.5, kl_representation=0.3)
-    terms = objective.world_model_loss(model, seen, batch["image"], batch["is_first"], config)
+    terms = objective.world_model_loss(model, seen, batch["image"], config)
     decoder = literal.under(literal.weights(model), "decoder")
     total, nats, image = 0.0, 0.0, 0.0
     for b in range(3):
@@ -75,8 +77,8 @@ def test_kl_balancing_moves_each_side_by_its_own_weight() -> None:
     free = float(np.median(kl))
     config = objective_config(free_nats=free, kl_dynamics=0.5, kl_representation=0.3)
     posterior, prior = (x.detach().requires_grad_() for x in (seen.posterior, seen.prior))
-    leaf = Observed(seen.state, seen.s, posterior, prior)
-    objective.world_model_loss(model, leaf, batch["image"], batch["is_first"], config)["kl"].backward()
+    leaf = replace(seen, posterior=posterior, prior=prior)
+    objective.world_model_loss(model, leaf, batch["image"], config)["kl"].backward()
     log_q, log_p = array(posterior), array(prior)
     to_q, to_p = np.zeros_like(log_q), np.zeros_like(log_p)
     for b in range(3):
@@ -117,7 +119,7 @@ def test_equation_13_cannot_be_won_by_making_e_constant() -> None:
     _, task, seen = filtered(model)
     e = seen.state.e.detach().requires_grad_()
     goal = task.semantics.detach().requires_grad_()
-    leaf = Observed(State(seen.state.h, seen.state.z, e), seen.s, seen.posterior, seen.prior)
+    leaf = replace(seen, state=State(seen.state.h, seen.state.z, e))
     context = TaskContext(task.tau, task.gates, goal)
     terms = objective.mllm_loss(model, leaf, context, SHOWN, objective_config(align_video=0.25))
     for name in ("semantic_reconstruction", "semantic_prediction"):
@@ -135,7 +137,7 @@ def test_equation_13_cannot_be_won_by_making_e_constant() -> None:
 def test_equation_9_on_the_data(actions_seen: str) -> None:
     model = make_model(text_actions=actions_seen)
     batch, task, seen = filtered(model)
-    found = objective.text_imagination_loss(model, seen, batch["action"], batch["is_first"], task, SHOWN)
+    found = objective.text_imagination_loss(model, seen, task, SHOWN)
     world = literal.World(model)
     total = 0.0
     for b in range(3):
@@ -168,9 +170,7 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
     batch, task, seen = filtered(model)
     config = objective_config(horizon=horizon, discount=0.8)
     torch.manual_seed(21)
-    found = objective.joint_behavior_loss(
-        model, seen, batch["action"], batch["is_first"], task, SHOWN, config, Noise("cpu")
-    )
+    found = objective.joint_behavior_loss(model, seen, task, SHOWN, config, Noise("cpu"))
     steps, rollouts = min(horizon, 7), 3 * len(starts)
     torch.manual_seed(21)
     world_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps)], 1)
@@ -268,11 +268,10 @@ def test_terms_are_those_of_the_pieces() -> None:
     task = model.task(drawn.embedding)
     e = model.adapter(batch["embedding"].float())
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
-    wanted = objective.world_model_loss(model, seen, batch["image"], batch["is_first"], config)
+    wanted = objective.world_model_loss(model, seen, batch["image"], config)
     wanted |= objective.mllm_loss(model, seen, task, drawn.shown, config)
-    action, is_first = batch["action"], batch["is_first"]
-    wanted["text_imagination"] = objective.text_imagination_loss(model, seen, action, is_first, task, drawn.shown)
-    wanted |= objective.joint_behavior_loss(model, seen, action, is_first, task, drawn.shown, config, noise)
+    wanted["text_imagination"] = objective.text_imagination_loss(model, seen, task, drawn.shown)
+    wanted |= objective.joint_behavior_loss(model, seen, task, drawn.shown, config, noise)
     for name, value in wanted.items():
         assert terms[name] == pytest.approx(value.item(), rel=1e-5), name
 

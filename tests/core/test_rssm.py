@@ -5,15 +5,16 @@ import torch
 from torch import Tensor
 
 from stages.core.rssm import RSSM, Dynamics
+from stages.core.settings import ModelConfig
 from tests.core import literal
-from tests.core.helpers import scramble
+from tests.core.helpers import MODEL, scramble
 
 Z, ACTION, DETER = 12, 2, 16
 
 
 def make() -> RSSM:
     torch.manual_seed(0)
-    rssm = RSSM(dim_z=Z, dim_action=ACTION, deter=DETER, classes=3, categories=5, units=14, unimix=0.01, depth=2)
+    rssm = RSSM(ModelConfig(**MODEL), Z, ACTION)
     scramble(rssm)
     return rssm
 
@@ -112,6 +113,6 @@ def test_first_state_is_learned() -> None:
 
 def test_text_dynamics_is_the_same_transition_without_an_encoder() -> None:
     torch.manual_seed(0)
-    dynamics = Dynamics(dim_z=Z, dim_action=ACTION, deter=DETER, classes=3, categories=5, units=14, unimix=0.01)
+    dynamics = Dynamics(ModelConfig(**MODEL), Z, ACTION)
     names = {name.split(".")[0] for name, _ in dynamics.named_parameters()}
     assert names == {"gru", "prior_net"}

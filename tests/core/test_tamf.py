@@ -7,27 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core.settings import ModelConfig
 from stages.core.tamf import TAMF
 from tests.core import literal
-from tests.core.helpers import scramble
+from tests.core.helpers import MODEL, scramble
 
 E, S, TASK, Z = 9, 15, 10, 12
 
 
 def make(gate: str = "scalar", layers: int = 2, *, enabled: bool = True, scrambled: bool = True) -> TAMF:
     torch.manual_seed(0)
-    fusion = TAMF(
-        dim_semantic=E,
-        dim_state=S,
-        classes=3,
-        dim_task=TASK,
-        dim=Z,
-        layers=layers,
-        hidden=7,
-        gate=gate,
-        layer_scale=0.1,
-        enabled=enabled,
-    )
+    changes = {"gate": gate, "fusion_layers": layers, "fusion": "tamf" if enabled else "sum"}
+    fusion = TAMF(ModelConfig(**{**MODEL, **changes}), E)
     if scrambled:
         scramble(fusion)
     return fusion
@@ -99,8 +90,7 @@ def test_time_axis_is_only_another_batch_axis() -> None:
 def test_semantics_and_state_enter_at_one_scale() -> None:
     """At the start a unit-norm e and a one-hot s move z equally (Eq. 2)."""
     torch.manual_seed(0)
-    fusion = TAMF(dim_semantic=64, dim_state=64, classes=4, dim_task=TASK, dim=200, layers=1, hidden=7, gate="scalar",
-                  layer_scale=0.1, enabled=True)  # fmt: skip
+    fusion = TAMF(ModelConfig(**{**MODEL, "classes": 4, "categories": 16, "dim_z": 200, "fusion_layers": 1}), 64)
     e = torch.nn.functional.normalize(torch.randn(500, 64), dim=-1)
     s = torch.nn.functional.one_hot(torch.randint(16, (500, 4)), 16).flatten(1).float()
     semantic, state = e @ fusion.fuse_semantic.weight.T, s @ fusion.fuse_state.weight.T

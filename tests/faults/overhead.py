@@ -115,7 +115,7 @@ def collecting(data: Sequence[Artifact], scratch: Path, whole: float) -> Iterato
         config, extra = expert.meta["config"]["expert"], expert.meta["extra"]
         env = tasks.make_env(expert.domain, extra["task"], seed=0)
         agent = TD3(TD3Config(**config["td3"]), len(env.reset(seed=0).observation), env.action_dim, 0)
-        one = cost(lambda agent=agent, config=config: checkpoints.save(scratch / "made", 1, agent.tensors(), config))
+        one = cost(lambda agent=agent, config=config: checkpoints.write(scratch / "made", 1, agent.tensors(), config))
         often = len(extra["learning_curve"]) // config["checkpoint_episodes"]
         yield Row("collect", f"one checkpoint of the expert for {extra['task']}", one, often, whole)
 
@@ -127,7 +127,7 @@ def training(made: Artifact, scratch: Path, stage: str, config: Mapping[str, Any
     slots: dict[str, dict[str, Tensor]] = {
         f"{g}-{k}": {n: torch.zeros_like(t) for n, t in group.items()} for g, group in groups.items() for k in "mv"
     }
-    one = cost(lambda: checkpoints.save(scratch / "made", 1, groups | slots, made.meta["config"]))
+    one = cost(lambda: checkpoints.write(scratch / "made", 1, groups | slots, made.meta["config"]))
     often = max(config["updates"] // config["checkpoint_every"] - 1, 0)
     yield Row(stage, "one checkpoint", one, often, whole)
     about = {"domain": made.domain, "config": {}, "seed": 0}

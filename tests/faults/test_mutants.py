@@ -81,11 +81,11 @@ def test_a_newer_schema_asks_for_an_update(dataset: Artifact, tmp_path: Path) ->
     write_meta(dataset.path, dataset.meta | {"schema": storage.SCHEMA + 1})
     with pytest.raises(BadInput, match=r"newer BiTAgent \(schema 2, this one reads 1\); update"):
         artifacts.load(dataset.path)
-    checkpoints.save(tmp_path / "model", 3, {}, {})
+    checkpoints.write(tmp_path / "model", 3, {}, {})
     file = tmp_path / "model.checkpoint" / "checkpoint.json"
     file.write_text(file.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(BadInput, match="newer BiTAgent"):
-        checkpoints.load(tmp_path / "model", {})
+        checkpoints.read(tmp_path / "model", {})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "..", ".hidden", "x" * 300, "a\x00b", "/etc/passwd", ""])

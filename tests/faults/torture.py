@@ -172,7 +172,7 @@ def cases(root: Path) -> list[Case]:
     ]
     return [
         *found,
-        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: checkpoints.load(checkpoint, {"a": 1}))
+        *(Case(f"checkpoint {f.suffix[1:]}", f, lambda: checkpoints.read(checkpoint, {"a": 1}))
           for f in sorted(checkpoints.folder(checkpoint).iterdir())),
         Case("waiting episode", replay, lambda: read_sealed(replay)),
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def make_work(root: Path) -> tuple[Path, Path]:
     """A checkpoint and an episode that waits for its dataset, as a stop leaves them."""
     tensors = artifacts.load(root / MODEL).tensors("model")
     path = root / "work" / "model"
-    checkpoints.save(path, 12, {"model": tensors, "rng": checkpoints.rng_state()}, {"a": 1})
+    checkpoints.write(path, 12, {"model": tensors, "rng": checkpoints.rng_state()}, {"a": 1})
     episode = Dataset.open([root / DATA[1]], "walker").episode(0)
     waiting = root / "work" / "episode-00000000.safetensors"
     write_shard(waiting, {name: [array[:50]] for name, array in episode_arrays(episode).items()}, sealed=True)
@@ -308,7 +308,7 @@ def torture_presets(folder: Path, tally: Tally, wanted: int, seed: int) -> None:
         file.write_bytes(content)
         setting = f"{chance.choice(presets.known_keys())}={chance.choice(mutants.SCALARS)}"
         settings = [setting] if chance.random() < 0.5 else []
-        found = outcome(lambda given=settings: presets.load(str(file), "smoke", given))  # type: ignore[misc]
+        found = outcome(lambda given=settings: presets.resolve(str(file), "smoke", given))  # type: ignore[misc]
         tally.counts[f"preset {found if found in ('read', 'refused') else 'failed'}"] += 1
         if found not in ("read", "refused"):
             tally.fail("hang" if found == "hang" else "traceback", f"{content!r} {settings} {found[-400:]}")

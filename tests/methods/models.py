@@ -28,7 +28,7 @@ PLAIN = Measure("none", "z")
 def make(method: str, **changes: Any) -> WorldModel:
     """A tiny model of a method, with no parameter at its initial value."""
     torch.manual_seed(0)
-    constants = methods.constants_of(method, presets.load("walker", "smoke", (), method).groundings)
+    constants = methods.constants_of(method, presets.resolve("walker", "smoke", (), method).groundings)
     model = methods.build(method, model_config(), DIM_E, DIM_ACTION, constants | changes)
     scramble(model)
     return model

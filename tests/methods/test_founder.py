@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -26,7 +28,7 @@ def test_the_mapping_is_held_to_the_posterior_of_the_windows_last_frame() -> Non
     model, batch = make(), make_batch()
     e = F.normalize(batch["embedding"].float(), dim=-1)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
-    terms = model.grounding_terms(seen, batch["action"], models.objective_config(), Noise("cpu"))
+    terms = model.grounding_terms(seen, models.objective_config(), Noise("cpu"))
     probs = 0.99 * torch.softmax(model.mapping(e).unflatten(-1, (3, 5)), -1) + 0.01 / 5
     torch.testing.assert_close(terms["mapping"], categorical_kl(seen.posterior, probs.log()).mean())
 
@@ -65,7 +67,7 @@ def test_rollouts_follow_the_datas_actions_from_every_stretch() -> None:
 
     def roll(action: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(4)
-        return model.rollouts(seen, action, 3, Noise("cpu")).unflatten(0, (3, 2))  # (B, n, H+1, C·K)
+        return model.rollouts(replace(seen, action=action), 3, Noise("cpu")).unflatten(0, (3, 2))  # (B, n, H+1, C·K)
 
     found = roll(batch["action"])
     assert found.shape == (3, 2, 4, 15)

@@ -44,7 +44,7 @@ def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_c
     torch.manual_seed(2)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
     torch.manual_seed(5)
-    terms = model.grounding_terms(seen, batch["action"], models.objective_config(), Noise("cpu"))
+    terms = model.grounding_terms(seen, models.objective_config(), Noise("cpu"))
     torch.manual_seed(5)
     normal = torch.randn(*e.shape)
     noisy = 0.5 * e + 0.5 * normal / normal.norm(dim=-1, keepdim=True)

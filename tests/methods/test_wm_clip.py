@@ -28,7 +28,7 @@ def test_loss_and_reward_are_cosines_of_what_is_read_from_h_and_s() -> None:
     model, batch = make(), make_batch()
     e = F.normalize(batch["embedding"].float(), dim=-1)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, model.task(e[:, 0]), Noise("cpu"))
-    terms = model.grounding_terms(seen, batch["action"], models.objective_config(), Noise("cpu"))
+    terms = model.grounding_terms(seen, models.objective_config(), Noise("cpu"))
     read = MLP.forward(model.reverse, torch.cat([seen.state.h, seen.s], -1))
     torch.testing.assert_close(terms["reverse"], 1 - F.cosine_similarity(read, e, dim=-1).mean())
     task, states, action = models.rollout(model)

@@ -59,7 +59,7 @@ def test_several_runs_share_one_picture(tmp_path: Path) -> None:
 def test_the_report_shows_them(tmp_path: Path) -> None:
     made, folder = small_run.make_run(tmp_path / "walker-smoke"), tmp_path / "report"
     folder.mkdir()
-    scene = Scene(presets.load("walker", "smoke").visualize, made, "bitagent", False, folder)
+    scene = Scene(presets.resolve("walker", "smoke").visualize, made, "bitagent", False, folder)
     assert chapters.experts(scene) is None
     make_expert(made.root)
     chapter = chapters.experts(scene)

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.core.joint_model import JointModel
-from stages.core.pretraining import TrainingConfig, build_update
+from stages.pretrain import Config, JointObjective, build_update
 from stages.runtime.distributed import World, world
 from stages.runtime.update import make_optimizer
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 UPDATES, BATCH = 20, 4
 
-CONFIG = TrainingConfig(
+CONFIG = Config(
     backbone="offline",
     updates=UPDATES,
     batch=BATCH,
@@ -44,7 +44,7 @@ def train(place: World) -> tuple[JointModel, Tensor]:
     """The model after UPDATES updates, and the gradient norm of each."""
     model = make_model()
     optimizer = make_optimizer(list(model.parameters()), CONFIG.lr, CONFIG.weight_decay)
-    update = build_update(model, make_labels(), optimizer, CONFIG, place)
+    update = build_update(JointObjective(model, make_labels(), CONFIG.objective, place), optimizer, CONFIG, place)
     share = BATCH // place.size
     mine = slice(place.rank * share, (place.rank + 1) * share)
     torch.manual_seed(7)
@@ -60,8 +60,14 @@ def main(folder: Path) -> None:
     with world("cpu") as place:
         model, norms = train(place)
         told = torch.tensor([place.any(place.rank == 1), place.any(False)])
-        place.barrier()
-        save_file({**model.state_dict(), "norms": norms, "told": told}, str(folder / f"rank-{place.rank}.safetensors"))
+        stops = []
+        for step in range(4):
+            stops.append(place.stops_at(step, place.rank == 1 and step == 2))
+            place.barrier()  # as the gradients of an update join
+        save_file(
+            {**model.state_dict(), "norms": norms, "told": told, "stops": torch.tensor(stops)},
+            str(folder / f"rank-{place.rank}.safetensors"),
+        )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from stages.runtime.errors import BadInput
 
 
 def test_a_failed_checkpoint_leaves_the_one_before_and_no_draft(tmp_path: Path) -> None:
-    checkpoints.save(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
+    checkpoints.write(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
     with pytest.raises(RuntimeError):
         tensors: Any = {"model": {"a": torch.ones(4), "b": Unwritable()}}
-        checkpoints.save(tmp_path / "a", 2, tensors, {"lr": 1})
+        checkpoints.write(tmp_path / "a", 2, tensors, {"lr": 1})
     assert not (tmp_path / ".a.checkpoint.tmp").exists()
-    found = checkpoints.load(tmp_path / "a", {"lr": 1})
+    found = checkpoints.read(tmp_path / "a", {"lr": 1})
     assert found is not None and found[0] == 1
 
 
@@ -32,8 +32,8 @@ class Unwritable:
     "edit", [{"step": 2}, {"about": {"lr": 2}}, {"files": {}}, {"schema": 0}, {"extra": 1}], ids=str
 )
 def test_an_edited_checkpoint_is_refused(tmp_path: Path, edit: dict[str, object]) -> None:
-    checkpoints.save(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
+    checkpoints.write(tmp_path / "a", 1, {"model": {"w": torch.ones(2)}}, {"lr": 1})
     file = tmp_path / "a.checkpoint" / "checkpoint.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | edit))
     with pytest.raises(BadInput, match=r"checkpoint.json is missing or corrupted"):
-        checkpoints.load(tmp_path / "a", {"lr": 1})
+        checkpoints.read(tmp_path / "a", {"lr": 1})

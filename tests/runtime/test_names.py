@@ -6,12 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.runtime.names import slug
+from stages.runtime.names import natural_key, slug
 
 
 @pytest.mark.parametrize("name", ["stand", "walk", "run", "one_foot", "lying_down", "high_kick"])
-def test_task_names_stay(name: str) -> None:
-    assert slug(name) == name
+def test_a_prompt_never_shares_a_folder_with_the_task_of_its_name(name: str) -> None:
+    assert slug(name) != name and slug(name).startswith(name.replace("_", "-"))
+
+
+def test_a_video_is_named_by_what_it_shows() -> None:
+    assert slug("walk", b"one video") != slug("walk", b"another of the same name")
+    assert slug("walk", b"one video") == slug("walk", b"one video")
+
+
+def test_numbers_in_names_are_in_order() -> None:
+    names = [f"frame_{n}.png" for n in (1, 2, 9, 10, 11, 100)]
+    assert sorted(reversed(names), key=natural_key) == names
 
 
 def test_prompt_becomes_words_and_digest() -> None:

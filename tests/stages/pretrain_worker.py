@@ -19,4 +19,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     run = small_run.make_run(Path(sys.argv[1]))
     mllm = MllmConfig(train=sys.argv[3], last_k=2, lora_rank=2)  # type: ignore[arg-type]
-    pretrain.run(small_run.pretrain_config(), model_config(), run, method=sys.argv[2], mllm=mllm)
+    pretrain.run(pretrain.Sections(small_run.pretrain_config(), model_config(), mllm=mllm), run, method=sys.argv[2])

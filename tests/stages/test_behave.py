@@ -16,12 +16,13 @@ from torch import Tensor
 
 from stages import behave, pretrain
 from stages.backbones.embeddings import open_training_data
+from stages.behave import encode_data, posterior_modes
 from stages.core import bitagent
 from stages.core.actor_critic import ActorCritic
-from stages.core.latents import encode, posterior_modes
 from stages.core.world_model import Noise
 from stages.methods import open_model
-from stages.policies.play import Rollout
+from stages.policies.goals import Ask, Variant
+from stages.policies.play import PlayedPolicy
 from stages.policies.policy import LatentPolicy
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
@@ -69,14 +70,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = small_run.make_run(tmp_path_factory.mktemp("behave") / "walker-smoke")
     small_run.make_uneven_inputs(made)
     for method in ("bitagent", "other", "parallel", "watched"):
-        pretrain.run(small_run.pretrain_config(updates=2), model_config(), made, method=method)
+        pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=2), model_config()), made, method=method)
     return made
 
 
 @pytest.fixture(scope="module")
 def whole(run: Run) -> Artifact:
     """Six updates without a break."""
-    return behave.run(config(), run, task="walk", method="other")
+    return behave.run(config(), run, Ask(task="walk"), Variant(method="other"))
 
 
 def trained(artifact: Artifact) -> str:
@@ -87,23 +88,23 @@ def trained(artifact: Artifact) -> str:
 
 
 def test_goals() -> None:
-    one = behave.parse_goal("walker", "walk", None, None)
+    one = behave.parse_goal("walker", Ask("walk"))
     assert (one.name, one.tasks) == ("walk", ("walk",)) and one.prompts == ("walk fast clean",)
-    several = behave.parse_goal("walker", None, None, None, ("stand", "run"))
+    several = behave.parse_goal("walker", Ask(many=("stand", "run")))
     assert several.name == "stand+run" and len(several.prompts) == 2
-    free = behave.parse_goal("walker", None, "hop on one leg", None)
+    free = behave.parse_goal("walker", Ask(prompt="hop on one leg"))
     assert free.prompts == ("hop on one leg",) and free.tasks == () and free.name.startswith("hop-on-one-leg-")
 
 
 @pytest.mark.parametrize("given", [{}, {"task": "walk", "prompt": "walk"}, {"video": "a.mp4", "many": ("walk",)}])
 def test_a_goal_is_exactly_one_thing(given: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="exactly one of --task, --prompt, --video or --tasks"):
-        behave.parse_goal("walker", given.get("task"), given.get("prompt"), given.get("video"), given.get("many", ()))
+        behave.parse_goal("walker", Ask(**given))
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(BadInput, match="walk"):
-        behave.parse_goal("walker", "wlak", None, None)
+        behave.parse_goal("walker", Ask("wlak"))
 
 
 # ---------------------------------------------------------------------------- one update
@@ -114,7 +115,7 @@ def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavio
     model, dataset = open_model(source), open_training_data(source, run)
     context = model.task(unit(prompts, generator=torch.Generator().manual_seed(3)))
     modes = posterior_modes(model, dataset, torch.device("cpu"), quiet=True, bf16=False)
-    latents = encode(model, dataset, modes, context, c.horizon, torch.device("cpu"), bf16=False)
+    latents = encode_data(model, dataset, modes, context, c.horizon, torch.device("cpu"), bf16=False)
     torch.manual_seed(0)
     learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
     noise = Noise("cpu")
@@ -160,7 +161,9 @@ def test_updates_raise_the_imagined_reward(run: Run) -> None:
     """The actor climbs what the model promises, by itself: no anchor, no entropy."""
     climbing = ACTOR_CRITIC | {"anchor": 0.0, "entropy": 0.0}
     made = behave.run(
-        config(updates=40, lr=1e-2, actor_critic=climbing, decisions=32), run, prompt="climb what the model promises"
+        config(updates=40, lr=1e-2, actor_critic=climbing, decisions=32),
+        run,
+        Ask(prompt="climb what the model promises"),
     )
     found = [row["imagined_reward"] for row in small_run.logged(made)]
     assert np.mean(found[-5:]) > np.mean(found[:5]) + 1e-4
@@ -187,29 +190,31 @@ def test_policy_artifact(run: Run, whole: Artifact) -> None:
 
 
 def test_one_policy_for_several_tasks(run: Run) -> None:
-    made = behave.run(config(updates=2), run, many=("stand", "walk", "run"))
+    made = behave.run(config(updates=2), run, Ask(many=("stand", "walk", "run")))
     assert made.path.name == "stand+walk+run" and made.tensors("prompt")["embedding"].shape == (3, 9)
     _, batch = behavior(run, prompts=3, decisions=64)
     assert set(batch["prompt"].tolist()) == {0, 1, 2}
 
 
 def test_the_oracle_row_learns_from_the_true_reward_of_its_task_alone(run: Run) -> None:
-    made = behave.run(config(updates=2), run, task="walk", oracle=True)
+    made = behave.run(config(updates=2), run, Ask(task="walk"), Variant(oracle=True))
     assert made.path == run.root / "policy" / "bitagent-oracle-s0" / "walk"
     with pytest.raises(BadInput, match=r"data of task run.*bitagent collect --source expert --task run"):
-        behave.run(config(updates=2), run, task="run", oracle=True)
+        behave.run(config(updates=2), run, Ask(task="run"), Variant(oracle=True))
     with pytest.raises(BadInput, match="use it with --task"):
-        behave.run(config(updates=2), run, prompt="walk", oracle=True)
+        behave.run(config(updates=2), run, Ask(prompt="walk"), Variant(oracle=True))
 
 
 def test_data_free_learning_reads_no_dataset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behave, "open_training_data", lambda *_: pytest.fail("read the dataset"))
-    made = behave.run(config(updates=2), run, task="walk", data_free=True)
+    made = behave.run(config(updates=2), run, Ask(task="walk"), Variant(data_free=True))
     assert made.path == run.root / "policy" / "bitagent-data-free-s0" / "walk"
     with pytest.raises(BadInput, match="leave out --data-free"):
-        behave.run(config(), run, task="walk", oracle=True, data_free=True)
+        behave.run(config(), run, Ask(task="walk"), Variant(oracle=True, data_free=True))
     with pytest.raises(BadInput, match=r"behave.actor_critic.imagination=1"):
-        behave.run(config(actor_critic=ACTOR_CRITIC | {"imagination": 0.0}), run, task="walk", data_free=True)
+        behave.run(
+            config(actor_critic=ACTOR_CRITIC | {"imagination": 0.0}), run, Ask(task="walk"), Variant(data_free=True)
+        )
 
 
 def test_data_free_starts_come_from_rollouts_that_begin_where_episodes_do(run: Run) -> None:
@@ -237,11 +242,11 @@ def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch
 
     small_run.at_step(monkeypatch, 5, small_run.die)
     with pytest.raises(small_run.Killed):
-        behave.run(config(), run, task="walk")
+        behave.run(config(), run, Ask(task="walk"))
     path = run.root / "policy" / "bitagent-s0" / "walk"
     assert small_run.checkpoint_step(path) == 4
     torch.manual_seed(12345)
-    resumed = behave.run(config(), run, task="walk")
+    resumed = behave.run(config(), run, Ask(task="walk"))
     assert trained(resumed) == trained(whole)
     assert small_run.logged(resumed) == small_run.logged(whole)
     assert not checkpoints.folder(path).exists()
@@ -250,12 +255,12 @@ def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch
 def test_a_signal_saves_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small_run.at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match=r"SIGINT.*bitagent behave --preset walker --scale smoke") as stopped:
-        behave.run(config(), run, task="stand")
+        behave.run(config(), run, Ask(task="stand"))
     assert stopped.value.exit_code == 130
     path = run.root / "policy" / "bitagent-s0" / "stand"
     assert small_run.checkpoint_step(path) == 3
-    uninterrupted = behave.run(config(), run, task="stand", method="other")
-    assert trained(behave.run(config(), run, task="stand")) == trained(uninterrupted)
+    uninterrupted = behave.run(config(), run, Ask(task="stand"), Variant(method="other"))
+    assert trained(behave.run(config(), run, Ask(task="stand"))) == trained(uninterrupted)
 
 
 def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +274,7 @@ def test_nan_stops_with_the_step_and_leaves_the_checkpoint_before(run: Run, monk
     monkeypatch.setattr(bitagent, "text_reward", text_reward)
     path = run.root / "policy" / "bitagent-s0" / "run"
     with pytest.raises(BadInput, match=r"non-finite at step [45] .*--set behave\.lr") as stopped:
-        behave.run(config(log_every=5), run, task="run")
+        behave.run(config(log_every=5), run, Ask(task="run"))
     assert str(checkpoints.folder(path)) in str(stopped.value)
     assert small_run.checkpoint_step(path) == 2
 
@@ -283,17 +288,17 @@ def test_a_watched_policy_is_the_one_nobody_looked_at(
     """Scores of the true task and the imagined reward in the log; the same weights bit for bit."""
     played: list[tuple[str, int]] = []
 
-    def short(policy: LatentPolicy, domain: str, task: str, episodes: int) -> Rollout:
+    def short(policy: LatentPolicy, domain: str, task: str, episodes: int) -> PlayedPolicy:
         env = tasks.make_env(domain, task, seed=0)
         env.reset(seed=0)
         frames = np.stack([env.render()] * episodes)
         assert policy.act(frames).shape == (episodes, env.action_dim)
         played.append((task, episodes))
         torch.rand(7)  # whatever an environment draws must not be missing afterwards
-        return Rollout(np.full((episodes, 3), 200.0), None)
+        return PlayedPolicy(np.full((episodes, 3), 200.0), None)
 
-    monkeypatch.setattr(behave, "play", short)
-    watched = behave.run(config(watch_every=2), run, task="walk", method="watched")
+    monkeypatch.setattr(behave, "play_policy", short)
+    watched = behave.run(config(watch_every=2), run, Ask(task="walk"), Variant(method="watched"))
     assert trained(watched) == trained(whole)
     assert played == [("walk", 2)] * 3
     rows = [row for row in small_run.logged(watched) if "watch/score_walk" in row]
@@ -317,7 +322,7 @@ def test_two_processes_learn_the_policy_of_one(run: Run) -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    wanted = behave.run(PARALLEL, run, task="run", method="other").tensors("actor_critic")
+    wanted = behave.run(PARALLEL, run, Ask(task="run"), Variant(method="other")).tensors("actor_critic")
     made = artifacts.load(run.root / "policy" / "parallel-s0" / "run", "behave").tensors("actor_critic")
     assert made["return_range"] > 0 and made["value_range"] > 0
     for name, value in made.items():
@@ -342,15 +347,15 @@ def test_a_finished_policy_is_reused_and_another_configuration_refused(
     run: Run, whole: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loud = small_run.make_run(run.root, quiet=False)
-    assert behave.run(config(), loud, task="walk", method="other").id == whole.id
+    assert behave.run(config(), loud, Ask(task="walk"), Variant(method="other")).id == whole.id
     assert "reusing" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"behave\.horizon \(4 there, 3 now\).*--fresh"):
-        behave.run(config(horizon=3), run, task="walk", method="other")
+        behave.run(config(horizon=3), run, Ask(task="walk"), Variant(method="other"))
 
 
 def test_missing_model_names_the_command_that_makes_it(run: Run) -> None:
     with pytest.raises(BadInput, match=r"model/bitagent-s7 .*bitagent pretrain --preset walker --scale smoke --seed 7"):
-        behave.run(config(), small_run.make_run(run.root, seed=7), task="walk")
+        behave.run(config(), small_run.make_run(run.root, seed=7), Ask(task="walk"))
 
 
 def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
@@ -358,14 +363,14 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     small_run.make_data(run, "random")
     backbone = small_run.make_backbone(run)
     small_run.make_embeddings(run)
-    pretrain.run(small_run.pretrain_config(updates=1), model_config(), run)
+    pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), run)
     small_run.make_backbone(run, seed=1)
     with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*pretrain"):
-        behave.run(config(), run, task="walk")
+        behave.run(config(), run, Ask(task="walk"))
     small_run.make_backbone(run)
     storage.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
     with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
-        behave.run(config(), run, task="walk")
+        behave.run(config(), run, Ask(task="walk"))
 
 
 # ---------------------------------------------------------------------------- CUDA
@@ -377,8 +382,8 @@ def test_on_cuda_both_stages_train_compiled_and_captured(tmp_path: Path, align: 
     """Past the warm-up, updates are replays of a CUDA graph: anything that waits for the host breaks the capture."""
     run = small_run.make_run(tmp_path / "walker-smoke", device="cuda")
     small_run.make_inputs(run)
-    model = pretrain.run(small_run.pretrain_config(compile="on", bf16=True), model_config(), run)
-    policy = behave.run(config(compile="on", bf16=True, align=align), run, task="walk")
+    model = pretrain.run(pretrain.Sections(small_run.pretrain_config(compile="on", bf16=True), model_config()), run)
+    policy = behave.run(config(compile="on", bf16=True, align=align), run, Ask(task="walk"))
     for made in (model, policy):
         rows = small_run.logged(made)
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -13,7 +13,6 @@ import pytest
 
 from stages import collect
 from stages.agents.expert import ExpertJob, _upsets, train_expert
-from stages.core import gathering
 from stages.data.episodes import Dataset
 from stages.runtime import checkpoints, logs
 from stages.runtime.artifacts import Artifact
@@ -70,7 +69,7 @@ def one(made: list[Artifact]) -> Artifact:
 
 
 def test_an_expert_dataset_holds_kept_episodes_with_frames_of_their_states(walker_run: Run) -> None:
-    artifact = one(collect.run(config(), walker_run, source="expert", task="walk", workers=1))
+    artifact = one(collect.run(config(), walker_run, collect.Order(source="expert", task="walk", workers=1)))
     extra = artifact.meta["extra"]
     assert artifact.path == walker_run.root / "data" / "expert-walk"
     assert (extra["source"], extra["task"], extra["episodes"], extra["frames"]) == ("expert", "walk", 2, 1002)
@@ -89,13 +88,15 @@ def test_an_expert_dataset_holds_kept_episodes_with_frames_of_their_states(walke
 
 
 def test_the_finished_agent_plays_on_and_all_of_it_is_kept(walker_run: Run) -> None:
-    artifact = one(collect.run(config(settled_episodes=2), walker_run, source="expert", task="walk", workers=1))
+    artifact = one(
+        collect.run(config(settled_episodes=2), walker_run, collect.Order(source="expert", task="walk", workers=1))
+    )
     extra = artifact.meta["extra"]
     assert extra["episodes"] == 4 and len(extra["learning_curve"]) == 4
     assert extra["returns"][2:] == pytest.approx(extra["settled_returns"], abs=0.01)
     shorter = dataclasses.replace(walker_run, root=walker_run.root.with_name("shorter"))
     options = {"source": "expert", "task": "walk", "frames": 1000, "workers": 1}
-    exactly = one(collect.run(config(settled_episodes=2), shorter, **options))
+    exactly = one(collect.run(config(settled_episodes=2), shorter, collect.Order(**options)))
     assert exactly.meta["extra"]["frames"] == 1002  # --frames counts them all
 
 
@@ -108,11 +109,11 @@ def test_a_settled_episode_is_upset_in_stretches() -> None:
 
 
 def test_random_data_repeats_bit_for_bit_side_by_side_or_not(walker_run: Run, tmp_path: Path) -> None:
-    first = one(collect.run(config(), walker_run, source="random", workers=1))
+    first = one(collect.run(config(), walker_run, collect.Order(source="random", workers=1)))
     other = dataclasses.replace(walker_run, root=tmp_path / "other")
-    assert content(one(collect.run(config(), other, source="random", workers=2))) == content(first)
+    assert content(one(collect.run(config(), other, collect.Order(source="random", workers=2)))) == content(first)
     reseeded = dataclasses.replace(walker_run, root=tmp_path / "seed", seed=1)
-    assert content(one(collect.run(config(), reseeded, source="random", workers=1))) != content(first)
+    assert content(one(collect.run(config(), reseeded, collect.Order(source="random", workers=1)))) != content(first)
     assert first.meta["extra"]["task"] == ""
 
 
@@ -141,63 +142,63 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(gathering, "render_states", explode)
+        patch.setattr(collect, "render_states", explode)
         with pytest.raises(Killed):
-            collect.run(config(), walker_run, source="expert", task="walk", workers=1)
-    trained = gathering.train_expert
+            collect.run(config(), walker_run, collect.Order(source="expert", task="walk", workers=1))
+    trained = collect.train_expert
 
     def only_evaluate(job: ExpertJob, channel: Any) -> Any:
-        found = checkpoints.load(job.path, job.about)
+        found = checkpoints.read(job.path, job.about)
         assert found is not None and found[0] == job.episodes
         return trained(job, channel)
 
-    monkeypatch.setattr(gathering, "train_expert", only_evaluate)
-    artifact = one(collect.run(config(), walker_run, source="expert", task="walk", workers=1))
+    monkeypatch.setattr(collect, "train_expert", only_evaluate)
+    artifact = one(collect.run(config(), walker_run, collect.Order(source="expert", task="walk", workers=1)))
     assert artifact.meta["extra"]["episodes"] == 2
 
 
 def test_a_signal_ends_with_the_command_that_continues(walker_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = gathering.play
+    play = collect.play_episode
 
     def play_and_interrupt(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return play(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gathering, "play", play_and_interrupt)
+        patch.setattr(collect, "play_episode", play_and_interrupt)
         with pytest.raises(Interrupted, match=r"collect --preset walker .*--source random --frames 1000") as caught:
-            collect.run(config(), walker_run, source="random", frames=1000, workers=1)
+            collect.run(config(), walker_run, collect.Order(source="random", frames=1000, workers=1))
     assert caught.value.exit_code == 143
     kept = list((walker_run.root / "data" / "random.partial").glob("episode-*"))
     assert len(kept) == 1  # the one in flight when the signal came was finished, the next not begun
-    artifact = one(collect.run(config(), walker_run, source="random", frames=1000, workers=1))
+    artifact = one(collect.run(config(), walker_run, collect.Order(source="random", frames=1000, workers=1)))
     assert artifact.meta["extra"]["episodes"] == 2
 
 
 def test_a_finished_dataset_is_reused_and_another_config_refused(walker_run: Run, capsys: Any) -> None:
     loud = dataclasses.replace(walker_run, quiet=False)
-    first = one(collect.run(config(), loud, source="random", workers=1, states_only=True))
-    again = one(collect.run(config(), loud, source="random", workers=1, states_only=True))
+    first = one(collect.run(config(), loud, collect.Order(source="random", workers=1, states_only=True)))
+    again = one(collect.run(config(), loud, collect.Order(source="random", workers=1, states_only=True)))
     assert again.id == first.id and "reused" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"episodes.*--fresh"):
-        collect.run(config(), loud, source="random", frames=500, workers=1, states_only=True)
+        collect.run(config(), loud, collect.Order(source="random", frames=500, workers=1, states_only=True))
     fresh = dataclasses.replace(loud, fresh=True)
-    shorter = one(collect.run(config(), fresh, source="random", frames=500, workers=1, states_only=True))
+    shorter = one(collect.run(config(), fresh, collect.Order(source="random", frames=500, workers=1, states_only=True)))
     assert shorter.meta["extra"]["episodes"] == 1
 
 
 def test_states_travel_alone_and_become_the_same_frames(walker_run: Run) -> None:
-    states = one(collect.run(config(), walker_run, source="random", workers=1, states_only=True))
+    states = one(collect.run(config(), walker_run, collect.Order(source="random", workers=1, states_only=True)))
     assert states.path.parent.name == "states" and states.meta["extra"]["renderer"] == ""
-    rendered = one(collect.run(config(), walker_run, render=states.path, workers=1))
+    rendered = one(collect.run(config(), walker_run, collect.Order(render=states.path, workers=1)))
     assert rendered.path == walker_run.root / "data" / "random"
     other = dataclasses.replace(walker_run, root=walker_run.root.with_name("other"))
-    straight = one(collect.run(config(), other, source="random", workers=1))
+    straight = one(collect.run(config(), other, collect.Order(source="random", workers=1)))
     assert content(rendered) == content(straight)
-    small = one(collect.run(config(), walker_run, render=states.path, size=16, camera=1, workers=1))
+    small = one(collect.run(config(), walker_run, collect.Order(render=states.path, size=16, camera=1, workers=1)))
     assert small.path == walker_run.root / "frames" / "random-16-camera1"
     with pytest.raises(BadInput, match="has frames already"):
-        collect.run(config(), walker_run, render=rendered.path, workers=1)
+        collect.run(config(), walker_run, collect.Order(render=rendered.path, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -213,4 +214,4 @@ def test_states_travel_alone_and_become_the_same_frames(walker_run: Run) -> None
 )
 def test_wrong_options_are_refused(walker_run: Run, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        collect.run(config(), walker_run, **options)
+        collect.run(config(), walker_run, collect.Order(**options))

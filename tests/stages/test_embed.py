@@ -247,7 +247,7 @@ def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_probe_draws_a_sheet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(run.root, "expert-walk", episodes=1, first=10, task="walk")
     embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", "run fast"])
-    path = run.root / "report" / "probe-tower.png"
+    path = run.root / "report" / "probe-offline.png"
     assert str(path) in capsys.readouterr().out
     picture = iio.imread(path)
     assert picture.shape[1] > 1000 and picture[..., :3].std() > 10
@@ -291,7 +291,7 @@ def test_training_stopped_by_a_signal_goes_on_bit_for_bit(run: Run, tmp_path: Pa
     assert files_of(embed.run(section, whole)[0]) == files_of(resumed[0])
     lines = (run.root / "backbone.log" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
-    assert steps == sorted(set(steps)) and steps[-1] == 59
+    assert steps == sorted(set(steps)) and steps[-1] == 60
 
 
 def test_killed_after_the_last_update_training_ends_the_same(
@@ -313,14 +313,14 @@ def test_killed_after_the_last_update_training_ends_the_same(
 
 
 def test_a_signal_during_the_last_update_keeps_the_tower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    section, draw = config(updates=3), embed.draw_batch
+    section, draw = config(updates=3), embed.draw_lesson
 
     def draw_and_stop(lessons: Any, seed: int, step: int, *sizes: int) -> Any:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(lessons, seed, step, *sizes)
 
-    monkeypatch.setattr(embed, "draw_batch", draw_and_stop)
+    monkeypatch.setattr(embed, "draw_lesson", draw_and_stop)
     with pytest.raises(Interrupted, match=r"SIGTERM.*bitagent embed"):
         embed.run(section, run)
     assert (run.root / "backbone").exists() and not (run.root / "embeddings").exists()

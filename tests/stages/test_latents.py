@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages import pretrain
+from stages import behave, pretrain
 from stages.backbones.embeddings import open_training_data
-from stages.core import latents as latents_module
-from stages.core.latents import Latents, data_modes, encode, label_rewards, outcomes, posterior_modes, standardized
+from stages.behave import data_modes, encode_data, posterior_modes
+from stages.core.latents import Latents, label_rewards, outcomes, standardized
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
 from stages.methods import open_model
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a barely trained model, whose two datasets have episodes of different lengths."""
     made = small_run.make_run(tmp_path_factory.mktemp("latents") / "walker-smoke")
     small_run.make_uneven_inputs(made)
-    pretrain.run(small_run.pretrain_config(updates=2), model_config(), made)
+    pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=2), model_config()), made)
     return made
 
 
@@ -35,7 +35,7 @@ def test_latents_are_the_states_the_policy_would_filter(run: Run) -> None:
     """Every row, under every prompt, equals stepping through its episode from its first frame."""
     model, dataset = open_model(small_run.model_artifact(run)), open_training_data(small_run.model_artifact(run), run)
     prompts = model.task(unit(2, generator=torch.Generator().manual_seed(3)))
-    found = encode(model, dataset, read(model, dataset), prompts, 4, torch.device("cpu"), bf16=False)
+    found = encode_data(model, dataset, read(model, dataset), prompts, 4, torch.device("cpu"), bf16=False)
     assert found.h.shape == (2, dataset.n_frames, 16)
     lengths = []
     for start, length in zip(dataset.episode_info.start, dataset.episode_info.length, strict=True):
@@ -62,12 +62,12 @@ def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch:
     model, cpu = open_model(found), torch.device("cpu")
     modes = data_modes(model, found, dataset, run, cpu)
     assert torch.equal(modes, read(model, dataset))
-    monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, **__: 1 - modes.clamp(max=1))
+    monkeypatch.setattr(behave, "posterior_modes", lambda *_, **__: 1 - modes.clamp(max=1))
     assert torch.equal(data_modes(model, found, dataset, run, cpu), modes)
     changed = dataclasses.replace(found, meta=found.meta | {"id": "0" * 16})
     assert torch.equal(data_modes(model, changed, dataset, run, cpu), 1 - modes.clamp(max=1))
     for wrong in (modes[1:], modes + 100):
-        monkeypatch.setattr(latents_module, "posterior_modes", lambda *_, wrong=wrong, **__: wrong)
+        monkeypatch.setattr(behave, "posterior_modes", lambda *_, wrong=wrong, **__: wrong)
         other = dataclasses.replace(found, meta=found.meta | {"id": f"{len(wrong):016}"})
         with pytest.raises(BadInput, match="it holds states"):
             data_modes(model, other, dataset, run, cpu)
@@ -75,7 +75,9 @@ def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch:
 
 def make_latents(run: Run, horizon: int) -> Latents:
     model, dataset = open_model(small_run.model_artifact(run)), open_training_data(small_run.model_artifact(run), run)
-    return encode(model, dataset, read(model, dataset), model.task(unit(2)), horizon, torch.device("cpu"), bf16=False)
+    return encode_data(
+        model, dataset, read(model, dataset), model.task(unit(2)), horizon, torch.device("cpu"), bf16=False
+    )
 
 
 def read(model: WorldModel, dataset: Dataset) -> Tensor:
@@ -83,7 +85,7 @@ def read(model: WorldModel, dataset: Dataset) -> Tensor:
 
 
 def test_drawn_rows_are_decisions_of_long_enough_episodes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents_module, "EARLY", 3)
+    monkeypatch.setattr(behave, "EARLY", 3)
     latents = make_latents(run, 10)
     assert latents.episodes[:, 1].tolist() == [14, 14, 14]
     starts = latents.episodes[:, 0].tolist()

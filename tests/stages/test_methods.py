@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from bitagent_cli import presets
 from stages import behave, evaluate, methods, pretrain
 from stages.backbones.tuning import ADAPTER
-from stages.core import model_free
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler
+from stages.methods import model_free
 from stages.policies import goals
+from stages.policies.goals import Ask, Variant
 from stages.policies.policy import Policy
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -47,25 +48,25 @@ def _short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def offline(method: str = "td3", **changes: Any) -> model_free.OfflineRLConfig:
     small = {"updates": 6, "bf16": False, "log_every": 1, "checkpoint_every": 2, "depth": 2}
-    return presets.load("walker", "smoke", (), method).offline_rl.model_copy(update=small | changes)
+    return presets.resolve("walker", "smoke", (), method).offline_rl.model_copy(update=small | changes)
 
 
 def make_model(run: Run, method: str) -> Artifact:
-    preset = presets.load("walker", "smoke", (), method)
+    preset = presets.resolve("walker", "smoke", (), method)
     weights = preset.pretrain.objective
     objective = objective_config(mllm=weights.mllm, joint_behavior=weights.joint_behavior)
     config = small_run.pretrain_config(updates=2, objective=objective)
     sizes = model_config(fusion=preset.model.fusion)
-    return pretrain.run(config, sizes, run, method=method, constants=preset.groundings)
+    return pretrain.run(pretrain.Sections(config, sizes, constants=preset.groundings), run, method=method)
 
 
 def learn(run: Run, method: str, **options: Any) -> Artifact:
     changes = options.pop("changes", {})
-    space = presets.load("walker", "smoke", (), method).behave.space
-    return behave.run(
-        behave_config(updates=2, space=space), run, **({"task": "walk"} | options),
-        method=method, offline=offline(method, **changes), backbone="offline",
-    )  # fmt: skip
+    space = presets.resolve("walker", "smoke", (), method).behave.space
+    variant = Variant(method, oracle=options.pop("oracle", False), data_free=options.pop("data_free", False))
+    ask = Ask(**{"task": "walk"} | options)
+    config = behave_config(updates=2, space=space)
+    return behave.run(config, run, ask, variant, offline(method, **changes), "offline")
 
 
 def trained(policy: Artifact) -> tuple[str, str]:
@@ -81,7 +82,7 @@ def test_a_method_learns_is_scored_and_acts(run: Run, method: str) -> None:
     assert policy.path == run.root / "policy" / f"{method}-s0" / "walk"
     rows = small_run.logged(policy)
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    scores = evaluate.run(EVALUATE, run, task="walk", method=method)
+    scores = evaluate.run(EVALUATE, run, Ask(task="walk"), method=method)
     assert scores.meta["extra"]["rows"][0]["method"] == method
     assert scores.tensors("episodes")["walk.reward"].shape == (2, 6)
     player = Policy.load(policy.path)
@@ -95,18 +96,26 @@ def test_a_method_learns_is_scored_and_acts(run: Run, method: str) -> None:
 def test_the_constants_of_a_grounding_are_recorded_and_decide(run: Run) -> None:
     found = make_model(run, "genrl")
     assert found.meta["config"]["grounding"] == {"window": 8, "kl_balance": 0.8, "noise": 0.5}
-    other = presets.load("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
+    other = presets.resolve("walker", "smoke", ["groundings.genrl.noise=0.1"]).groundings
     with pytest.raises(BadInput, match=r"grounding\.noise \(0\.5 there, 0\.1 now\)"):
-        pretrain.run(small_run.pretrain_config(updates=2), model_config(), run, method="genrl", constants=other)
+        pretrain.run(
+            pretrain.Sections(small_run.pretrain_config(updates=2), model_config(), constants=other),
+            run,
+            method="genrl",
+        )
     with pytest.raises(BadInput, match="section `groundings`"):
-        pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl")
+        pretrain.run(pretrain.Sections(small_run.pretrain_config(), model_config()), run, method="genrl")
 
 
 def test_a_baseline_trains_nothing_of_the_backbone(run: Run) -> None:
     tuned = ADAPTER.model_copy(update={"train": "full"})
     with pytest.raises(BadInput, match=r"genrl reads a frozen backbone: leave out --set mllm\.train=full"):
-        constants = presets.load("walker", "smoke").groundings
-        pretrain.run(small_run.pretrain_config(), model_config(), run, method="genrl", constants=constants, mllm=tuned)
+        constants = presets.resolve("walker", "smoke").groundings
+        pretrain.run(
+            pretrain.Sections(small_run.pretrain_config(), model_config(), mllm=tuned, constants=constants),
+            run,
+            method="genrl",
+        )
     assert methods.tuned_by("genrl-transfer-cheetah", ADAPTER).train == "none"
     assert all(methods.tuned_by(method, tuned) is tuned for method in ("bitagent", "ablation-mllm"))
 
@@ -122,13 +131,13 @@ def test_a_baseline_dreams_up_its_own_starts(run: Run) -> None:
 
 
 def test_the_command_that_goes_on_is_that_of_the_label(run: Run) -> None:
-    goal = behave.parse_goal("walker", "walk", None, None)
+    goal = behave.parse_goal("walker", Ask("walk"))
     for label, options in {
         "bitagent": "", "iql": " --method iql", "iql-oracle": " --method iql --oracle-reward",
         "bitagent-data-free": " --data-free", "transfer-cheetah": " --method transfer-cheetah",
     }.items():  # fmt: skip
         wanted = f"bitagent behave --preset walker --scale smoke --task walk{options} --seed 0"
-        assert goals.command_again(run, goal, label) == wanted
+        assert goals.behave_command(run, goal, label) == wanted
 
 
 # ---------------------------------------------------------------------------- model-free
@@ -151,11 +160,25 @@ def test_the_oracle_learns_from_the_true_reward_of_its_task_alone(run: Run) -> N
     assert trained(policy) != trained(learn(run, "iql"))
     with pytest.raises(BadInput, match=r"data of task run.*bitagent collect --source expert --task run"):
         learn(run, "iql", task="run", oracle=True)
-    evaluate.run(EVALUATE, run, task="walk", method="iql-oracle")
+    evaluate.run(EVALUATE, run, Ask(task="walk"), method="iql-oracle")
     with pytest.raises(BadInput, match="iql-oracle names what --oracle-reward made: give --method iql --oracle-reward"):
         learn(run, "iql-oracle")
     with pytest.raises(BadInput, match="deterministic policy"):
         Policy.load(policy.path, sample=True)
+
+
+def test_goals_of_one_name_share_no_policy(run: Run, tmp_path: Path) -> None:
+    """A prompt or a video that is called like a task, and two videos of one name, are other goals."""
+    videos = [tmp_path / name / "walk.gif" for name in ("one", "other")]
+    for value, video in enumerate(videos):
+        video.parent.mkdir()
+        video.write_bytes(bytes([value]) * 9)
+    asks = [Ask("walk"), Ask(prompt="walk"), *(Ask(video=str(video)) for video in videos)]
+    assert len({behave.parse_goal("walker", ask).name for ask in asks}) == 4
+    learn(run, "td3")
+    for ask in asks[1:]:
+        with pytest.raises(BadInput, match=r"does not exist; make it with: bitagent behave .*--(prompt|video)"):
+            evaluate.run(EVALUATE, run, ask, method="td3")
 
 
 @pytest.mark.parametrize(
@@ -163,33 +186,28 @@ def test_the_oracle_learns_from_the_true_reward_of_its_task_alone(run: Run) -> N
     [
         ({"many": ("stand", "run")}, "--tasks stand,run --seed 0"),
         ({"prompt": "hop along"}, '--prompt "hop along" --seed 0'),
-        ({"video": "some/hop.mp4"}, "--video some/hop.mp4 --seed 0"),
         ({"task": "run", "method": "td3-oracle"}, "--task run --method td3 --oracle-reward --seed 0"),
     ],
 )
 def test_a_missing_policy_names_the_command_that_makes_it(run: Run, options: dict[str, Any], wanted: str) -> None:
+    options = dict(options)
     with pytest.raises(BadInput) as refused:
-        evaluate.run(EVALUATE, run, **options)
+        method = options.pop("method", "bitagent")
+        evaluate.run(EVALUATE, run, Ask(**options), method=method)
     assert str(refused.value).endswith(f"make it with: bitagent behave --preset walker --scale smoke {wanted}")
-
-
-def job(run: Run, prompt: torch.Tensor, oracle: bool) -> model_free.PixelJob:
-    data, embeddings = find_inputs(run, "offline")
-    goal = behave.parse_goal("walker", "walk", None, None)
-    return model_free.PixelJob(offline(), run, goal, "td3", oracle, prompt, data, embeddings, "offline")
 
 
 @pytest.mark.parametrize("oracle", [False, True])
 def test_reward_is_the_standardised_similarity_or_the_true_one(run: Run, oracle: bool) -> None:
-    about = job(run, F.normalize(torch.arange(1.0, 10.0), dim=0)[None], oracle)
-    dataset = Dataset.open([a.path for a in about.data], "walker", [a.path for a in about.embeddings])
+    prompt, (data, embeddings) = F.normalize(torch.arange(1.0, 10.0), dim=0), find_inputs(run, "offline")
+    dataset = Dataset.open([a.path for a in data], "walker", [a.path for a in embeddings])
     rows = np.arange(dataset.n_frames)
     e = F.normalize(torch.from_numpy(dataset.rows("embedding", rows)).float(), dim=-1)
-    values = torch.from_numpy(dataset.rows("reward", rows)) if oracle else e @ about.embedding[0]
+    values = torch.from_numpy(dataset.rows("reward", rows)) if oracle else e @ prompt
     mine = [p for p in dataset.parts if p.task == "walk" or not oracle]
     used = torch.cat([values[p.first_row : p.last_row] for p in mine])
     batch = Sampler(dataset, 8, 5, 0, embeddings=True).sample(0)
-    found = model_free.make_reward(dataset, about, torch.device("cpu"))(batch)
+    found = model_free.make_reward(dataset, prompt, "walk" if oracle else "", torch.device("cpu"))(batch)
     starts, _ = Sampler(dataset, 8, 5, 0, embeddings=True).draw(0)
     wanted = (values[torch.from_numpy(starts[:, None] + np.arange(5))] - used.mean()) / used.std()
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

@@ -21,7 +21,6 @@ from stages.backbones import load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.core import bitagent
 from stages.core.joint_model import JointModel
-from stages.core.origin import sample_semantics
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
@@ -43,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def train(run: Run, method: str, **changes: Any) -> Artifact:
-    return pretrain.run(small_run.pretrain_config(**changes), model_config(), run, method=method)
+    return pretrain.run(pretrain.Sections(small_run.pretrain_config(**changes), model_config()), run, method=method)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def among(found: Tensor, e: Tensor) -> Tensor:
 def test_it_keeps_the_mean_semantics_half_of_random_behaviour(run: Run, whole: Artifact) -> None:
     model, dataset = open_model(whole), open_training_data(whole, run)
     assert isinstance(model, JointModel)
-    found = sample_semantics(model, None, dataset, 0.0, torch.device("cpu"))
+    found = pretrain.origin_semantics(model, None, dataset, held_out_episodes(dataset, 0.0), torch.device("cpu"))
     torch.testing.assert_close(model.semantic_origin, found.mean(0))
     e = semantics_of(model, dataset)
     aimless = torch.cat([e[p.first_row : p.last_row] for p in dataset.parts if p.source == "random"])
@@ -107,7 +106,7 @@ def test_without_random_behaviour_the_mean_is_of_all_training_episodes(run: Run,
     e, held_out = semantics_of(model, dataset), held_out_episodes(dataset, 0.5)
     assert held_out.any() and not held_out.all()
     kept = torch.from_numpy(np.repeat(~held_out, dataset.episode_info.length))  # (N,)
-    found = sample_semantics(model, None, dataset, 0.5, torch.device("cpu"))
+    found = pretrain.origin_semantics(model, None, dataset, held_out_episodes(dataset, 0.5), torch.device("cpu"))
     assert among(found, e[kept]).all() and among(e[kept], found).all()
 
 
@@ -233,7 +232,7 @@ def test_another_configuration_is_refused_by_name(run: Run, whole: Artifact) -> 
     with pytest.raises(BadInput, match=r"pretrain\.lr \(0\.001 there, 0\.01 now\).*--fresh"):
         train(run, "whole", lr=0.01)
     with pytest.raises(BadInput, match=r"model\.gate"):
-        pretrain.run(small_run.pretrain_config(), model_config(gate="channel"), run, method="whole")
+        pretrain.run(pretrain.Sections(small_run.pretrain_config(), model_config(gate="channel")), run, method="whole")
 
 
 def test_fresh_makes_it_again(run: Run) -> None:
@@ -275,5 +274,5 @@ def test_imported_embeddings_that_name_no_backbone_are_taken_for_the_runs_own(tm
         with artifacts.writing(path, "embed", domain="walker", config=config, seed=0, inputs=made_from) as draft:
             for name, content in files.items():
                 (draft / name).write_bytes(content)
-    made = pretrain.run(small_run.pretrain_config(updates=1), model_config(), run)
+    made = pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), run)
     assert made.meta["extra"]["backbone_id"] == load_backbone("offline", run.root, "cpu").id

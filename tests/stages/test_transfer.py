@@ -13,9 +13,9 @@ from torch import Tensor
 from bitagent_cli import presets
 from stages import methods, pretrain, transfer
 from stages.backbones.embeddings import open_training_data
-from stages.core import pretraining
 from stages.core.joint_model import JointModel
 from stages.methods import open_model
+from stages.pretrain import Sections
 from stages.report import chapters
 from stages.report.scene import Scene
 from stages.runtime import artifacts
@@ -42,7 +42,7 @@ def no_backbone() -> Any:
             return torch.nn.functional.normalize(torch.ones(len(texts), DIM_E), dim=-1)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(pretraining, "load_backbone", lambda *_: Texts())
+    patch.setattr(pretrain, "load_backbone", lambda *_: Texts())
     yield
     patch.undo()
 
@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("transfer")
     walker = domain(folder, "walker")
     make_embeddings(make_data(walker.root, rows=9), DIM_E)
-    pretrain.run(small_run.pretrain_config(updates=1), model_config(), walker)
+    pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), walker)
     target = domain(folder, "quadruped")
     for task in ("", "run"):
         make_embeddings(make_data(target.root, "quadruped", task, episodes=2, rows=9), DIM_E)
@@ -68,7 +68,7 @@ def adapt(base: Path, **options: Any) -> Artifact:
     run = domain(base, "quadruped", **options.pop("run", {}))
     sizes = options.pop("model", model_config())
     config = options.pop("config", CONFIG)
-    return transfer.run(config, small_run.pretrain_config(), sizes, run, **{"src": "walker", **options})
+    return transfer.run(config, Sections(small_run.pretrain_config(), sizes), run, **{"src": "walker", **options})
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_all_but_the_actions_columns_are_carried_over() -> None:
 @pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
 def test_a_baseline_carries_all_but_the_actions_columns_too(method: str) -> None:
     """The recurrence's input is the one weight that depends on the body."""
-    constants = methods.constants_of(method, presets.load("walker", "smoke").groundings)
+    constants = methods.constants_of(method, presets.resolve("walker", "smoke").groundings)
     source, target = (methods.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
     transfer.carry_over(target, source.state_dict(), Path("there"))
     own, dim_z = target.state_dict(), source.dim_z
@@ -232,7 +232,7 @@ def test_the_report_shows_the_gain(tmp_path: Path) -> None:
     run = domain(tmp_path, "walker")
     for method, score in (("transfer-quadruped", 0.8), ("transfer-control", 0.5)):
         make_evaluation(run, "walk", score, method=method)
-    scene = Scene(presets.load("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
+    scene = Scene(presets.resolve("walker", "smoke").visualize, run, "bitagent", False, tmp_path)
     before = chapters.transfers(scene)
     assert before is not None and len(before.tables) == 1 and not before.pictures  # scores, and no gain yet
     transfer.compare(run, src="quadruped")

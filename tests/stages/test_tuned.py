@@ -16,10 +16,12 @@ from stages import behave, embed, evaluate, pretrain, transfer
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.embeddings import open_training_data
 from stages.backbones.tuning import MllmConfig, Mode, make_trainable, retune, tuned_tensors
-from stages.core.latents import encode, posterior_modes
+from stages.behave import encode_data, posterior_modes
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.policies.goals import Ask, Variant
 from stages.policies.policy import Policy
+from stages.pretrain import Sections
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -47,7 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def train(run: Run, mode: Mode, method: str = "") -> Artifact:
     if mode == "lora":
         pytest.importorskip("peft")
-    return pretrain.run(small_run.pretrain_config(), model_config(), run, method=method or mode, mllm=mllm(mode))
+    return pretrain.run(
+        pretrain.Sections(small_run.pretrain_config(), model_config(), mllm=mllm(mode)), run, method=method or mode
+    )
 
 
 def files(artifact: Artifact) -> dict[str, str]:
@@ -113,7 +117,9 @@ def test_without_training_the_embedding_is_the_backbones(run: Run) -> None:
 def test_another_mode_is_refused_by_name(run: Run) -> None:
     made = train(run, "last-k")
     with pytest.raises(BadInput, match=r"mllm.*last-k.*--fresh"):
-        pretrain.run(small_run.pretrain_config(), model_config(), run, method=made.meta["config"]["method"])
+        pretrain.run(
+            pretrain.Sections(small_run.pretrain_config(), model_config()), run, method=made.meta["config"]["method"]
+        )
 
 
 def test_a_backbone_trained_again_needs_new_embeddings(run: Run, tmp_path: Path) -> None:
@@ -165,14 +171,14 @@ def test_from_prompt_to_score(run: Run) -> None:
     """Behave on its latents; the policy filters frames to those very latents; evaluate scores it."""
     mode: Mode = "lora"
     made = train(run, mode)
-    policy_artifact = behave.run(behave_config(updates=2), run, task="walk", method=mode)
+    policy_artifact = behave.run(behave_config(updates=2), run, Ask(task="walk"), Variant(method=mode))
     assert files(policy_artifact)["backbone.safetensors"] == files(made)["backbone.safetensors"]
     policy = Policy.load(policy_artifact.path)
     assert policy.backbone_size == 64
     dataset = open_training_data(made, run)
     cpu = torch.device("cpu")
     modes = posterior_modes(policy.model, dataset, cpu, quiet=True, bf16=False)
-    latents = encode(policy.model, dataset, modes, policy.contexts, 4, cpu, bf16=False)
+    latents = encode_data(policy.model, dataset, modes, policy.contexts, 4, cpu, bf16=False)
     frames = dataset.episode(0).image
     assert frames is not None
     for row, frame in enumerate(frames):
@@ -182,7 +188,7 @@ def test_from_prompt_to_score(run: Run) -> None:
         torch.testing.assert_close(policy.state.e[0], latents.e[row].float(), rtol=0, atol=2e-3)
         torch.testing.assert_close(policy.state.z[0], latents.z[0, row].float(), rtol=0, atol=2e-2)
     scored = evaluate.run(
-        evaluate.Config(episodes=1, sample=False, semantics_every=8, video=False), run, task="walk", method=mode
+        evaluate.Config(episodes=1, sample=False, semantics_every=8, video=False), run, Ask(task="walk"), method=mode
     )
     (row_of_table,) = scored.meta["extra"]["rows"]
     assert row_of_table["policy"] == policy_artifact.id and np.isfinite(row_of_table["return"])
@@ -201,13 +207,13 @@ def test_a_tuned_backbone_goes_on_from_there_on_another_body(tmp_path: Path) -> 
         small_run.make_data(one, "random")
         embed.run(sizes, one)
     training = small_run.pretrain_config(backbone=clip, updates=2)
-    source = pretrain.run(training, model_config(), runs["walker"], mllm=mllm("last-k"))
+    source = pretrain.run(pretrain.Sections(training, model_config(), mllm=mllm("last-k")), runs["walker"])
     still = small_run.pretrain_config(backbone=clip, lr=0.0)
     options = {"src": "walker", "source": runs["walker"].root}
     with pytest.raises(BadInput, match=r"--set mllm\.train=last-k"):
-        transfer.run(transfer.Config(updates=1), still, model_config(), runs["cheetah"], **options)
+        transfer.run(transfer.Config(updates=1), Sections(still, model_config()), runs["cheetah"], **options)
     made = transfer.run(
-        transfer.Config(updates=1), still, model_config(), runs["cheetah"], mllm=mllm("last-k"), **options
+        transfer.Config(updates=1), Sections(still, model_config(), mllm=mllm("last-k")), runs["cheetah"], **options
     )
     wanted, found = source.tensors("backbone"), made.tensors("backbone")
     assert wanted.keys() == found.keys()

@@ -17,7 +17,8 @@ from stages import behave, evaluate, pretrain, visualize
 from stages.backbones.embeddings import open_training_data
 from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler
-from stages.policies.play import Rollout
+from stages.policies.goals import Ask
+from stages.policies.play import PlayedPolicy
 from stages.report import chapters, figures, playground
 from stages.report.scene import Scene
 from stages.runtime import artifacts
@@ -47,13 +48,13 @@ def make_evaluation(run: Run, task: str, score: float, *, seed: int = 0, method:
     with artifacts.writing(
         path, "evaluate", domain=run.domain, config={"score": score}, seed=seed, inputs=inputs, extra={"rows": [about]}
     ) as draft:
-        evaluate.write_videos(draft, task, Rollout(np.array([[1.0], [2.0]]), frames))
+        evaluate.write_videos(draft, task, PlayedPolicy(np.array([[1.0], [2.0]]), frames))
     return artifacts.load(path, "evaluate")
 
 
 @pytest.fixture(scope="module")
 def preset() -> Preset:
-    return presets.load("walker", "smoke", SMALL)
+    return presets.resolve("walker", "smoke", SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, preset: Preset) -> Run:
     make_data(made.root, task="walk", episodes=3, rows=24, seed=50)
     small_run.make_backbone(made)
     small_run.make_embeddings(made)
-    pretrain.run(preset.pretrain, preset.model, made)
-    behave.run(preset.behave, made, task="walk")
-    behave.run(preset.behave, made, prompt=PROMPT)
+    pretrain.run(pretrain.Sections(preset.pretrain, preset.model), made)
+    behave.run(preset.behave, made, Ask(task="walk"))
+    behave.run(preset.behave, made, Ask(prompt=PROMPT))
     make_evaluation(made, "walk", 0.5)
     make_evaluation(made, "walk", 0.7, seed=1)
     return made
@@ -163,7 +164,7 @@ def test_nothing_is_remade_until_something_changes(
 
 
 def test_a_model_is_judged_on_the_episodes_its_training_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = presets.load("walker", "smoke", [*SMALL, "pretrain.holdout=0.3"])
+    preset = presets.resolve("walker", "smoke", [*SMALL, "pretrain.holdout=0.3"])
     made = small_run.make_run(run.root, seed=9)
     drawn, draw = [], Sampler.draw
 
@@ -172,7 +173,7 @@ def test_a_model_is_judged_on_the_episodes_its_training_left_out(run: Run, monke
         return drawn[-1]
 
     monkeypatch.setattr(Sampler, "draw", note)
-    model = pretrain.run(preset.pretrain, preset.model, made)
+    model = pretrain.run(pretrain.Sections(preset.pretrain, preset.model), made)
     dataset = open_training_data(model, made)
     held = set(np.flatnonzero(held_out_episodes(dataset, 0.3)))
     rows = np.concatenate([starts for starts, _ in drawn])
@@ -237,7 +238,7 @@ def test_episodes_shorter_than_the_horizon_leave_that_part_out(
 def test_every_grounding_is_judged_and_shows_what_it_imagines(
     run: Run, preset: Preset, tmp_path: Path, method: str
 ) -> None:
-    pretrain.run(preset.pretrain, preset.model, run, method=method, constants=preset.groundings)
+    pretrain.run(pretrain.Sections(preset.pretrain, preset.model, constants=preset.groundings), run, method=method)
     scene = Scene(preset.visualize, run, method, False, tmp_path)
     chapter = chapters.rewards(scene)
     found = json.loads((tmp_path / "reward.json").read_text())

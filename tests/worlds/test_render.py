@@ -11,7 +11,7 @@ import pytest
 from stages import worlds
 from stages.runtime.errors import BadInput
 from stages.worlds import opengl, render
-from stages.worlds.render import DEFAULT_CAMERAS, Renderer, render_states
+from stages.worlds.render import Renderer, render_states
 from stages.worlds.tasks import DOMAINS, make_env, task_names
 from tests.worlds.poses import POSES, set_pose
 
@@ -159,7 +159,7 @@ def test_ray_shows_what_gl_shows(domain: str) -> None:
     except BadInput as missing:
         pytest.skip(str(missing))
     state = drawn_state(domain)
-    ray, gl = (Renderer(domain, 128, DEFAULT_CAMERAS[domain], backend).render(state) for backend in ("ray", "gl"))
+    ray, gl = (Renderer(domain, 128, worlds.BODIES[domain].camera, backend).render(state) for backend in ("ray", "gl"))
     both = body(ray) & body(gl)
     assert both.sum() / (body(ray) | body(gl)).sum() > 0.9
     assert np.abs(ray.astype(int) - gl).mean() < 12

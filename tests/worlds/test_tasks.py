@@ -30,7 +30,7 @@ def test_specs_are_the_tables(domain: str) -> None:
     assert step.state.shape == (env.state_dim,) and step.state.dtype == np.float64
     assert env.physics_model.nq + env.physics_model.nv == env.state_dim
     limits = {"walker": 25, "stickman": 25, "cheetah": 10, "quadruped": 20}  # s, the suite's
-    assert 1000 * worlds.control_timestep(domain) == limits[domain]
+    assert 1000 * worlds.BODIES[domain].control_timestep == limits[domain]
 
 
 def test_ten_training_tasks_and_the_further_ones() -> None:
@@ -81,7 +81,7 @@ def test_an_episode_is_500_decisions_of_two_control_steps(domain: str) -> None:
         decisions += 1
         assert not step.is_first and not step.is_terminal
     assert decisions == 500
-    assert env._physics.data.time == pytest.approx(1000 * worlds.control_timestep(domain))
+    assert env._physics.data.time == pytest.approx(1000 * worlds.BODIES[domain].control_timestep)
     with pytest.raises(RuntimeError, match="reset"):
         env.step(np.zeros(env.action_dim))
 
@@ -144,7 +144,7 @@ def test_each_pose_earns_its_own_task_the_most(domain: str) -> None:
     physics = worlds.make_physics(domain)
     poses = POSES[domain]
     for name in poses:
-        task = worlds.make_task(domain, name, np.random.RandomState(0))
+        task = get_task(domain, name).make(np.random.RandomState(0))
         earned = {}
         for other, pose in poses.items():
             set_pose(physics, pose)
@@ -155,7 +155,7 @@ def test_each_pose_earns_its_own_task_the_most(domain: str) -> None:
 
 
 def test_stickman_is_the_body_of_the_table() -> None:
-    model = worlds.make_model("stickman")
+    model = worlds.compile_model("stickman")
     assert [model.actuator(i).name for i in range(model.nu)] == [
         "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
         "left_shoulder", "left_elbow", "right_shoulder", "right_elbow",
@@ -177,8 +177,8 @@ def test_stickman_is_the_body_of_the_table() -> None:
 
 def test_stickman_stand_reward_by_hand() -> None:
     physics = worlds.make_physics("stickman")
-    task = worlds.make_task("stickman", "run", np.random.RandomState(0))
+    task = get_task("stickman", "run").make(np.random.RandomState(0))
     set_pose(physics, {"velocity": {"rootx": 6}})  # 6 m/s of 8: half way into the margin, .75
     assert task.get_reward(physics) == pytest.approx((5 * 0.75 + 1) / 6)
     set_pose(physics, {"rooty": 180})
-    assert worlds.make_task("stickman", "stand", np.random.RandomState(0)).get_reward(physics) == pytest.approx(0.75)
+    assert get_task("stickman", "stand").make(np.random.RandomState(0)).get_reward(physics) == pytest.approx(0.75)

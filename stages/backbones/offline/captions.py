@@ -1,6 +1,6 @@
 """The caption grammar: sentences for each graded behaviour of each domain, some of them kept for testing.
 
-A concept (stages.worlds.behaviours) has phrases; a phrase in the -ing form is put into
+A concept (`behaviours` of a body's record) has phrases; a phrase in the -ing form is put into
 sentences ("a robot walking", "make the walker walk"), a phrase with a leading '=' is a noun ("a
 headstand") and is only labelled. The first ten concepts of a domain are its behaviour classes, on which
 retrieval is measured with `held_out` phrases, which no training sentence contains.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from stages.backbones.offline.phrases import BODIES, PHRASES
+from stages.worlds import BODIES
 
 CLASSES = 10
 
@@ -55,21 +55,21 @@ def base_form(phrase: str) -> str:
     return f"{base} {rest}".strip()
 
 
-def sentences(phrase: str, bodies: tuple[str, ...]) -> list[str]:
+def sentences(phrase: str, nouns: tuple[str, ...]) -> list[str]:
     """The phrase alone in both forms, and in a few templates that differ from phrase to phrase."""
     if phrase.startswith("="):
-        return [phrase[1:], *_filled(phrase[1:], _NOUN, bodies, 3)]
+        return [phrase[1:], *_filled(phrase[1:], _NOUN, nouns, 3)]
     base = base_form(phrase)
-    found = [phrase, *_filled(phrase, _GERUND, bodies, 3), *_filled(phrase, _ENDINGS, bodies, 1)]
-    found += [base, *_filled(base, _IMPERATIVE, bodies, 3), *_filled(base, _ENDINGS, bodies, 1)]
+    found = [phrase, *_filled(phrase, _GERUND, nouns, 3), *_filled(phrase, _ENDINGS, nouns, 1)]
+    found += [base, *_filled(base, _IMPERATIVE, nouns, 3), *_filled(base, _ENDINGS, nouns, 1)]
     return list(dict.fromkeys(found))
 
 
-def _filled(form: str, templates: tuple[str, ...], bodies: tuple[str, ...], count: int) -> list[str]:
+def _filled(form: str, templates: tuple[str, ...], nouns: tuple[str, ...], count: int) -> list[str]:
     """`count` neighbouring templates, the first chosen by a checksum of the words: the same in every run."""
     first = zlib.crc32(form.encode())
     chosen = [templates[(first + i) % len(templates)] for i in range(count)]
-    return [t.format(p=form, body=bodies[(first // 7 + i) % len(bodies)]) for i, t in enumerate(chosen)]
+    return [t.format(p=form, body=nouns[(first // 7 + i) % len(nouns)]) for i, t in enumerate(chosen)]
 
 
 def grammar(domain: str, exclude: frozenset[str] = frozenset()) -> list[Concept]:
@@ -78,9 +78,9 @@ def grammar(domain: str, exclude: frozenset[str] = frozenset()) -> list[Concept]
     Args:
         exclude: sentences never to train on (the tasks' prompts), compared without case.
     """
-    concepts = []
-    for name, (trained, held_out) in PHRASES[domain].items():
-        captions = [s for phrase in trained for s in sentences(phrase, BODIES[domain])]
+    body, concepts = BODIES[domain], []
+    for name, (trained, held_out) in body.phrases.items():
+        captions = [s for phrase in trained for s in sentences(phrase, body.nouns)]
         kept = tuple(dict.fromkeys(s for s in captions if s.lower() not in exclude))
         concepts.append(Concept(name, kept, tuple(p.removeprefix("=") for p in held_out)))
     return concepts
@@ -88,4 +88,4 @@ def grammar(domain: str, exclude: frozenset[str] = frozenset()) -> list[Concept]
 
 def class_names(domain: str) -> list[str]:
     """The ten behaviour classes on which retrieval is measured."""
-    return list(PHRASES[domain])[:CLASSES]
+    return list(BODIES[domain].phrases)[:CLASSES]

@@ -19,7 +19,7 @@ from stages.backbones.offline import captions
 from stages.backbones.offline.captions import Concept
 from stages.backbones.offline.tower import Student, TextTower
 from stages.data.episodes import Dataset, held_out_episodes
-from stages.worlds import behaviours, motion, tasks
+from stages.worlds import motion, tasks
 
 RARE = 0.002  # a concept seen in a smaller share of the windows than this is not drawn as if it had this share
 
@@ -41,21 +41,21 @@ class Lessons:
     sentences: list[Tensor]
 
 
-def label(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, list[Concept]]:
+def label_windows(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, list[Concept]]:
     """The window of each row (N, 8), its membership in each concept (N, K) float32, and the concepts."""
     domain = dataset.domain
     starts = np.append(dataset.episode_start, dataset.n_frames)
     states = dataset.rows("state", np.arange(dataset.n_frames))
-    features = motion.window_features(worlds.make_model(domain), domain, states, starts)
-    found = behaviours.memberships(domain, features)
+    features = motion.window_features(worlds.compile_model(domain), domain, states, starts)
+    found = worlds.BODIES[domain].behaviours(features)
     concepts = captions.grammar(domain, frozenset(t.prompt.lower() for t in tasks.TASKS))
     membership = np.stack([found[c.name] for c in concepts], 1).astype(np.float32)
     return motion.window_rows(starts), membership, concepts
 
 
-def prepare(dataset: Dataset, holdout: float, text_tower: TextTower) -> Lessons:
+def prepare_lessons(dataset: Dataset, holdout: float, text_tower: TextTower) -> Lessons:
     """Label every window of the dataset and embed every caption."""
-    windows, membership, concepts = label(dataset)
+    windows, membership, concepts = label_windows(dataset)
     weight = (membership / np.maximum(membership.sum(0), RARE * len(membership))).sum(1)
     row_held = np.repeat(held_out_episodes(dataset, holdout), dataset.episode_length)
     weight[row_held] = 0.0
@@ -65,7 +65,7 @@ def prepare(dataset: Dataset, holdout: float, text_tower: TextTower) -> Lessons:
     )
 
 
-def draw_batch(lessons: Lessons, seed: int, step: int, size: int, captions_each: int) -> dict[str, Tensor]:
+def draw_lesson(lessons: Lessons, seed: int, step: int, size: int, captions_each: int) -> dict[str, Tensor]:
     """The batch of one step, a function of (seed, step) alone.
 
     Returns:
