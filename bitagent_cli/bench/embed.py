@@ -59,7 +59,7 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
         ),
         "prompts": prompt_ranking(dataset, backbone, windows, held, seed),
         "smoothness": smoothness(dataset, backbone, held),
-        "frames_per_second": frames_per_second(dataset, backbone),
+        "frames_per_second": embedding_speed(dataset, backbone),
         "training_seconds": artifact.meta["wall_seconds"],
         "threads": torch.get_num_threads(),
     }
@@ -89,11 +89,15 @@ def with_random_video(backbone: OfflineBackbone, artifact: artifacts.Artifact, s
 def class_clips(
     dataset: Dataset, windows: np.ndarray, membership: np.ndarray, held: np.ndarray, seed: int
 ) -> list[np.ndarray]:
-    """Windows (n, 8) of held-out episodes that clearly show each of the ten classes, at most CLIPS a class."""
+    """Windows (n, 8) of held-out episodes that clearly show each of the ten classes or fewer, at most CLIPS a class."""
     random = np.random.default_rng(seed)
-    best = membership[:, :CLASSES].argmax(1)  # (N,)
-    clear = (membership[:, :CLASSES].max(1) > 0.5) & np.repeat(held, dataset.episode_length)
-    return [windows[_some(random, np.flatnonzero(clear & (best == k)), CLIPS)] for k in range(CLASSES)]
+    classes = membership[:, :CLASSES]
+    best = classes.argmax(1)  # (N,)
+    clear = (classes.max(1) > 0.5) & np.repeat(held, dataset.episode_length)
+    return [
+        windows[_some(random, np.flatnonzero(clear & (best == k)), CLIPS)]
+        for k in range(min(CLASSES, membership.shape[1]))
+    ]
 
 
 def retrieval(
@@ -184,7 +188,7 @@ def smoothness(dataset: Dataset, backbone: OfflineBackbone, held: np.ndarray) ->
     return {"next_frame": round(float(near), 3), "other_episode": round(float(far.mean()), 3)}
 
 
-def frames_per_second(dataset: Dataset, backbone: OfflineBackbone, episodes: int = 40) -> float:
+def embedding_speed(dataset: Dataset, backbone: OfflineBackbone, episodes: int = 40) -> float:
     """Frames embedded a second along whole episodes, reading included, after a warm-up."""
     _embed_episode(dataset, backbone, 0)
     numbers = range(min(episodes, dataset.n_episodes))

@@ -76,6 +76,7 @@ def test_clips_are_of_held_out_episodes_alone(run: Run) -> None:
     rows = np.concatenate(clips)
     episode = np.searchsorted(dataset.episode_start, rows, side="right") - 1  # (n, 8)
     assert len(rows) and held[episode].all()
+    assert len(clips) == 10 and len(bench.class_clips(dataset, windows, membership[:, :3], held, seed=0)) == 3
 
 
 def test_a_changed_dataset_is_refused(run: Run, tmp_path: Path, assert_refused: Refused) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,14 @@ def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> Non
     assert ours["genrl"].pop("cheetah run") == "0.60 [0.05]"
     assert not any(value for cells in ours.values() for value in cells.values())
     assert column(table, "paper: bitagent")["stickman run"] == "0.49 ± 0.02"
+
+
+def test_table_1_leaves_out_a_domain_that_the_paper_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tables.table_1([]).rows
+    hop = replace(tasks.get_task("walker", "walk"), domain="hopper", name="hop")
+    monkeypatch.setattr(tasks, "DOMAINS", (*tasks.DOMAINS, "hopper"))
+    monkeypatch.setattr(tasks, "TASKS", (*tasks.TASKS, hop))
+    assert tasks.task_names("hopper") == ["hop"] and tables.table_1([]).rows == rows
 
 
 def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Path) -> None:
