@@ -34,7 +34,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield _disk(folder)
 
 
-def report(folder: Path) -> bool:
+def print_findings(folder: Path) -> bool:
     """Print the findings as they come. Returns False when something essential is missing."""
     well = True
     for finding in examine(folder):
