@@ -31,7 +31,7 @@ from stages.core.settings import BehaviorConfig as Config
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
-from stages.data.sampler import Sampler, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, data_device, prefetch
 from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
@@ -391,9 +391,7 @@ def learn_from_pixels(config: OfflineRLConfig, backbone: str, run: Run, goal: Go
             config.td3.batch,
             config.stack + config.n_step,
             run.seed,
-            config.start_fraction,
-            part_weights=part_weights(dataset, task) if task else None,
-            embeddings=not task,
+            Windows(config.start_fraction, part_weights(dataset, task) if task else None),
             keys=("image", "action", "is_first", "is_terminal", "reward" if task else "embedding"),
             device=data_device(dataset, place.device),
         )

@@ -131,12 +131,10 @@ class Target:
 
     def writer(self, fresh: bool = False) -> DatasetWriter:
         """A writer on this target; each process makes its own."""
-        size = 0 if self.look.states_only else self.look.size
-        return DatasetWriter(
-            self.path, domain=self.run.domain, config=self.record, seed=self.run.seed, source=self.source,
-            task=self.task, renderer="" if self.look.states_only else "ray", image_size=size,
-            about={"camera": self.look.camera}, resolved=self.run.resolved, fresh=fresh,
-        )  # fmt: skip
+        look = {"renderer": "ray", "image_size": self.look.size, "camera": self.look.camera}
+        look |= {"renderer": "", "image_size": 0} if self.look.states_only else {}
+        facts = {"source": self.source, "task": self.task, **look}
+        return DatasetWriter(self.path, self.run, self.record, facts, fresh=fresh)
 
     def drop_work(self) -> None:
         """Remove what only the making of the dataset needed."""
@@ -397,12 +395,7 @@ def collection_bar(run: Run, targets: list[Target]) -> Iterator[Any]:
 
 def import_dataset(run: Run, folder: Path, task: str, workers: int, strict: bool) -> Artifact:
     """Read GenRL's .npz episodes into data/imported[-task], with their embeddings where all carry them."""
-    name = f"imported-{task}" if task else "imported"
-    artifact, embeddings, skipped = import_genrl(
-        folder, run.root / "data" / name, run.root / "embeddings" / "internvideo2" / name, domain=run.domain,
-        task=task, strict=strict, seed=run.seed, workers=workers, resolved=run.resolved, fresh=run.fresh,
-        quiet=run.quiet,
-    )  # fmt: skip
+    artifact, embeddings, skipped = import_genrl(folder, run, task, strict, workers)
     if not run.quiet:
         for skip in skipped:
             print(f"skipped {skip.file}: {skip.reason}")
@@ -420,9 +413,7 @@ def render_again(run: Run, source: Path, look: Look, workers: int) -> Artifact:
     path = run.root / ("data" if standard else "frames") / (str(found.meta["name"]) + ("" if standard else suffix))
     if path.resolve() == source.resolve():
         raise BadInput(f"{source} has frames already; give another --size or --camera")
-    artifact = render_dataset(
-        found, path, look.size, look.camera, workers, resolved=run.resolved, fresh=run.fresh, quiet=run.quiet
-    )
+    artifact = render_dataset(found, path, run, look.size, look.camera, workers)
     if not run.quiet:
         print(f"{path}: {artifact.meta['extra']['frames']} frames rendered from {source}")
     return artifact

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stages.backbones import Backbone, load_backbone
-from stages.backbones.embeddings import FrameSource, write_embeddings
+from stages.backbones.embeddings import EmbeddingJob, FrameSource, compute_embeddings
 from stages.backbones.offline.contrast import contrastive_loss, draw_lesson, prepare_lessons
 from stages.backbones.offline.tower import Student, TextTower, TowerConfig
 from stages.backbones.probe import draw_probe
@@ -193,7 +193,6 @@ def embed_dataset(
 ) -> Artifact:
     """Write the sidecar embeddings of one dataset, going on from a stopped attempt."""
     path = run.root / "embeddings" / backbone_folder(name) / source.path.name
-    seed = source.meta["seed"]
     found = embedded(path, source, backbone) if artifacts.finished(path, run.fresh) else None
     if found:
         if not run.quiet:
@@ -201,20 +200,12 @@ def embed_dataset(
         return artifacts.current(found)
     with storage.locked(path):
         frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
-        record = {"backbone": name, "backbone_id": backbone.id, "frames": frames.how}
-        if not (run.renew and inputs):  # the offline backbone is an input: made again, it has another id
-            artifacts.reuse(path, "embed", record, seed, [source, *inputs], run.fresh, run.renew)  # refuses others
-        return write_embeddings(
-            path,
-            frames,
-            backbone,
-            run,
-            batch=config.batch,
-            record=record,
-            seed=seed,
-            inputs=[source, *inputs],
-            command=run.command("embed", "--backbone", name),
-        )
+        again = run.command("embed", "--backbone", name)
+        job = EmbeddingJob(path, frames, name, backbone.id, [source, *inputs], config.batch, again)
+        # Refuse others; but the offline backbone is an input: made again, it has another id.
+        if not (run.renew and inputs):
+            artifacts.reuse(path, "embed", job.record, source.meta["seed"], job.inputs, run.fresh, run.renew)
+        return compute_embeddings(job, backbone, run)
 
 
 def embedded(path: Path, source: Artifact, backbone: Backbone) -> Artifact | None:

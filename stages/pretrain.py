@@ -28,7 +28,7 @@ from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.inputs import find_inputs
-from stages.data.sampler import Sampler, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, data_device, prefetch
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import PartShare, Run, Section, Share
@@ -204,11 +204,9 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         config.batch,
         config.length,
         run.seed,
-        config.start_fraction,
+        Windows(config.start_fraction, left_out=held_out, past=tower.window - 1 if tower else 0),
         keys=("image", "action", "is_first", "embedding"),
         device=data_device(dataset, place.device),
-        past=tower.window - 1 if tower else 0,
-        left_out=held_out,
     )
 
     def tensors() -> Groups:
@@ -308,7 +306,7 @@ def origin_semantics(
     keys, past = (("image", "embedding"), tower.window - 1) if tower else (("embedding",), 0)
     found = []
     for drawn in (~held_out, random if random.any() else ~held_out):
-        sampler = Sampler(dataset, ORIGIN_FRAMES, 1, seed=0, keys=keys, past=past, left_out=~drawn)
+        sampler = Sampler(dataset, ORIGIN_FRAMES, 1, 0, Windows(left_out=~drawn, past=past), keys)
         for step in range(ORIGIN_BATCHES // 2):
             batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
             raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()

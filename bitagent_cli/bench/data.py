@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset, DatasetWriter, Episode
 from stages.data.sampler import KEYS, Sampler
+from stages.runtime.config import Run
 
 ROWS, FRAME, ACTIONS, STATES = 501, (3, 64, 64), 6, 18
 BATCH, LENGTH = 64, 32
@@ -65,10 +66,8 @@ def measure_data(gigabytes: float = 2.0, batches: int = 60, folder: Path | None 
 def write_episodes(path: Path, files: Path, episodes: int) -> None:
     """The same episodes as a dataset artifact and as one .npz each."""
     files.mkdir(parents=True)
-    writer = DatasetWriter(
-        path, domain="walker", config={"bench": episodes}, seed=0, source="random", task="", renderer="noise",
-        image_size=FRAME[-1],
-    )  # fmt: skip
+    facts = {"source": "random", "task": "", "renderer": "noise", "image_size": FRAME[-1]}
+    writer = DatasetWriter(path, Run("walker", "bench", path.parent), {"bench": episodes}, facts)
     for number in range(episodes):
         random = np.random.default_rng(number)
         first = np.arange(ROWS) == 0

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ import numpy as np
 
 from stages.backbones import Backbone, load_backbone
 from stages.backbones.tuning import mllm_of, retune
-from stages.data.episodes import Dataset
-from stages.data.shards import write_shard
+from stages.data.episodes import Dataset, write_sidecar
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -43,11 +43,10 @@ class FrameSource:
         facts = dataset.parts[0].artifact.meta["extra"]
         self.dataset, self.size, self.workers = dataset, size, workers
         self.camera: int | None = facts.get("camera")
-        name = str(facts["renderer"]) or "ray"
-        self.backend, self.supersample = name.removesuffix("-2x2"), name.endswith("-2x2")
+        self.renderer = str(facts["renderer"]) or "ray"
         self.rendered = dataset.image_size != size and dataset.has("state")
         if self.rendered:
-            self.how = f"{name} at {size}"
+            self.how = f"{self.renderer} at {size}"
         elif dataset.image_size == size:
             self.how = "stored"
         elif dataset.has("image"):
@@ -77,7 +76,7 @@ class FrameSource:
     def _job(self, number: int) -> tuple[Any, ...]:
         state = self.dataset.episode(number).state
         assert state is not None
-        return self.dataset.domain, np.array(state), self.size, self.camera, self.backend, self.supersample
+        return self.dataset.domain, np.array(state), self.size, self.camera, self.renderer
 
     def _render(self, number: int) -> np.ndarray:
         return render_states(*self._job(number))
@@ -174,12 +173,9 @@ class PartialEmbeddings:
         storage.replace_file(self.folder / "progress.json", lambda draft: draft.write_text(json.dumps(state)))
         self._saved = time.monotonic()
 
-    def write_shards(self, folder: Path) -> None:
-        """One file for each shard of the dataset, of the same name: `embedding` (N, dim) float16."""
-        for shard, start, stop in zip(
-            self.dataset.shards, self.dataset.offsets[:-1], self.dataset.offsets[1:], strict=True
-        ):
-            write_shard(folder / shard.file.name, {"embedding": [np.asarray(self._map[start:stop])]})
+    def blocks(self) -> list[np.ndarray]:
+        """The rows (N, dim) float16 of each shard of the dataset."""
+        return np.split(np.asarray(self._map), self.dataset.offsets[1:-1])
 
     def drop(self) -> None:
         storage.remove_folder(self.folder)
@@ -188,52 +184,50 @@ class PartialEmbeddings:
 # ---------------------------------------------------------------------------- a dataset's embeddings
 
 
-def write_embeddings(
-    path: Path,
-    frames: FrameSource,
-    backbone: Backbone,
-    run: Run,
-    *,
-    batch: int,
-    record: Mapping[str, Any],
-    seed: int,
-    inputs: Sequence[Artifact],
-    command: str,
-) -> Artifact:
-    """Embed a dataset into the artifact `path`, going on from a stopped attempt; the caller holds its lock.
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """One dataset to embed into the artifact `path`.
 
-    Args:
-        record: backbone (its name), backbone_id and frames (how they were made).
-        inputs: the dataset first. command: the command line that goes on after a stop.
+    backbone_name, backbone_id: what is recorded of the backbone. inputs: the dataset first, then what the backbone
+    comes from. batch: windows a forward pass. command: the command line that goes on after a stop.
+    """
+
+    path: Path
+    frames: FrameSource
+    backbone_name: str
+    backbone_id: str
+    inputs: Sequence[Artifact]
+    batch: int
+    command: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What decides the content beside the inputs."""
+        return {"backbone": self.backbone_name, "backbone_id": self.backbone_id, "frames": self.frames.how}
+
+
+def compute_embeddings(job: EmbeddingJob, backbone: Backbone, run: Run) -> Artifact:
+    """Embed a dataset, going on from a stopped attempt; the caller holds the lock of the job's path.
 
     Raises Interrupted on a signal, after saving.
     """
-    began, dataset = time.time(), frames.dataset
-    about = {"config": record, "inputs": artifacts.input_ids(inputs)}
+    began, dataset = time.time(), job.frames.dataset
+    about = {"config": job.record, "inputs": artifacts.input_ids(job.inputs)}
     with stop_signals() as stop:
-        partial = PartialEmbeddings(path, dataset, backbone.dim, about)
+        partial = PartialEmbeddings(job.path, dataset, backbone.dim, about)
         if run.fresh:
             partial.restart()
-        with progress(dataset.n_frames, partial.rows, f"embed {inputs[0].path.name}", "frame", run.quiet) as bar:
-            for images in frames.episodes(partial.episodes):
-                partial.append(backbone.encode_episode(images, batch).cpu().numpy())
+        with progress(dataset.n_frames, partial.rows, f"embed {job.path.name}", "frame", run.quiet) as bar:
+            for images in job.frames.episodes(partial.episodes):
+                partial.append(backbone.encode_episode(images, job.batch).cpu().numpy())
                 bar.update(len(images))
                 if stop:
                     partial.save()
-                    raise stop.leave(command)
-    extra = {
-        "backbone": record["backbone"],
-        "backbone_id": record["backbone_id"],
-        "dim": backbone.dim,
-        "frame_size": frames.size,
-    }
-    with artifacts.writing(
-        path, "embed", domain=run.domain, config=record, seed=seed, inputs=inputs,
-        resolved=run.resolved, extra=extra, began=began,
-    ) as draft:  # fmt: skip
-        partial.write_shards(draft)
+                    raise stop.leave(job.command)
+    facts = {"backbone": job.backbone_name, "backbone_id": job.backbone_id, "frame_size": job.frames.size}
+    made = write_sidecar(job.path, run, job.inputs, partial.blocks(), job.record, facts, began)
     partial.drop()
-    return artifacts.load(path, "embed", domain=run.domain)
+    return made
 
 
 def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, command: str) -> list[Artifact]:
@@ -259,11 +253,9 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
                 with storage.locked(path):
                     dataset = Dataset.open([source.path], run.domain)
                     frames = FrameSource(dataset, dataset.image_size, workers=1)
-                    record = {"backbone": name, "backbone_id": f"{wanted}+{model.id}", "frames": frames.how}
-                    write_embeddings(
-                        path, frames, backbone, run, batch=TUNED_BATCH, record=record, seed=source.meta["seed"],
-                        inputs=[source, model], command=command,
-                    )  # fmt: skip
+                    inputs, tuned = [source, model], f"{wanted}+{model.id}"
+                    job = EmbeddingJob(path, frames, name, tuned, inputs, TUNED_BATCH, command)
+                    compute_embeddings(job, backbone, run)
     found = [artifacts.load(folder / a.path.name, "embed", domain=run.domain) for a in data]
     artifacts.verify(*found)
     return found

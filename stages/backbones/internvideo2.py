@@ -240,7 +240,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def load_weights(model: InternVideo2, tensors: dict[str, Tensor], file: Path) -> None:
+def load_public_weights(model: InternVideo2, tensors: dict[str, Tensor], file: Path) -> None:
     """Fill the model from a checkpoint's tensors, strictly.
 
     Accepts the text tower with or without `.bert`, positions of another number of frames, and cross-modal
@@ -311,7 +311,7 @@ def load_internvideo2(device: str) -> InternVideo2Backbone:
     file = find_checkpoint()
     with torch.device("meta"):
         model = InternVideo2(Sizes())
-    load_weights(model, read_checkpoint(file), file)
+    load_public_weights(model, read_checkpoint(file), file)
     return InternVideo2Backbone(model, find_tokenizer(), f"internvideo2-1b-{storage.file_sha256(file)[:12]}", device)
 
 

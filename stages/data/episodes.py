@@ -1,6 +1,6 @@
 """Datasets of episodes: a writer that loses nothing but the episode in flight, a memory-mapped reader.
 
-    writer = DatasetWriter(path, domain="walker", config=..., seed=0, source="random", task="", renderer="ray", ...)
+    writer = DatasetWriter(path, run, config, {"source": "random", "task": "", "renderer": "ray", "image_size": 64})
     if not writer.has(3):
         writer.append(3, episode)          # durable once it returns; any process, any order
     artifact = writer.finish()             # shards of whole episodes in the order of their numbers
@@ -38,9 +38,10 @@ from stages.data.shards import (
 )
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 
-__all__ = ["Dataset", "DatasetWriter", "Episode", "EpisodeInfo", "Part", "write_dataset"]
+__all__ = ["Dataset", "DatasetWriter", "Episode", "EpisodeInfo", "Part"]
 
 SHARD_BYTES = 256 * 2**20
 RESIDENT_BYTES = 512 * 2**20
@@ -55,12 +56,11 @@ class DatasetWriter:
 
     Args:
         path: the dataset artifact to be.
-        config, seed, resolved, inputs: as in `artifacts.writing`; all but `resolved` also decide
-            whether a partial folder left by a stopped run may be continued.
-        source: random, explore, expert, imported; task: a task name, "" for task-free data.
-        renderer: the renderer of the frames ("ray", "gl", ...), "" for states only.
-        image_size: height = width of the frames, 0 for states only.
-        about: further facts for artifact.json; "camera" is compared when datasets are mixed.
+        run: its domain and seed, with `config`, `facts` and `inputs`, decide whether a partial folder left by a
+            stopped run may be continued. config, inputs: as in `artifacts.writing`.
+        facts: for artifact.json: source (random, explore, expert, imported), task ("" for task-free data), renderer
+            of the frames ("ray", "genrl"; "" for states only), image_size (height = width, 0 for states only), and
+            further ones; "camera" is compared when datasets are mixed.
         fresh: drop a partial folder instead of continuing it (the first process only, not workers).
 
     Raises:
@@ -70,27 +70,14 @@ class DatasetWriter:
     def __init__(
         self,
         path: Path,
-        *,
-        domain: str,
+        run: Run,
         config: Mapping[str, Any],
-        seed: int,
-        source: str,
-        task: str,
-        renderer: str,
-        image_size: int,
-        resolved: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any],
         inputs: Sequence[Artifact] = (),
-        about: Mapping[str, Any] | None = None,
         fresh: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self.run, self.config, self.facts, self.inputs = path, run, config, facts, inputs
         self.folder = path.parent / f"{path.name}.partial"
-        self.provenance: dict[str, Any] = {
-            "domain": domain, "config": dict(config), "seed": seed, "inputs": tuple(inputs),
-        }  # fmt: skip
-        self.resolved = dict(resolved or {})
-        self.facts: dict[str, Any] = {"source": source, "task": task, "renderer": renderer, "image_size": image_size}
-        self.facts |= dict(about or {})
         if fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +85,8 @@ class DatasetWriter:
 
     def _claim(self) -> None:
         """Write partial.json, or check that the one there was written for the same dataset."""
-        wanted = self.provenance | {"inputs": artifacts.input_ids(self.provenance["inputs"])} | self.facts
-        wanted = json.loads(json.dumps(wanted, default=str))
+        made = {"domain": self.run.domain, "config": self.config, "seed": self.run.seed}
+        wanted = storage.plain({**made, "inputs": artifacts.input_ids(self.inputs), **self.facts})
         file = self.folder / "partial.json"
         if not file.exists():
             storage.replace_file(file, lambda draft: draft.write_text(json.dumps(wanted)))
@@ -162,41 +149,32 @@ class DatasetWriter:
         missing = [number for number in numbers if not self.has(number)]
         if missing:
             raise ValueError(f"episode {missing[0]} of {self.path} was never appended")
-        facts = self.facts | dict(about or {})
-        made = self.provenance | {"resolved": self.resolved, "began": began}
-        artifact = write_dataset(self.path, map(self._read, numbers), facts, **made)
+        extra: dict[str, Any] = {**self.facts, **(about or {}), "episodes": 0, "frames": 0, "returns": []}
+        with artifacts.writing(
+            self.path, "collect", domain=self.run.domain, config=self.config, seed=self.run.seed, inputs=self.inputs,
+            resolved=self.run.resolved, extra=extra, began=began,
+        ) as draft:  # fmt: skip
+            for index, group in enumerate(_groups(map(self._read, numbers))):
+                self._write_group(draft / f"shard-{index:05d}.safetensors", group, extra)
+            if not extra["episodes"]:
+                raise BadInput(f"there is not one episode to write to {self.path}; ask for more frames")
         storage.remove_folder(self.folder)
-        return artifact
+        return artifacts.load(self.path, "collect")
 
-
-def write_dataset(path: Path, episodes: Iterable[Arrays], facts: Mapping[str, Any], **about: Any) -> Artifact:
-    """Write a dataset artifact from whole episodes in order, each as the arrays of a one-episode shard.
-
-    Args:
-        facts: source, task, renderer, image_size and more, for artifact.json's `extra`.
-        about: domain, config, seed, inputs, resolved, began as in `artifacts.writing`.
-
-    Raises:
-        BadInput: there is no episode, or they differ in what they hold.
-    """
-    extra: dict[str, Any] = {**facts, "episodes": 0, "frames": 0, "returns": []}
-    with artifacts.writing(path, "collect", extra=extra, **about) as draft:
-        for index, group in enumerate(_groups(episodes)):
-            try:
-                write_shard(draft / f"shard-{index:05d}.safetensors", join(group))
-                for key, value in catalog.dimensions(group[0]).items():
-                    if extra.setdefault(key, value) != value:
-                        raise ValueError(f"{key} is {extra[key]} in one, {value} in another")
-            except ValueError as error:
-                raise BadInput(
-                    f"the episodes for {path} do not match ({error}); collect them anew with --fresh"
-                ) from None
-            extra["episodes"] += len(group)
-            extra["frames"] += sum(len(a["reward"]) for a in group)
-            extra["returns"] += [round(float(a["reward"].sum(dtype=np.float64)), 6) for a in group]
-        if not extra["episodes"]:
-            raise BadInput(f"there is not one episode to write to {path}; ask for more frames")
-    return artifacts.load(path, "collect")
+    def _write_group(self, file: Path, group: list[Arrays], extra: dict[str, Any]) -> None:
+        """Write whole episodes as one shard and count them in `extra`. Raises BadInput when they do not match."""
+        try:
+            write_shard(file, join(group))
+            for key, value in catalog.dimensions(group[0]).items():
+                if extra.setdefault(key, value) != value:
+                    raise ValueError(f"{key} is {extra[key]} in one, {value} in another")
+        except ValueError as error:
+            raise BadInput(
+                f"the episodes for {self.path} do not match ({error}); collect them anew with --fresh"
+            ) from None
+        extra["episodes"] += len(group)
+        extra["frames"] += sum(len(a["reward"]) for a in group)
+        extra["returns"] += [round(float(a["reward"].sum(dtype=np.float64)), 6) for a in group]
 
 
 def _groups(episodes: Iterable[Arrays]) -> Iterator[list[Arrays]]:
@@ -369,32 +347,38 @@ def kept_episodes(episodes: int, keep: int) -> list[int]:
     return sorted({round(x) for x in spread})
 
 
-def save_embeddings(
+def write_sidecar(
     path: Path,
-    source: Artifact,
+    run: Run,
+    inputs: Sequence[Artifact],
     blocks: Iterable[np.ndarray],
-    *,
-    backbone: str,
     config: Mapping[str, Any],
-    seed: int,
-    inputs: Iterable[Artifact] = (),
-    resolved: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any],
+    began: float | None = None,
 ) -> Artifact:
     """Write the sidecar embeddings of a dataset: one (N, D) block for each of its shards, in their order.
 
-    Stored as float16. `inputs` are artifacts the embeddings come from beside the dataset (a backbone).
+    Stored as float16, under the dataset's own seed.
+
+    Args:
+        inputs: the dataset first, then what else the embeddings come from (a backbone).
+        facts: for artifact.json's `extra`: backbone and more; the width `dim` is added.
+
     Raises BadInput when a block is not finite, ValueError when its rows are not those of the shard.
     """
-    extra: dict[str, Any] = {"backbone": backbone}
-    about: dict[str, Any] = {"domain": source.domain, "config": config, "seed": seed, "resolved": resolved}
-    with artifacts.writing(path, "embed", inputs=[source, *inputs], extra=extra, **about) as draft:
+    source = inputs[0]
+    extra: dict[str, Any] = dict(facts)
+    with artifacts.writing(
+        path, "embed", domain=source.domain, config=config, seed=source.meta["seed"], inputs=inputs,
+        resolved=run.resolved, extra=extra, began=began,
+    ) as draft:  # fmt: skip
         for shard, block in zip(catalog.open_shards(source), blocks, strict=True):
             half = np.asarray(block, np.float16)  # (N, D)
             if half.shape != (len(shard.arrays["reward"]), extra.setdefault("dim", int(half.shape[1]))):
                 raise ValueError(f"embeddings {half.shape} for {len(shard.arrays['reward'])} rows of {shard.file.name}")
             if not np.isfinite(half).all():
                 raise BadInput(
-                    f"backbone {backbone} gave embeddings that are not finite for {source.path}; use another"
+                    f"backbone {extra['backbone']} gave embeddings that are not finite for {source.path}; use another"
                 )
             write_shard(draft / shard.file.name, {"embedding": [half]})
     return artifacts.load(path, "embed")

@@ -1,8 +1,6 @@
 """GenRL's public datasets: one .npz an episode, read into shards without trusting a byte of them.
 
-    artifact, embeddings, skipped = import_genrl(
-        Path("genrl/walker"), Path("data/imported"), Path("embeddings/internvideo2/imported"), domain="walker", task=""
-    )
+    artifact, embeddings, skipped = import_genrl(Path("genrl/walker"), run)
 
 Format (GenRL, Mazzaglia et al. 2024): arrays with a leading T: observation, action, reward, is_first,
 is_terminal, and perhaps clip_video, the InternVideo2 embedding of frames t-7..t. Other arrays are
@@ -17,7 +15,7 @@ import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.data.episodes import Dataset, DatasetWriter, save_embeddings
+from stages.data.episodes import Dataset, DatasetWriter, write_sidecar
 from stages.data.shards import Episode, episode_arrays
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
 from stages.worlds.tasks import action_dim
@@ -54,21 +53,11 @@ class Skipped(NamedTuple):
 
 
 def import_genrl(
-    folder: Path,
-    data_path: Path,
-    embedding_path: Path,
-    *,
-    domain: str,
-    task: str = "",
-    source: str = "imported",
-    strict: bool = False,
-    seed: int = 0,
-    workers: int = 1,
-    resolved: Mapping[str, Any] | None = None,
-    fresh: bool = False,
-    quiet: bool = True,
+    folder: Path, run: Run, task: str = "", strict: bool = False, workers: int = 1
 ) -> tuple[Artifact, Artifact | None, list[Skipped]]:
     """Import a folder of GenRL episodes, searched recursively, in natural order of their names.
+
+    They go into data/imported[-task] of the run, their clip_video into embeddings/internvideo2/imported[-task].
 
     A broken or odd episode is skipped and named in the result, or stops the import when `strict`.
     Episodes without clip_video are good ones; but one of them means no sidecar embeddings at all
@@ -80,22 +69,22 @@ def import_genrl(
     """
     files = find_episodes(folder)
     listing = [[name, file.stat().st_size] for name, file in files.items()]
-    config = {"import": "genrl", "files": storage.digest(listing), "source": source, "task": task}
-    with storage.locked(data_path):
-        artifact = artifacts.reuse(data_path, "collect", config, seed, [], fresh)
+    facts: dict[str, Any] = {"source": "imported", "task": task}
+    config = {"import": "genrl", "files": storage.digest(listing), **facts}
+    path = run.root / "data" / (f"imported-{task}" if task else "imported")
+    with storage.locked(path):
+        artifact = artifacts.reuse(path, "collect", config, run.seed, [], run.fresh)
         if artifact is not None:
             skipped = [Skipped(*pair) for pair in artifact.meta["extra"]["skipped"]]
             if strict and skipped:
                 raise _refusal(folder, skipped[0])
         else:
-            writer = DatasetWriter(
-                data_path, domain=domain, config=config, seed=seed, source=source, task=task, renderer="genrl",
-                image_size=FRAME[-1], resolved=resolved, fresh=fresh,
-            )  # fmt: skip
-            artifact, skipped = _import_episodes(folder, files, writer, action_dim(domain), strict, workers, quiet)
+            facts |= {"renderer": "genrl", "image_size": FRAME[-1]}
+            writer = DatasetWriter(path, run, config, facts, fresh=run.fresh)
+            artifact, skipped = _import_episodes(folder, files, writer, strict, workers)
     left_out = {skip.file for skip in skipped}
     used = [file for name, file in files.items() if name not in left_out]
-    return artifact, _import_embeddings(used, artifact, embedding_path, resolved, fresh), skipped
+    return artifact, _import_embeddings(used, artifact, run), skipped
 
 
 def find_episodes(folder: Path) -> dict[str, Path]:
@@ -115,9 +104,9 @@ def _refusal(folder: Path, skip: Skipped) -> BadInput:
 
 
 def _import_episodes(
-    folder: Path, files: dict[str, Path], writer: DatasetWriter, actions: int, strict: bool, workers: int, quiet: bool
+    folder: Path, files: dict[str, Path], writer: DatasetWriter, strict: bool, workers: int
 ) -> tuple[Artifact, list[Skipped]]:
-    names = list(files)
+    names, actions = list(files), action_dim(writer.run.domain)
 
     def convert(number: int) -> str:
         """Import one file under its place in the listing; returns '' or what is wrong with it."""
@@ -131,7 +120,7 @@ def _import_episodes(
         return ""
 
     skipped: list[Skipped] = []
-    bar = progress(len(files), 0, "import", "episode", quiet)
+    bar = progress(len(files), 0, "import", "episode", writer.run.quiet)
     with stop_signals() as stop, bar, ThreadPoolExecutor(max(workers, 1)) as pool:
         for number, reason in enumerate(pool.map(convert, range(len(files)))):
             bar.update()
@@ -152,19 +141,17 @@ def _import_episodes(
     return writer.finish(numbers, about={"skipped": [list(skip) for skip in skipped]}), skipped
 
 
-def _import_embeddings(
-    files: list[Path], artifact: Artifact, path: Path, resolved: Mapping[str, Any] | None, fresh: bool
-) -> Artifact | None:
+def _import_embeddings(files: list[Path], artifact: Artifact, run: Run) -> Artifact | None:
     """The sidecar of clip_video, or None when an episode has none."""
-    config, seed = {"import": "genrl", "backbone": BACKBONE}, artifact.meta["seed"]
     if not all(_has_clip(file) for file in files):
         return None
+    config = {"import": "genrl", "backbone": BACKBONE}
+    path = run.root / "embeddings" / BACKBONE / artifact.path.name
     with storage.locked(path):
-        found = artifacts.reuse(path, "embed", config, seed, [artifact], fresh)
+        found = artifacts.reuse(path, "embed", config, artifact.meta["seed"], [artifact], run.fresh)
         if found is not None:
             return found
-        blocks = _embedding_blocks(files, artifact)
-        return save_embeddings(path, artifact, blocks, backbone=BACKBONE, config=config, seed=seed, resolved=resolved)
+        return write_sidecar(path, run, [artifact], _embedding_blocks(files, artifact), config, {"backbone": BACKBONE})
 
 
 def _has_clip(file: Path) -> bool:

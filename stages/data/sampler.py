@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +18,31 @@ from stages.runtime.update import roomy
 KEYS = ("image", "action", "reward", "is_first", "is_terminal")
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Which windows are drawn, and what is read before them.
+
+    start_fraction: this fraction of the windows begins at an episode's first row (on average exactly; the rest are
+        drawn from all starts).
+    part_weights: relative weight of each part of the dataset; None: by its number of windows.
+    left_out: episodes never drawn from, (E,) bool.
+    past: add `past`, so many frames before each window; an episode's first is repeated before its start (needs
+        `image` among the keys).
+    """
+
+    start_fraction: float = 0.0
+    part_weights: Sequence[float] | None = None
+    left_out: np.ndarray | None = None
+    past: int = 0
+
+
 class Sampler:
     """Draws (B, T) windows uniformly over all starts whose window stays inside its episode.
 
     Args:
         batch, length: B and T of the global batch.
-        start_fraction: this fraction of the windows begins at an episode's first row (on average
-            exactly; the rest are drawn from all starts).
-        part_weights: relative weight of each part of the dataset; default: by its number of windows.
-        embeddings: add `embedding` when the dataset was opened with embeddings.
-        keys: the arrays of a batch; default image, action, reward, is_first, is_terminal.
-        left_out: episodes never drawn from, (E,) bool.
-        past: add `past`, so many frames before each window; an episode's first is repeated before its start
-            (needs `image` among the keys).
+        keys: the arrays of a batch; default image, action, reward, is_first, is_terminal, and the embedding when the
+            dataset was opened with embeddings.
         device: "cpu" maps the files and gathers there; any other device holds those arrays whole
             and gathers on it (same batches). The dataset must fit.
 
@@ -44,25 +57,19 @@ class Sampler:
         batch: int,
         length: int,
         seed: int,
-        start_fraction: float = 0.0,
-        part_weights: Sequence[float] | None = None,
-        embeddings: bool = True,
+        windows: Windows = Windows(),
         keys: Sequence[str] | None = None,
         device: str = "cpu",
-        past: int = 0,
-        left_out: np.ndarray | None = None,
     ) -> None:
-        if not 0.0 <= start_fraction <= 1.0:
-            raise BadInput(f"start_fraction {start_fraction} is no fraction; give a number from 0 to 1")
+        if not 0.0 <= windows.start_fraction <= 1.0:
+            raise BadInput(f"start_fraction {windows.start_fraction} is no fraction; give a number from 0 to 1")
         self.dataset, self.batch, self.length, self.seed = dataset, batch, length, seed
-        self.start_fraction = start_fraction
-        self.keys = list(KEYS if keys is None else keys)
-        if embeddings and dataset.has("embedding") and "embedding" not in self.keys:
-            self.keys.append("embedding")
+        self.start_fraction, self.past = windows.start_fraction, windows.past
+        self.keys = keys or [*KEYS, *(["embedding"] if dataset.has("embedding") else [])]
         for key in self.keys:
             dataset.row_shape(key)  # says what to do when the dataset does not hold it
         info = dataset.episode_info
-        usable = np.ones(dataset.n_episodes, bool) if left_out is None else ~left_out  # (E,)
+        usable = np.ones(dataset.n_episodes, bool) if windows.left_out is None else ~windows.left_out  # (E,)
         long_enough = np.flatnonzero((info.length >= length) & usable)
         if not len(long_enough):
             raise BadInput(
@@ -73,10 +80,10 @@ class Sampler:
         self.cumulative = np.concatenate([[0], np.cumsum(starts)])  # (E'+1,)
         part = info.part[long_enough]
         self.part_bounds = np.searchsorted(part, np.arange(len(dataset.parts) + 1))  # (P+1,) into E'
-        ends = np.cumsum(self._weights(part_weights))
+        ends = np.cumsum(self._weights(windows.part_weights))
         self.part_ends = ends / ends[-1]  # (P,) cumulative probability
         self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
-        self.device, self.past = device, past
+        self.device = device
 
     def _weights(self, weights: Sequence[float] | None) -> np.ndarray:
         windows = np.diff(self.cumulative[self.part_bounds])  # (P,)

@@ -116,7 +116,7 @@ class FusedMLP(nn.Module):
         return _FusedMLP.apply(x, self.dtype, *params)
 
 
-class Actor(FusedMLP):
+class DeterministicActor(FusedMLP):
     """Deterministic policy: features (B, I) → action (B, A) in (-1, 1). Starts near zero action."""
 
     def __init__(self, inp: int, action_dim: int, units: int, dtype: torch.dtype) -> None:
@@ -146,9 +146,9 @@ class TD3:
         dtype = resolve_precision(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor = Actor(inp, action_dim, config.units, dtype).to(device)
+            self.actor = DeterministicActor(inp, action_dim, config.units, dtype).to(device)
             self.critics = Critics(inp, action_dim, config.units, dtype).to(device)
-        self.actor_target = Actor(inp, action_dim, config.units, dtype).to(device).requires_grad_(False)
+        self.actor_target = DeterministicActor(inp, action_dim, config.units, dtype).to(device).requires_grad_(False)
         self.critics_target = Critics(inp, action_dim, config.units, dtype).to(device).requires_grad_(False)
         self.actor_target.load_state_dict(self.actor.state_dict())
         self.critics_target.load_state_dict(self.critics.state_dict())
@@ -299,7 +299,7 @@ def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -
     return F.mse_loss(values, target.expand_as(values)) * len(values)
 
 
-def actor_loss(actor: Actor, critics: Critics, obs: Tensor) -> Tensor:
+def actor_loss(actor: DeterministicActor, critics: Critics, obs: Tensor) -> Tensor:
     """Deterministic policy gradient through the first critic (TD3, Algorithm 1); freeze the critics first."""
     return -critics.value(obs, actor(obs), members=1).mean()
 

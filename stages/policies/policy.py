@@ -23,7 +23,7 @@ from stages.core.world_model import State, TaskContext, WorldModel
 from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig
 from stages.methods.pixels import PixelEncoder
-from stages.methods.td3 import Actor, resolve_precision
+from stages.methods.td3 import DeterministicActor, resolve_precision
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.errors import BadInput
@@ -165,7 +165,7 @@ class PixelPolicy(Policy):
 
     backbone_size = IMAGE_SIZE  # there is no backbone that would want others
 
-    def __init__(self, encoder: PixelEncoder, actor: Actor, stack: int, device: torch.device) -> None:
+    def __init__(self, encoder: PixelEncoder, actor: DeterministicActor, stack: int, device: torch.device) -> None:
         self.encoder, self.actor, self.stack, self.device = encoder, actor, stack, device
         self.reset()
 
@@ -179,7 +179,7 @@ class PixelPolicy(Policy):
             artifacts.require_fit(tensors["encoder"], (config.depth, config.stack, config.features))
             artifacts.require_fit(tensors["actor"], (config.td3.units, dim_action))
             encoder = PixelEncoder(config.depth, config.stack, config.features)
-            actor = Actor(
+            actor = DeterministicActor(
                 config.features, dim_action, config.td3.units, resolve_precision(config.td3.precision, device)
             )
         load_weights(encoder, tensors["encoder"], artifact.path)

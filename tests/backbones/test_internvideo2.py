@@ -18,7 +18,7 @@ from stages.backbones.internvideo2 import (
     Sizes,
     find_tokenizer,
     interpolate_time,
-    load_weights,
+    load_public_weights,
     read_checkpoint,
 )
 from stages.runtime.errors import BadInput
@@ -136,7 +136,7 @@ def load_through_file(tmp_path: Path, tensors: dict[str, Tensor], wrap: str = ""
     torch.save({wrap: tensors} if wrap else tensors, file)
     with torch.device("meta"):
         model = InternVideo2(SIZES)
-    load_weights(model, read_checkpoint(file), file)
+    load_public_weights(model, read_checkpoint(file), file)
     return model
 
 

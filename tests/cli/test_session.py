@@ -34,7 +34,7 @@ def test_quiet_and_the_other_ranks_print_nothing(
     prepare(Common(scale="smoke", quiet=True), "collect")
     for name in LAUNCHED:  # as torchrun starts the second of two
         monkeypatch.setenv(name, "2" if name == "WORLD_SIZE" else "1")
-    _, run = prepare(Common(scale="smoke"), "collect")
+    _, run = prepare(Common(scale="smoke"), "pretrain")
     assert run.quiet and capsys.readouterr().out == ""
 
 

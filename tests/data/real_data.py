@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from stages.data.episodes import Dataset, DatasetWriter, Episode
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 from stages.worlds import tasks
 from stages.worlds.render import render_states
 
@@ -39,10 +40,8 @@ def make_data(
 ) -> Artifact:
     """A dataset at <root>/data/: `random` without a task, else `expert-<task>`."""
     path = root / "data" / (f"expert-{task}" if task else "random")
-    writer = DatasetWriter(
-        path, domain=domain, config={"made": "by a test"}, seed=seed, source="expert" if task else "random", task=task,
-        renderer="ray", image_size=64,
-    )  # fmt: skip
+    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray", "image_size": 64}
+    writer = DatasetWriter(path, Run(domain, "smoke", root, seed), {"made": "by a test"}, facts)
     for number in range(episodes):
         writer.append(number, play(domain, task or tasks.task_names(domain)[0], rows, seed + number))
     return writer.finish()

@@ -16,6 +16,7 @@ import numpy as np
 from stages.data.episodes import DatasetWriter, Episode
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
+from stages.runtime.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,12 +40,17 @@ def make_episode(number: int, rows: int = 20, *, image: bool = True, state: bool
     )
 
 
+def make_run(root: Path, **changed: Any) -> Run:
+    return Run(**{"domain": "walker", "scale": "smoke", "root": root, "quiet": True, **changed})
+
+
 def make_writer(path: Path, **changed: Any) -> DatasetWriter:
-    about: dict[str, Any] = {
-        "domain": "walker", "config": {"noise": 0.3}, "seed": 0, "source": "random", "task": "", "renderer": "ray",
-        "image_size": SIZE,
-    }  # fmt: skip
-    return DatasetWriter(path, **(about | changed))
+    """A writer whose run, config or facts are changed by name."""
+    about: dict[str, Any] = {"domain": "walker", "seed": 0, "resolved": {}, "config": {"noise": 0.3}, "inputs": ()}
+    about |= {"source": "random", "task": "", "renderer": "ray", "image_size": SIZE, "fresh": False} | changed
+    taken = {name: about.pop(name) for name in ("domain", "seed", "resolved", "config", "inputs", "fresh")}
+    run = make_run(path.parent, **{name: taken[name] for name in ("domain", "seed", "resolved")})
+    return DatasetWriter(path, run, taken["config"], about, taken["inputs"], taken["fresh"])
 
 
 def make_dataset(path: Path, lengths: Sequence[int] = (20, 12, 31), first: int = 0, **changed: Any) -> Artifact:

@@ -13,10 +13,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from stages.data import episodes as room
-from stages.data.episodes import Dataset, save_embeddings
+from stages.data.episodes import Dataset, write_sidecar
 from stages.data.shards import read_header
 from stages.runtime.errors import BadInput
-from tests.data.synthetic import ACTIONS, SIZE, STATES, assert_same, make_dataset, make_episode, make_writer, start
+from tests.data.synthetic import (
+    ACTIONS,
+    SIZE,
+    STATES,
+    assert_same,
+    make_dataset,
+    make_episode,
+    make_run,
+    make_writer,
+    start,
+)
 
 
 @pytest.fixture
@@ -154,7 +164,7 @@ def test_sigkill_while_merging_loses_nothing(tmp_path: Path, small_shards: None)
 def test_a_partial_folder_of_another_config_is_refused_or_dropped(tmp_path: Path) -> None:
     make_writer(tmp_path / "data").append(0, make_episode(0))
     assert make_writer(tmp_path / "data").has(0)
-    for change in ({"config": {"noise": 0.5}}, {"seed": 1}, {"renderer": "gl"}, {"about": {"camera": 1}}):
+    for change in ({"config": {"noise": 0.5}}, {"seed": 1}, {"renderer": "gl"}, {"camera": 1}):
         with pytest.raises(BadInput, match="--fresh"):
             make_writer(tmp_path / "data", **change)
     assert not make_writer(tmp_path / "data", seed=1, fresh=True).has(0)
@@ -271,7 +281,7 @@ def test_parts_that_do_not_mix_are_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path / "base")
     for name, change in {
         "gl": {"renderer": "gl"},
-        "camera": {"about": {"camera": 1}},
+        "camera": {"camera": 1},
         "states": {"renderer": "", "image_size": 0},
     }.items():
         make_dataset(tmp_path / name, **change)
@@ -303,7 +313,7 @@ def embed(dataset: Path, path: Path, dim: int = 7, seed: int = 0) -> None:
         np.random.default_rng([seed, index]).normal(size=(len(shard.arrays["reward"]), dim))
         for index, shard in enumerate(Dataset.open([dataset], source.domain).shards)
     ]
-    save_embeddings(path, source, blocks, backbone="noise", config={}, seed=seed)
+    write_sidecar(path, make_run(path.parent), [source], blocks, {}, {"backbone": "noise"})
 
 
 def test_embeddings_lie_beside_their_rows(tmp_path: Path, two_parts: Dataset) -> None:

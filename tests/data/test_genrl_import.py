@@ -22,6 +22,7 @@ from stages.data.episodes import Dataset
 from stages.data.genrl_import import BROKEN, import_genrl, read_episode
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput, Interrupted
+from tests.data.synthetic import make_run
 
 ACTIONS = 6
 Arrays = dict[str, np.ndarray]
@@ -66,8 +67,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, **changed: Any) -> Any:
-    about: dict[str, Any] = {"domain": "walker", "task": "walk"}
-    return import_genrl(folder, folder.parent / "data", folder.parent / "embedded", **(about | changed))
+    fresh = changed.pop("fresh", False)
+    return import_genrl(folder, make_run(folder.parent, fresh=fresh), "walk", **changed)
 
 
 def check_episode(dataset: Dataset, number: int, wanted: Arrays) -> None:
@@ -117,7 +118,7 @@ def test_missing_clip_video_means_no_sidecar(folder: Path) -> None:
     artifact, embeddings, skipped = run(folder)
     assert embeddings is None and skipped == []
     assert artifact.meta["extra"]["episodes"] == 4
-    assert not (folder.parent / "embedded").exists()
+    assert not (folder.parent / "embeddings").exists()
 
 
 def test_extra_arrays_are_ignored(folder: Path) -> None:
@@ -221,7 +222,7 @@ def test_strict_stops_at_the_bad_episode(folder: Path) -> None:
     truncated(folder / name_of(5))
     with pytest.raises(BadInput, match=rf"{name_of(5)}: .*without --strict"):
         run(folder, strict=True)
-    assert not (folder.parent / "data").exists()
+    assert not (folder.parent / "data" / "imported-walk").exists()
     run(folder)
     with pytest.raises(BadInput, match=name_of(5)):  # a lenient import is not passed off as a strict one
         run(folder, strict=True)
@@ -289,5 +290,4 @@ def test_a_stopped_import_continues(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def run_elsewhere(folder: Path) -> artifacts.Artifact:
-    again = folder.parent / "again" / "data"
-    return import_genrl(folder, again, again.parent / "embedded", domain="walker", task="walk")[0]
+    return import_genrl(folder, make_run(folder.parent / "again"), "walk")[0]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from stages.data import episodes as room
-from stages.data.episodes import Dataset, save_embeddings
-from stages.data.sampler import KEYS, Sampler, prefetch
+from stages.data.episodes import Dataset, write_sidecar
+from stages.data.sampler import KEYS, Sampler, Windows, prefetch
 from stages.runtime.errors import BadInput
-from tests.data.synthetic import make_dataset, make_episode
+from tests.data.synthetic import make_dataset, make_episode, make_run
 
 LENGTHS = ((20, 12, 9, 31), (14, 25))  # of two parts; with windows of 10 one episode is too short
 LENGTH = 10
@@ -42,7 +42,7 @@ def places(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # mapped, and held whole
 def test_frames_before_a_window_repeat_the_episodes_first(dataset: Dataset, device: str) -> None:
     """Window after window, the frames of the sidecar rule: those before the start are the first frame again."""
-    sampler = Sampler(dataset, 16, LENGTH, seed=0, start_fraction=0.3, device=device, past=7)
+    sampler = Sampler(dataset, 16, LENGTH, 0, Windows(0.3, past=7), device=device)
     clamped = 0
     for step in range(5):
         batch = sampler.sample(step)
@@ -117,7 +117,7 @@ def test_a_batch_that_does_not_divide_is_refused(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_a_fraction_of_windows_begins_at_the_reset(dataset: Dataset, fraction: float) -> None:
-    sampler = Sampler(dataset, 10, LENGTH, seed=0, start_fraction=fraction)
+    sampler = Sampler(dataset, 10, LENGTH, 0, Windows(fraction))
     starts = np.stack([sampler.draw(step)[0] for step in range(300)])  # (300, 10)
     begins = np.isin(starts, dataset.episode_start)
     by_chance = 5 / 60  # five long enough episodes, 60 windows in all
@@ -130,7 +130,7 @@ def test_a_fraction_of_windows_begins_at_the_reset(dataset: Dataset, fraction: f
 
 def test_parts_can_be_weighed(dataset: Dataset) -> None:
     def share(weights: list[float] | None) -> float:
-        sampler = Sampler(dataset, 100, LENGTH, seed=0, part_weights=weights, start_fraction=0.2)
+        sampler = Sampler(dataset, 100, LENGTH, 0, Windows(0.2, weights))
         return float(np.concatenate([sampler.draw(step)[1] for step in range(100)]).mean())
 
     assert share(None) == pytest.approx(21 / 60, abs=0.02)
@@ -138,16 +138,16 @@ def test_parts_can_be_weighed(dataset: Dataset) -> None:
     assert share([0, 1]) == 1.0 and share([2, 0]) == 0.0
     for wrong in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(BadInput, match="weight"):
-            Sampler(dataset, 4, LENGTH, seed=0, part_weights=wrong)
+            Sampler(dataset, 4, LENGTH, 0, Windows(part_weights=wrong))
 
 
 def test_episodes_can_be_left_out(dataset: Dataset) -> None:
     left_out = np.arange(dataset.n_episodes) != 3
-    sampler = Sampler(dataset, 50, LENGTH, seed=0, start_fraction=0.2, left_out=left_out)
+    sampler = Sampler(dataset, 50, LENGTH, 0, Windows(0.2, left_out=left_out))
     starts = np.concatenate([sampler.draw(step)[0] for step in range(20)])
     assert set(np.searchsorted(dataset.episode_start, starts, side="right") - 1) == {3}
     with pytest.raises(BadInput, match="no episode has"):
-        Sampler(dataset, 50, LENGTH, seed=0, left_out=np.ones(dataset.n_episodes, bool))
+        Sampler(dataset, 50, LENGTH, 0, Windows(left_out=np.ones(dataset.n_episodes, bool)))
 
 
 def test_embeddings_come_with_the_batch(dataset: Dataset, tmp_path: Path) -> None:
@@ -156,15 +156,14 @@ def test_embeddings_come_with_the_batch(dataset: Dataset, tmp_path: Path) -> Non
     for path, sidecar, part in zip(paths, sidecars, dataset.parts, strict=True):
         rows = [len(shard.arrays["reward"]) for shard in Dataset.open([path], "walker").shards]
         blocks = np.split(np.arange(part.first_row, part.last_row)[:, None] * np.ones(3), np.cumsum(rows)[:-1])
-        save_embeddings(sidecar, part.artifact, blocks, backbone="count", config={}, seed=0)
+        write_sidecar(sidecar, make_run(tmp_path), [part.artifact], blocks, {}, {"backbone": "count"})
     opened = Dataset.open(paths, "walker", sidecars)
     sampler = Sampler(opened, 6, LENGTH, seed=0)
     batch = sampler.sample(0)
     assert batch["embedding"].dtype == torch.float16
     wanted = torch.from_numpy(sampler.draw(0)[0])[:, None] + torch.arange(LENGTH)
     assert torch.equal(batch["embedding"], wanted[..., None].expand(-1, -1, 3).half())
-    assert "embedding" not in Sampler(opened, 6, LENGTH, seed=0, embeddings=False).sample(0)
-    assert set(Sampler(opened, 6, LENGTH, seed=0, keys=("action",)).sample(0)) == {"action", "embedding", "task"}
+    assert set(Sampler(opened, 6, LENGTH, seed=0, keys=("action",)).sample(0)) == {"action", "task"}
 
 
 def test_what_cannot_be_sampled_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_what_cannot_be_sampled_is_refused(dataset: Dataset, tmp_path: Path) -> 
         Sampler(dataset, 4, 32, seed=0)
     for fraction in (-0.1, 1.1, float("nan")):
         with pytest.raises(BadInput, match="from 0 to 1"):
-            Sampler(dataset, 4, LENGTH, seed=0, start_fraction=fraction)
+            Sampler(dataset, 4, LENGTH, 0, Windows(fraction))
     make_dataset(tmp_path / "states", renderer="", image_size=0)
     states = Dataset.open([tmp_path / "states"], "walker")
     with pytest.raises(BadInput, match="--render"):
@@ -181,8 +180,8 @@ def test_what_cannot_be_sampled_is_refused(dataset: Dataset, tmp_path: Path) -> 
 
 
 def test_a_dataset_held_on_the_device_gives_the_same_batches(dataset: Dataset) -> None:
-    mapped = Sampler(dataset, 8, LENGTH, seed=0, start_fraction=0.3)
-    held = Sampler(dataset, 8, LENGTH, seed=0, start_fraction=0.3, device="cpu:0")
+    mapped = Sampler(dataset, 8, LENGTH, 0, Windows(0.3))
+    held = Sampler(dataset, 8, LENGTH, 0, Windows(0.3), device="cpu:0")
     assert held.resident and same(mapped.sample(3, 1, 2), held.sample(3, 1, 2))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.methods import td3
-from stages.methods.td3 import IQL, TD3, TD3BC, Actor, Critics, FusedMLP, TD3Config, expectile_loss
+from stages.methods.td3 import IQL, TD3, TD3BC, Critics, DeterministicActor, FusedMLP, TD3Config, expectile_loss
 
 OBS, ACTION, BATCH = 5, 2, 16
 
@@ -160,7 +160,7 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shapes_and_ranges() -> None:
-    actor, critics = Actor(OBS, ACTION, 16, torch.float32), Critics(OBS, ACTION, 16, torch.float32)
+    actor, critics = DeterministicActor(OBS, ACTION, 16, torch.float32), Critics(OBS, ACTION, 16, torch.float32)
     obs = torch.randn(9, OBS)
     action = actor(obs)
     assert action.shape == (9, ACTION) and action.abs().max() < 0.5  # starts near zero

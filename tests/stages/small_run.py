@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,8 @@ def make_episode(number: int, rows: int = ROWS) -> Episode:
 
 def make_data(run: Run, name: str, task: str = "", episodes: int = 3, first: int = 0, rows: int = ROWS) -> Artifact:
     """A dataset of random pixels at runs/.../data/<name>."""
-    writer = DatasetWriter(
-        run.root / "data" / name,
-        domain=run.domain,
-        config={"made": "by a test"},
-        seed=0,
-        source="expert" if task else "random",
-        task=task,
-        renderer="ray",
-        image_size=64,
-    )
+    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray", "image_size": 64}
+    writer = DatasetWriter(run.root / "data" / name, replace(run, seed=0), {"made": "by a test"}, facts)
     for number in range(episodes):
         writer.append(number, make_episode(first + number, rows))
     return writer.finish()

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitagent_cli.presets import load as load_preset
+from bitagent_cli.presets import resolve as load_preset
 from stages import embed
 from stages.backbones import load_backbone
 from stages.backbones.offline import tower
@@ -63,10 +63,9 @@ def play(number: int, image: bool = True, size: int = 64, state: bool = True) ->
 
 
 def make_writer(root: Path, name: str = "random", task: str = "", size: int = 64) -> DatasetWriter:
-    return DatasetWriter(
-        root / "data" / name, domain="walker", config={}, seed=0, source="expert" if task else "random", task=task,
-        renderer="ray" if size else "", image_size=size, about={"camera": None},
-    )  # fmt: skip
+    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray" if size else ""}
+    facts |= {"image_size": size, "camera": None}
+    return DatasetWriter(root / "data" / name, Run("walker", "smoke", root), {}, facts)
 
 
 def write_data(

@@ -206,9 +206,9 @@ def test_reward_is_the_standardised_similarity_or_the_true_one(run: Run, oracle:
     values = torch.from_numpy(dataset.rows("reward", rows)) if oracle else e @ prompt
     mine = [p for p in dataset.parts if p.task == "walk" or not oracle]
     used = torch.cat([values[p.first_row : p.last_row] for p in mine])
-    batch = Sampler(dataset, 8, 5, 0, embeddings=True).sample(0)
+    batch = Sampler(dataset, 8, 5, 0).sample(0)
     found = model_free.make_reward(dataset, prompt, "walk" if oracle else "", torch.device("cpu"))(batch)
-    starts, _ = Sampler(dataset, 8, 5, 0, embeddings=True).draw(0)
+    starts, _ = Sampler(dataset, 8, 5, 0).draw(0)
     wanted = (values[torch.from_numpy(starts[:, None] + np.arange(5))] - used.mean()) / used.std()
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
