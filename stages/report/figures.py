@@ -240,7 +240,7 @@ def score_bars(path: Path, panels: Mapping[str, Groups]) -> None:
             ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
             ax.set_ylabel("normalised score", fontsize=8)
             ax.set_title(title, fontsize=9)
-        _legend_above(axes[0])
+        _legend_above(axes)
 
 
 def _bars(ax: Axes, groups: Groups, names: Sequence[str]) -> None:
@@ -291,13 +291,14 @@ def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]
                 if series:
                     _band(ax, series, name, color)
             ax.set_title(key, fontsize=9)
-        _legend_above(axes[0])
+        _legend_above(axes)
 
 
-def _legend_above(ax: Axes) -> None:
-    """One legend for the whole figure, outside its axes."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, labels, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
+def _legend_above(axes: Sequence[Axes]) -> None:
+    """One legend for the whole figure, outside its axes: each name once."""
+    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    handles = {label: handle for pair in pairs for handle, label in pair}
+    axes[0].figure.legend(handles.values(), handles, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
 
 
 def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
