@@ -14,7 +14,7 @@ import typer
 
 from bitagent_cli import __version__, benchmarks
 from bitagent_cli.failing import Commands
-from bitagent_cli.options import CollectOptions, Common, GoalOptions, check_name, check_text, with_common
+from bitagent_cli.options import CollectOptions, Common, GoalOptions, check_text, check_word, with_common
 from stages.runtime.errors import BadInput
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def check_trainable(method: str) -> None:
     """pretrain makes models of methods by name: refuse the labels that other commands make of them."""
     from stages.runtime.names import base_method
 
-    check_name(method, "--method")
+    check_word(method, "--method")
     if base_method(method) != method:
         raise BadInput(f"--method {method} names what transfer or --oracle-reward made: give {base_method(method)}")
 
@@ -154,7 +154,7 @@ def behave(
     Writes policy/<method>-s<seed>/<task or prompt>/. Give one of --task, --prompt, --video, --tasks.
     """
     asked = goal.checked()
-    check_name(method, "--method")
+    check_word(method, "--method")
     if compile is not None:
         common = common.override("behave.compile", compile)
     preset, run = set_up(common, "behave", method)
@@ -181,8 +181,8 @@ def evaluate(
     Writes evaluation/<method>-s<seed>/<task or prompt>/.
     """
     asked = goal.checked()
-    check_name(score_as, "--score-as")
-    check_name(method, "--method")
+    check_word(score_as, "--score-as")
+    check_word(method, "--method")
     if episodes is not None:
         common = common.override("evaluate.episodes", episodes)
     if sample:
@@ -211,8 +211,8 @@ def transfer(
     Needs the source's model and the target's data and embeddings. Writes model/, policy/ and evaluation/
     of method transfer-<src> in the target's folder, and transfer/ with the gain over the control.
     """
-    check_name(task, "--task")
-    check_name(method, "--method")
+    check_word(task, "--task")
+    check_word(method, "--method")
     if dst is not None:
         common = dataclasses.replace(common, preset=dst)
     if updates is not None:
@@ -250,7 +250,7 @@ def visualize(
 
         stage.run_paper(prepare_paper(common))
         return
-    check_name(method, "--method")
+    check_word(method, "--method")
     preset, run = set_up(common, "visualize", method)
     from stages import visualize as stage
 
@@ -265,9 +265,9 @@ def doctor(
     out: Annotated[Path, typer.Option(help="Where runs would be written.", file_okay=False)] = Path("runs"),
 ) -> None:
     """Check this machine: versions, devices, renderers, backbone, compiler, disk; says how to get what is missing."""
-    from bitagent_cli.doctor import report
+    from bitagent_cli.doctor import print_findings
 
-    if not report(out):
+    if not print_findings(out):
         raise typer.Exit(2)
 
 
@@ -277,6 +277,6 @@ def inspect_artifact(
     verify: Annotated[bool, typer.Option("--verify", help="Also recompute every checksum.")] = False,
 ) -> None:
     """Say what an artifact is, what it was made from, and what it holds."""
-    from bitagent_cli.inspection import report
+    from bitagent_cli.inspection import print_artifact
 
-    report(artifact, verify)
+    print_artifact(artifact, verify)

@@ -18,9 +18,9 @@ def _print(result: dict[str, Any]) -> None:
     typer.echo(json.dumps(result, indent=2))
 
 
-@app.command(epilog="Example: [bold]bitagent bench train --preset walker --scale laptop[/bold]")
+@app.command("train", epilog="Example: [bold]bitagent bench train --preset walker --scale laptop[/bold]")
 @with_common
-def train(
+def bench_training(
     common: Common,
     updates: Annotated[int, typer.Option(min=1, help="Timed updates of each loop.")] = 20,
 ) -> None:
@@ -34,8 +34,8 @@ def train(
     _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, width, updates))
 
 
-@app.command(epilog="Example: [bold]bitagent bench data --gigabytes 4[/bold]")
-def data(
+@app.command("data", epilog="Example: [bold]bitagent bench data --gigabytes 4[/bold]")
+def bench_data(
     gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic dataset.")] = 2.0,
     batches: Annotated[int, typer.Option(min=1, help="Timed batches a loader.")] = 60,
     folder: Annotated[
@@ -43,41 +43,41 @@ def data(
     ] = None,
 ) -> None:
     """The sequence sampler beside loaders that stack episodes: ms a batch, GB/s, peak memory."""
-    from bitagent_cli.bench import data as bench
+    from bitagent_cli.bench.data import measure_data
 
-    _print(bench.run(gigabytes, batches, folder))
+    _print(measure_data(gigabytes, batches, folder))
 
 
-@app.command(epilog="Example: [bold]bitagent bench render --size 64[/bold]")
-def render(
+@app.command("render", epilog="Example: [bold]bitagent bench render --size 64[/bold]")
+def bench_renderers(
     domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
     size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width of a frame in pixels.")] = 64,
     frames: Annotated[int, typer.Option(min=10, help="Frames a domain.")] = 500,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw a contact sheet, ray beside gl.")] = None,
 ) -> None:
     """Frames/s of the ray renderer beside OpenGL and dm_control's default path."""
-    from bitagent_cli.bench import render as bench
+    from bitagent_cli.bench.render import measure_renderers
     from stages.worlds.tasks import DOMAINS, check_domain
 
     for name in domain or []:
         check_domain(name)
-    _print(bench.run(domain or DOMAINS, size, frames, sheet))
+    _print(measure_renderers(domain or DOMAINS, size, frames, sheet))
 
 
-@app.command(epilog="Example: [bold]bitagent bench embed --preset walker[/bold]")
+@app.command("embed", epilog="Example: [bold]bitagent bench embed --preset walker[/bold]")
 @with_common
-def embed(common: Common) -> None:
+def bench_backbone(common: Common) -> None:
     """The offline backbone of a run on episodes it never saw: retrieval, prompt ranking, frames/s."""
     from bitagent_cli.session import prepare
 
     _, run = prepare(dataclasses.replace(common, quiet=True), "bench")
-    from bitagent_cli.bench import embed as bench
+    from bitagent_cli.bench.embed import measure_backbone
 
-    _print(bench.run(run.root, run.domain, run.device, run.seed))
+    _print(measure_backbone(run.root, run.domain, run.device, run.seed))
 
 
 @app.command("random-returns", epilog="Example: [bold]bitagent bench random-returns --domain walker[/bold]")
-def compare_random_returns(
+def bench_random_returns(
     domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
     zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Also the tasks that no training names.")] = False,
 ) -> None:

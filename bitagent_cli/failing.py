@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,9 +17,10 @@ from typer.core import TyperGroup
 
 from stages.runtime.errors import BadInput, Interrupted, printable
 
+_AGAIN = "free some space, or choose another --out, and run the same command again"
 _DISK = {
-    errno.ENOSPC: "the disk is full: free some space, or choose another --out, and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some space, or choose another --out, and run the same command again",
+    errno.ENOSPC: f"the disk is full: {_AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up: {_AGAIN}",
     errno.EROFS: "the file system is read-only: choose another --out",
     errno.EACCES: "permission denied: choose another --out, or correct the permissions",
     errno.EPERM: "operation not permitted: choose another --out, or correct the permissions",
@@ -81,6 +84,27 @@ def memory_problem(error: Exception) -> str | None:
             "or the model's sizes with --set, or choose a smaller --scale"
         )
     return None
+
+
+@contextmanager
+def writing_out() -> Iterator[None]:
+    """Around what prints and writes nothing else: what standard output does not take is one sentence on stderr.
+
+    A reader that has gone, or a pipe that is full and does not wait, ends the command with 1, a full disk with 2.
+    """
+    if sys.stdout is None:  # it was closed before the program began
+        typer.echo("standard output is closed: nothing is printed", err=True)
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, and not by Python on its way out
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        with suppress(OSError):  # what is left in the buffer is written nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = f"the output could not be written ({error.strerror}): print to a terminal, or to a file with room"
+        raise _end(f"error: {reason}", 2 if error.errno in _DISK else 1) from None
 
 
 class _Terminated(BaseException):

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from bitagent_cli.failing import writing_out
+from stages.report.lineage import Node, provenance
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
-from stages.runtime.errors import BadInput, printable
+from stages.runtime.errors import printable
 
 MAX_TENSORS = 40
-MAX_DEPTH = 12
 MAX_ITEMS = 8
 BAR = 40  # characters of the longest bar of a histogram
-_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 
-def report(path: Path, verify: bool) -> None:
+def print_artifact(path: Path, verify: bool) -> None:
     """Print everything about the artifact at `path`.
 
     Raises:
@@ -32,8 +31,10 @@ def report(path: Path, verify: bool) -> None:
     found = artifacts.load(path)
     if verify:
         artifacts.verify(found)
-    for block in (_summary(found, verify), _provenance(found), _files(found), _contents(found), _config(found)):
-        for line in block:
+    config = ["config", *_plain(found.meta["config"])]
+    lines = [*_summary(found, verify), *_made_from(found), *_files(found), *_contents(found), *config]
+    with writing_out():
+        for line in lines:
             print(printable(line))
 
 
@@ -54,36 +55,22 @@ def _summary(found: Artifact, verified: bool) -> list[str]:
 # ---------------------------------------------------------------------------- provenance
 
 
-def _provenance(found: Artifact) -> list[str]:
-    lines = list(_tree(found, "  ", {found.id}, 0))
+def _made_from(found: Artifact) -> list[str]:
+    (root,) = provenance([found], Path.cwd())
+    lines = list(_tree(root, "  "))
     return ["made from", *lines] if lines else ["made from nothing: it starts a run"]
 
 
-def _tree(found: Artifact, indent: str, seen: set[str], depth: int) -> Iterator[str]:
-    """One line per input, inputs of inputs indented below it; each artifact is opened once."""
-    places = found.meta["input_paths"]
-    for name, wanted in found.meta["inputs"].items():
-        wanted = str(wanted)
-        where = (found.path / str(places.get(wanted, ""))).resolve()
-        if wanted in seen or depth >= MAX_DEPTH:
-            yield f"{indent}{name}  {wanted}  (listed above)"
-            continue
-        seen.add(wanted)
-        try:
-            parent = artifacts.load(where)
-        except BadInput:
-            yield f"{indent}{name}  {wanted}  (no longer on disk, was {places.get(wanted, 'at an unknown place')})"
-            continue
-        state = "" if parent.id == wanted else f"  (rebuilt since: {parent.id} there now)"
-        yield f"{indent}{name}  {wanted}  {_near(where)}{state}"
-        if not state:
-            yield from _tree(parent, indent + "  ", seen, depth + 1)
-
-
-def _near(path: Path) -> str:
-    """Relative to the working directory when below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def _tree(node: Node, indent: str) -> Iterator[str]:
+    """One line per input, inputs of inputs indented below it."""
+    for child in node.inputs:
+        where = child.path
+        if child.artifact is not None and child.state:
+            where += f"  (rebuilt since: {child.artifact.id} there now)"
+        elif child.state:
+            where = "(listed above)" if child.state == "above" else f"(no longer on disk, was {where})"
+        yield f"{indent}{child.name}  {child.id}  {where}"
+        yield from _tree(child, indent + "  ")
 
 
 # ---------------------------------------------------------------------------- files and tensors
@@ -107,10 +94,9 @@ def _tensors(file: Path) -> list[str]:
         for name in names[:MAX_TENSORS]:
             part = handle.get_slice(name)
             shape, dtype = part.get_shape(), part.get_dtype()
-            count = 1
-            for n in shape:
-                count *= n
-            rows.append(f"{name:<44} {dtype:<5} {shape!s:<22} {_size(count * _BYTES.get(dtype, 1))}")
+            bits = re.search(r"\d+", dtype)  # of F32, BF16, I64, ...; BOOL has a byte
+            size = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
+            rows.append(f"{name:<44} {dtype:<5} {shape!s:<22} {_size(size)}")
     if len(names) > MAX_TENSORS:
         rows.append(f"... and {len(names) - MAX_TENSORS} more tensors")
     return rows
@@ -125,17 +111,13 @@ def _size(count: int) -> str:
     return f"{value:.2f} GiB"
 
 
-# ---------------------------------------------------------------------------- contents and config
+# ---------------------------------------------------------------------------- contents
 
 
 def _contents(found: Artifact) -> list[str]:
-    if found.meta["stage"] == "collect":
-        return _dataset(found)
-    return ["facts", *_plain(found.meta["extra"])]
-
-
-def _dataset(found: Artifact) -> list[str]:
-    """Episodes, frames, and a histogram of the returns of each part."""
+    """What a stage wrote down; of a dataset episodes, frames, and a histogram of the returns of each part."""
+    if found.meta["stage"] != "collect":
+        return ["facts", *_plain(found.meta["extra"])]
     from stages.data.episodes import Dataset
 
     about = Dataset.open([found.path], found.domain).describe()
@@ -151,10 +133,6 @@ def _dataset(found: Artifact) -> list[str]:
         for low, high, count in zip(edges, edges[1:], part["histogram"], strict=False):
             lines.append(f"    {low:8.1f} to {high:8.1f}  {count:6d}  {'█' * round(BAR * count / most)}")
     return lines
-
-
-def _config(found: Artifact) -> list[str]:
-    return ["config", *_plain(found.meta["config"])]
 
 
 def _plain(value: dict[str, Any], indent: str = "  ") -> list[str]:

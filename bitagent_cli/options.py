@@ -16,49 +16,33 @@ import typer
 from stages.runtime.errors import BadInput
 
 MAX_PROMPT_LENGTH = 2000
-COMMON = "Common options"
+
+
+def _shared(help: str, *names: str, **more: Any) -> Any:
+    """An option that every stage takes."""
+    return typer.Option(*names, help=help, rich_help_panel="Common options", **more)
 
 
 @dataclass(frozen=True)
 class Common:
     """The options shared by all stage commands."""
 
-    preset: Annotated[
-        str,
-        typer.Option(help="walker, cheetah, quadruped, stickman, or the path of a YAML file.", rich_help_panel=COMMON),
-    ] = "walker"
+    preset: Annotated[str, _shared("walker, cheetah, quadruped, stickman, or the path of a YAML file.")] = "walker"
     scale: Annotated[
-        str,
-        typer.Option(
-            help="smoke, laptop, paper, or auto: paper with a CUDA device, laptop without.", rich_help_panel=COMMON
-        ),
-    ] = "auto"
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all randomness.", rich_help_panel=COMMON)] = 0
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=COMMON)] = "auto"
+        str, _shared("smoke, laptop, paper, or auto: paper with a CUDA device, laptop without.")
+    ] = "auto"  # fmt: skip
+    seed: Annotated[int, _shared("Seed of all randomness.", min=0, max=2**31 - 1)] = 0
+    device: Annotated[str, _shared("auto, cpu or cuda.")] = "auto"
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder that holds all artifacts of the run.",
-            show_default="runs/<domain>-<scale>",
-            file_okay=False,
-            rich_help_panel=COMMON,
-        ),
+        _shared("Folder that holds all artifacts of the run.", show_default="runs/<domain>-<scale>", file_okay=False),
     ] = None
     set: Annotated[
-        list[str],
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override one key of the preset; repeatable.", rich_help_panel=COMMON
-        ),
-    ] = field(default_factory=list)
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Rebuild even if the artifact exists.", rich_help_panel=COMMON)
-    ] = False
-    renew: Annotated[
-        bool, typer.Option("--renew", help="Rebuild only what an input has changed of since.", rich_help_panel=COMMON)
-    ] = False
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="No progress bars, no summary lines.", rich_help_panel=COMMON)
-    ] = False
+        list[str], _shared("Override one key of the preset; repeatable.", "--set", metavar="KEY=VALUE")
+    ] = field(default_factory=list)  # fmt: skip
+    fresh: Annotated[bool, _shared("Rebuild even if the artifact exists.", "--fresh")] = False
+    renew: Annotated[bool, _shared("Rebuild only what an input has changed of since.", "--renew")] = False
+    quiet: Annotated[bool, _shared("No progress bars, no summary lines.", "--quiet")] = False
 
     def override(self, key: str, value: object) -> Common:
         """The same options with one more `--set`: for an option that is short for a preset key."""
@@ -79,7 +63,7 @@ class GoalOptions:
     def checked(self) -> dict[str, Any]:
         """The fields of `policies.goals.Ask`, checked as far as the text alone allows."""
         return {
-            "task": check_name(self.task, "--task"),
+            "task": check_word(self.task, "--task"),
             "prompt": None if self.prompt is None else check_text(self.prompt),
             "video": None if self.video is None else str(self.video),
             "many": split_names(self.tasks) or [],
@@ -136,16 +120,9 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameters(group: Any) -> list[inspect.Parameter]:
     """The fields of a dataclass of options as parameters."""
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            f.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=[] if f.name == "set" else f.default,
-            annotation=hints[f.name],
-        )
-        for f in fields(group)
-    ]
+    hints, kind = get_type_hints(group, include_extras=True), inspect.Parameter.KEYWORD_ONLY
+    defaults: dict[str, Any] = {f.name: [] if f.name == "set" else f.default for f in fields(group)}
+    return [inspect.Parameter(n, kind, default=default, annotation=hints[n]) for n, default in defaults.items()]
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -160,7 +137,7 @@ def check_text(text: str, what: str = "prompt") -> str:
     return text
 
 
-def check_name(name: str | None, option: str) -> str | None:
+def check_word(name: str | None, option: str) -> str | None:
     """A task or method name becomes part of a path: refuse anything but a plain word."""
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
         raise BadInput(f"{option} {name[:40]!r} is not a name: use lower-case letters, digits, '_' and '-'")
@@ -175,5 +152,5 @@ def split_names(text: str | None) -> list[str] | None:
     if not names:
         raise BadInput("--tasks is empty: give task names separated by commas, e.g. stand,walk,run")
     for name in names:
-        check_name(name, "--tasks")
+        check_word(name, "--tasks")
     return names

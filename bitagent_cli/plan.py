@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 STAGES = {
-    "data": "collect",
-    "embeddings": "embed",
-    "model": "pretrain",
-    "policy": "behave",
-    "evaluation": "evaluate",
+    "data": "collect", "embeddings": "embed", "model": "pretrain", "policy": "behave", "evaluation": "evaluate",
     "report": "visualize",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,33 +49,26 @@ def measured(wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     """Seconds each finished artifact took, as it says itself; one that cannot be read says nothing."""
     found = {}
     for item in wanted:
-        if item.there:
-            try:
-                found[item] = float(json.loads(item.file.read_text())["wall_seconds"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found[item] = float(json.loads(item.file.read_text())["wall_seconds"])
     return found
 
 
 def estimate(item: Wanted, seconds: dict[Wanted, float]) -> float | None:
     """Mean seconds of the same stage and method, in the same domain or else in any; None where none was measured."""
-    same = [s for other, s in seconds.items() if (other.stage, other.what) == (item.stage, item.what)]
-    here = [
-        s
-        for other, s in seconds.items()
-        if (other.stage, other.what, other.domain) == (item.stage, item.what, item.domain)
-    ]
-    return sum(here) / len(here) if here else sum(same) / len(same) if same else None
+    same = {other: s for other, s in seconds.items() if (other.stage, other.what) == (item.stage, item.what)}
+    here = {other: s for other, s in same.items() if other.domain == item.domain} or same
+    return fmean(here.values()) if here else None
 
 
 def rows(wanted: Sequence[Wanted], seconds: dict[Wanted, float]) -> list[list[str]]:
     """One row a domain and stage, and the sum: domain, stage, made, missing, hours done, hours to go."""
     keys = list(dict.fromkeys((item.domain, item.stage) for item in wanted))
-    lines = [_row(d, s, [i for i in wanted if (i.domain, i.stage) == (d, s)], seconds) for d, s in keys]
-    return [*lines, _row("all", "", wanted, seconds)]
+    lines = [_sums(d, s, [i for i in wanted if (i.domain, i.stage) == (d, s)], seconds) for d, s in keys]
+    return [*lines, _sums("all", "", wanted, seconds)]
 
 
-def _row(domain: str, stage: str, items: Sequence[Wanted], seconds: dict[Wanted, float]) -> list[str]:
+def _sums(domain: str, stage: str, items: Sequence[Wanted], seconds: dict[Wanted, float]) -> list[str]:
     missing = [item for item in items if not item.there]
     guesses = [estimate(item, seconds) for item in missing]
     known = [guess for guess in guesses if guess is not None]

@@ -17,14 +17,10 @@ from stages.runtime.update import fast_bf16
 # without. A scale or stage that was not timed announces no estimate.
 MINUTES: dict[str, dict[str, tuple[float, float]]] = {
     "laptop": {
-        "collect": (7, 30),
-        "embed": (2, 17),
-        "pretrain": (10, 34),
-        "behave": (3, 9),
-        "evaluate": (0.2, 0.5),
+        "collect": (7, 30), "embed": (2, 17), "pretrain": (10, 34), "behave": (3, 9), "evaluate": (0.2, 0.5),
         "visualize": (1, 1),
     },
-}
+}  # fmt: skip
 
 PARALLEL = ("pretrain", "behave")  # the stages that torchrun may start several processes of
 
@@ -74,11 +70,8 @@ def prepare_paper(common: Common) -> Run:
 
 def repeated(common: Common) -> tuple[str, ...]:
     """The options, beside domain and scale, without which another command would work on another run: quoted."""
-    words: list[str] = []
-    if common.out is not None:
-        words += ["--out", str(common.out)]
-    for setting in common.set:
-        words += ["--set", setting]
+    words = [] if common.out is None else ["--out", str(common.out)]
+    words += [word for setting in common.set for word in ("--set", setting)]
     return tuple(shlex.quote(word) for word in words)
 
 

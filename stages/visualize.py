@@ -21,7 +21,8 @@ from typing import Any
 
 from stages.report import paper_page, results
 from stages.report.chapters import PARTS
-from stages.report.page import Chapter, provenance, write_report
+from stages.report.lineage import provenance
+from stages.report.page import Chapter, write_report
 from stages.report.scene import Scene, ViewConfig, find_artifacts
 from stages.runtime import artifacts, logs, storage
 from stages.runtime.artifacts import Artifact
@@ -104,9 +105,9 @@ def serve(config: Config, run: Run, *, method: str, port: int | None, check: Cal
 
     Raises BadInput when Gradio or the model is missing.
     """
-    from stages.report.playground import serve as open_page
+    from stages.report.playground import serve_page
 
-    open_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
+    serve_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
 
 
 def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:

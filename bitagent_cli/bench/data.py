@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +32,7 @@ WARM_UP = 5
 Batch = dict[str, Tensor]
 
 
-def run(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -> dict[str, Any]:
+def measure_data(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -> dict[str, Any]:
     """Write `gigabytes` of episodes below `folder` (default: the system's temporary one), measure, delete them.
 
     Returns:
@@ -49,26 +49,18 @@ def run(gigabytes: float = 2.0, batches: int = 60, folder: Path | None = None) -
         sampler = Sampler(Dataset.open([path], "walker"), BATCH, LENGTH, seed=0)
         loaders: dict[str, Callable[[int], Any]] = {
             "sampler": sampler.sample,
-            "episodes_on_disk": list_loader(_EpisodesOnDisk(sorted(files.iterdir()))),
+            "episodes_on_disk": list_loader(episodes, lambda number: _read(files / f"{number:06d}.npz")),
             "memory_copy": copies(frame_bytes),
         }
         found = {name: measure(load, batches, frame_bytes) for name, load in loaders.items()}
         memory = peak_memory(path, passes=2.0)
         in_memory = [_read(file) for file in sorted(files.iterdir())]
-        found["episodes_in_memory"] = measure(list_loader(in_memory), batches, frame_bytes)
+        found["episodes_in_memory"] = measure(list_loader(episodes, in_memory.__getitem__), batches, frame_bytes)
         size = sum(file.stat().st_size for file in path.iterdir())
-    return {
-        "dataset_gb": round(size / 1e9, 2), "episodes": episodes, "batch": [BATCH, LENGTH], **found,
-        "times_episodes_on_disk": ratio(found, "episodes_on_disk"),
-        "times_episodes_in_memory": ratio(found, "episodes_in_memory"),
-        "times_memory_copy": ratio(found, "memory_copy"),
-        **memory,
-    }  # fmt: skip
-
-
-def ratio(found: dict[str, dict[str, float]], name: str) -> float:
-    """How many batches the sampler makes in the time of one of another loader, by the clock."""
-    return round(found[name]["ms"] / found["sampler"]["ms"], 2)
+    others = ("episodes_on_disk", "episodes_in_memory", "memory_copy")
+    ratios = {f"times_{name}": round(found[name]["ms"] / found["sampler"]["ms"], 2) for name in others}
+    about = {"dataset_gb": round(size / 1e9, 2), "episodes": episodes, "batch": [BATCH, LENGTH]}
+    return {**about, **found, **ratios, **memory}
 
 
 def write_episodes(path: Path, files: Path, episodes: int) -> None:
@@ -96,32 +88,19 @@ def write_episodes(path: Path, files: Path, episodes: int) -> None:
 # ---------------------------------------------------------------------------- loaders to compare with
 
 
-class _EpisodesOnDisk:
-    """A list of episodes that reads the file of an item whenever it is asked for."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        return _read(self.files[number])
-
-
 def _read(file: Path) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in KEYS}
 
 
-def list_loader(episodes: Any) -> Callable[[int], Batch]:
-    """The usual loader: for each item choose an episode and a start, slice, then stack the slices."""
+def list_loader(episodes: int, read: Callable[[int], dict[str, np.ndarray]]) -> Callable[[int], Batch]:
+    """The usual loader: for each item choose an episode to read and a start, slice, then stack the slices."""
 
     def load(step: int) -> Batch:
         random = np.random.default_rng(step)
         items = []
-        for number in random.integers(0, len(episodes), BATCH):
-            episode = episodes[number]
+        for number in random.integers(0, episodes, BATCH):
+            episode = read(number)
             start = random.integers(0, len(episode["reward"]) - LENGTH + 1)
             items.append({key: array[start : start + LENGTH] for key, array in episode.items()})
         return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in KEYS}
@@ -179,14 +158,9 @@ def _sample_all(path: Path, passes: float) -> dict[str, Any]:
 
 def _peak_bytes() -> int:
     """Peak resident memory of this program; /proc where there is one, as ru_maxrss may be the parent's."""
-    for line in _status():
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _status() -> Iterator[str]:
-    file = Path("/proc/self/status")
-    if file.exists():
-        yield from file.read_text().splitlines()

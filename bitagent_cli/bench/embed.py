@@ -32,7 +32,7 @@ EXPERT = 0.9  # an expert's episode reaches this share of its part's best return
 BATCH = 512
 
 
-def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+def measure_backbone(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
     """Measure the backbone of a run on episodes it never saw.
 
     Returns:
@@ -50,13 +50,12 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
     windows, membership, concepts = label_windows(dataset)
     clips = class_clips(dataset, windows, membership, held, seed)
     sentences = {c.name: c.held_out for c in concepts[:CLASSES]}
+    control = with_random_video(backbone, artifact, seed)
     return {
         "backbone": backbone.id,
         "held_out_episodes": int(held.sum()),
         "retrieval": retrieval(dataset, backbone, clips, sentences, seed),
-        "retrieval_random_weights": retrieval(
-            dataset, with_random_video(backbone, artifact, seed), clips, sentences, seed
-        ),
+        "retrieval_random_weights": retrieval(dataset, control, clips, sentences, seed),
         "prompts": prompt_ranking(dataset, backbone, windows, held, seed),
         "smoothness": smoothness(dataset, backbone, held),
         "frames_per_second": embedding_speed(dataset, backbone),
@@ -68,8 +67,7 @@ def run(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str
 def training_data(root: Path, backbone: artifacts.Artifact) -> list[Path]:
     """The datasets the backbone was trained on, in the same order, so that the same episodes are held out."""
     wanted = set(backbone.meta["inputs"].values())
-    paths = sorted(p.parent for p in (root / "data").glob("*/artifact.json") if not p.parent.name.startswith("."))
-    found = [p for p in paths if artifacts.load(p, "collect").id in wanted]
+    found = [a.path for a in artifacts.find(root, "data/*", "collect") if a.id in wanted]
     if len(found) != len(wanted):
         raise BadInput(
             f"a dataset that {backbone.path} was trained on has gone or changed, so it is not known which episodes it "

@@ -30,7 +30,7 @@ GL_STATES = 40  # as many states as the slow paths are timed on,
 LIMIT_S = 5.0  # unless that takes longer than this
 
 
-def run(
+def measure_renderers(
     domains: Sequence[str] = DOMAINS, size: int = 64, frames: int = 500, sheet: Path | None = None
 ) -> dict[str, Any]:
     """Measure each domain, ray on one core and a software OpenGL on as many as it takes.
@@ -42,20 +42,19 @@ def run(
         "gl": ..., "dm_control": ..., "ratio": ray / dm_control}}}; without OpenGL the last three are None.
     """
     try:
-        opengl: str | None = find_platform()[1]
-        note = opengl
+        opengl, found = find_platform()[1], True
     except BadInput as missing:
-        opengl, note = None, str(missing)
-    found = {domain: bench_domain(domain, size, frames, opengl is not None) for domain in domains}
+        opengl, found = str(missing), False
+    speeds = {domain: bench_domain(domain, size, frames, found) for domain in domains}
     if sheet is not None:
         draw_sheet(sheet)
-    return {"size": size, "opengl": note, "domains": found}
+    return {"size": size, "opengl": opengl, "domains": speeds}
 
 
 def bench_domain(domain: str, size: int, frames: int, opengl: bool) -> dict[str, float | None]:
     """Frames/s of each path on states of one random episode."""
     states = random_states(domain, frames)
-    ray = frames_per_second(Renderer(domain, size).render, states)
+    ray = rendering_speed(Renderer(domain, size).render, states)
     if not opengl:
         return {"ray": ray, "gl": None, "dm_control": None, "ratio": None}
     spread = states[:: max(1, len(states) // GL_STATES)]
@@ -74,7 +73,7 @@ def random_states(domain: str, count: int) -> np.ndarray:
     return np.stack(states)
 
 
-def frames_per_second(draw: Callable[[np.ndarray], object], states: Iterable[np.ndarray]) -> float:
+def rendering_speed(draw: Callable[[np.ndarray], object], states: Iterable[np.ndarray]) -> float:
     """1 / the median time of a frame, after a warm-up frame; at most LIMIT_S of frames.
 
     The median, because other work on the machine delays some frames and not most.
@@ -116,13 +115,10 @@ def child_main(domain: str, size: int) -> None:
             physics.data.qpos[:] = state[: physics.model.nq]
         return physics.render(height=size, width=size, camera_id=camera)
 
-    default = frames_per_second(default_path, states)
+    default = rendering_speed(default_path, states)
     physics.free()
-    print(
-        json.dumps(
-            {"gl": frames_per_second(Renderer(domain, size, backend="gl").render, states), "dm_control": default}
-        )
-    )
+    gl = rendering_speed(Renderer(domain, size, backend="gl").render, states)
+    print(json.dumps({"gl": gl, "dm_control": default}))
 
 
 def draw_sheet(path: Path, size: int = 128, poses: int = 3) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stages.backbones.base import Backbone
 from stages.data.episodes import Dataset
+from stages.runtime.drawing import figure
 from stages.worlds.motion import window_rows
 
 CLIPS = 5  # closest clips shown for a text, from different episodes
@@ -51,33 +52,24 @@ def draw_probe(dataset: Dataset, backbone: Backbone, texts: list[str], path: Pat
 
     Raises BadInput when the dataset holds no frames.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    similarity = similarities(dataset, backbone.encode_text(texts).cpu().numpy())
+    similarity = similarities(dataset, backbone.encode_text(texts).cpu().numpy())  # (texts, N)
     episodes = example_episodes(dataset)
     rows = window_rows(np.append(dataset.episode_start, dataset.n_frames))
-    figure, axes = pyplot.subplots(
-        len(texts), 2, figsize=(15, 1.9 * len(texts) + 0.6), width_ratios=[2.6, 1], squeeze=False, layout="constrained"
-    )
-    for axis_pair, text, line in zip(axes, texts, similarity, strict=True):
-        clips = closest(dataset, line, CLIPS)
-        axis_pair[0].imshow(_strip(dataset, rows, clips))
-        axis_pair[0].set_title(f"“{text}”:  " + "   ".join(f"{line[c]:.2f}" for c in clips), fontsize=9, loc="left")
-        axis_pair[0].axis("off")
-        for name, episode in episodes.items():
-            start, length = _bounds(dataset)[episode]
-            axis_pair[1].plot(line[start : start + length], label=name, linewidth=0.9)
-        axis_pair[1].set_ylim(-1, 1)
-        axis_pair[1].set_ylabel("cosine", fontsize=8)
-        axis_pair[1].tick_params(labelsize=7)
-    axes[0, 1].legend(fontsize=7, loc="lower right")
-    axes[-1, 1].set_xlabel("decision", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with figure(path, 15, 1.9 * len(texts) + 0.6) as drawn:
+        axes = drawn.subplots(len(texts), 2, width_ratios=[2.6, 1], squeeze=False)
+        for (left, right), text, line in zip(axes, texts, similarity, strict=True):
+            clips = closest(dataset, line, CLIPS)
+            left.imshow(_strip(dataset, rows, clips))
+            left.set_title(f"“{text}”:  " + "   ".join(f"{line[c]:.2f}" for c in clips), fontsize=9, loc="left")
+            left.axis("off")
+            for name, episode in episodes.items():
+                start, length = _bounds(dataset)[episode]
+                right.plot(line[start : start + length], label=name, linewidth=0.9)
+            right.set_ylim(-1, 1)
+            right.set_ylabel("cosine", fontsize=8)
+            right.tick_params(labelsize=7)
+        axes[0, 1].legend(fontsize=7, loc="lower right")
+        axes[-1, 1].set_xlabel("decision", fontsize=8)
     return path
 
 

@@ -52,11 +52,10 @@ def coverage_table(datasets: Mapping[str, Dataset]) -> Table | None:
         count = occupied_bins(dataset.domain, dataset.rows("state", rows))
         numbers.append({"dataset": name, "frames": len(rows), "occupied_bins": count})
     random = next((n["occupied_bins"] for n in numbers if n["dataset"] == "random"), None)
-    columns = ["dataset", "frames", "occupied bins", "times random's"]
-    cells = [[str(value) for value in number.values()] for number in numbers]
-    times = [f"{int(n['occupied_bins']) / random:.2f}" if random else "" for n in numbers]
+    times = [f"{n['occupied_bins'] / random:.2f}" if random else "" for n in numbers]
+    cells = [[*map(str, n.values()), ratio] for n, ratio in zip(numbers, times, strict=True)]
     note = (
         f"Bins of torso height ({HEIGHT} m), pitch ({np.degrees(PITCH):.0f}°) and forward speed ({SPEED} m/s) that the "
         "frames fall into, at equal frames: whole episodes spread evenly over each dataset."
     )
-    return Table("Coverage", note, columns, [[*row, ratio] for row, ratio in zip(cells, times, strict=True)], numbers)
+    return Table("Coverage", note, ["dataset", "frames", "occupied bins", "times random's"], cells, numbers)

@@ -6,8 +6,9 @@ that every episode can be scored for every task of its domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,6 @@ from stages.worlds.motion import window_features
 WINDOW = 8  # frames a reward is averaged over before it is ranked
 AT_ONCE = 16  # sequences in memory together
 SAMPLES = 16  # rollouts behind the expected frame: of 8, their own noise is 3 % of its error at step 10 (laptop)
-
-# (context of N prompts, states (N, H+1, ...), actions (N, H, A)) → reward (N, H) of arriving at states 1..H
-RewardFunction = Callable[[TaskContext, State, Tensor], Tensor]
 
 
 # ---------------------------------------------------------------------------- open loop
@@ -130,12 +128,30 @@ def draw_windows(dataset: Dataset, among: np.ndarray, count: int, length: int, s
     Raises BadInput when no episode is long enough.
     """
     info, rng = dataset.episode_info, np.random.default_rng(seed)
-    fitting = [np.flatnonzero((info.part == p) & (info.length >= length) & among) for p in range(len(dataset.parts))]
-    fitting = [episodes for episodes in fitting if len(episodes)]
-    if not fitting:
-        raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
+    fitting = _long_enough(dataset, among, length)
     chosen = np.array([rng.choice(fitting[i % len(fitting)]) for i in range(count)])
     return info.start[chosen] + (rng.random(count) * (info.length[chosen] - length + 1)).astype(np.int64)
+
+
+def best_windows(dataset: Dataset, count: int, length: int) -> np.ndarray:
+    """Windows from the middle of the best episodes, the parts of the dataset in turn: (count,) start rows.
+
+    Raises BadInput when no episode is long enough.
+    """
+    info = dataset.episode_info
+    fitting = _long_enough(dataset, np.ones(dataset.n_episodes, bool), length)
+    ranked = [episodes[np.argsort(-info.returns[episodes], kind="stable")] for episodes in fitting]
+    chosen = np.array([e for turn in zip_longest(*ranked) for e in turn if e is not None][:count])
+    return info.start[chosen] + (info.length[chosen] - length) // 2
+
+
+def _long_enough(dataset: Dataset, among: np.ndarray, length: int) -> list[np.ndarray]:
+    """The episodes `among` (E,) bool that have `length` rows, of each part that has any."""
+    info = dataset.episode_info
+    fitting = [np.flatnonzero((info.part == p) & (info.length >= length) & among) for p in range(len(dataset.parts))]
+    if not any(map(len, fitting)):
+        raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
+    return [episodes for episodes in fitting if len(episodes)]
 
 
 # ---------------------------------------------------------------------------- dreams
@@ -198,7 +214,6 @@ def episode_rewards(
     dataset: Dataset,
     episodes: np.ndarray,
     prompts: TaskContext,
-    functions: Mapping[str, RewardFunction],
     horizon: int,
 ) -> dict[str, np.ndarray]:
     """Learned rewards along whole episodes of equal length T, as behaviour learning computes them.
@@ -206,7 +221,8 @@ def episode_rewards(
     Episodes are filtered from their first frame and cut into stretches of `horizon` steps.
 
     Returns:
-        {name: (K, E, n·horizon)} for each of K prompts; column t is the reward of arriving at row t + 1.
+        {measure of the model: (K, E, n·horizon)} for each of K prompts; column t is the reward of arriving at row
+        t + 1.
     """
     length = int(dataset.episode_info.length[episodes[0]])
     count = (length - 1) // horizon
@@ -214,7 +230,7 @@ def episode_rewards(
         raise BadInput(f"the reward along episodes needs episodes of one length, longer than {horizon} decisions")
     device = next(model.parameters()).device
     index = torch.arange(count, device=device)[:, None] * horizon + torch.arange(horizon + 1, device=device)  # (n, H+1)
-    found: dict[str, list[Tensor]] = {name: [] for name in functions}
+    found: dict[str, list[Tensor]] = {name: [] for name in model.measures}
     for chunk in _chunks(episodes, 4):
         starts = dataset.episode_info.start[chunk]
         image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
@@ -228,15 +244,11 @@ def episode_rewards(
             h = model.rssm.scan(z, action, is_first, model.rssm.first(len(chunk)))
             state = State(*(x[:, index].flatten(0, 1) for x in (h, z, e)))  # (B·n, H+1, ·)
             steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
-            for name, function in functions.items():
-                reward = function(task.expand(len(steps)), state, steps)  # (B·n, H)
+            for name, measure in model.measures.items():
+                reward = model.reward(task.expand(len(steps)), state, steps, measure)  # (B·n, H)
                 found[name].append(reward.float().cpu().reshape(len(chunk), -1))
-    return {name: _by_prompt(chunks, len(prompts.tau)) for name, chunks in found.items()}
-
-
-def _by_prompt(chunks: list[Tensor], prompts: int) -> np.ndarray:
-    """Chunks in the order (episodes, prompt) → (K, E, ·)."""
-    return np.stack([torch.cat(chunks[k::prompts]).numpy() for k in range(prompts)])
+    count = len(prompts.tau)  # every chunk of episodes is there once a prompt
+    return {n: np.stack([torch.cat(parts[k::count]).numpy() for k in range(count)]) for n, parts in found.items()}
 
 
 def choose_episodes(dataset: Dataset, among: np.ndarray, count: int) -> np.ndarray:
@@ -276,44 +288,39 @@ def reward_diagnostics(
     """
     if not dataset.has("state"):
         raise BadInput("imported data holds no physics state, so no true reward to compare with; collect data instead")
+    # windows, as many of each source
     info = dataset.episode_info
     usable = next(iter(rewards.values())).shape[1]
     size = min(WINDOW, usable)
     rng = np.random.default_rng(seed)
     _, part, members = np.unique(info.part[episodes], return_inverse=True, return_counts=True)
     which = rng.choice(len(episodes), windows, p=1 / (members[part] * len(members)))  # (W,)
-    column = rng.integers(usable - size + 1, size=windows)
-    columns = column[:, None] + np.arange(size)  # (W, 8)
-    rows = info.start[episodes[which]][:, None] + columns + 1
-    states = dataset.rows("state", rows)  # (W, 8, S)
+    columns = rng.integers(usable - size + 1, size=windows)[:, None] + np.arange(size)  # (W, 8)
+
+    # what is true and what was learned, each the mean over a window
+    states = dataset.rows("state", info.start[episodes[which]][:, None] + columns + 1)  # (W, 8, S)
     truth = true_reward(dataset.domain, task, states.reshape(-1, states.shape[-1])).reshape(windows, size).mean(1)
     learned = {name: value[which[:, None], columns].mean(1) for name, value in rewards.items()}
+
+    # how they compare: over all windows, by source, and by what the body does
     names = np.array([source_name(dataset, int(p), task) for p in info.part[episodes[which]]])
-    behaviours = _behaviours(dataset.domain, states)
+    sources = {str(source): names == source for source in np.unique(names)}
+    behaviours = {n: w for n, w in sorted(_behaviours(dataset.domain, states).items()) if w.sum() >= 0.01 * windows}
+
+    def ranks(among: np.ndarray) -> dict[str, float | None]:
+        return {name: _spearman(value[among], truth[among]) for name, value in learned.items()}
+
+    def means(weight: np.ndarray) -> dict[str, Any]:
+        return {"true": _mean(truth, weight), "mean": {name: _mean(value, weight) for name, value in learned.items()}}
+
     return {
         "windows": windows,
         "frames_a_window": size,
         "episodes": len(episodes),
         "held_out": held_out,
-        "spearman": {name: _spearman(value, truth) for name, value in learned.items()},
-        "by_source": {
-            source: {
-                "windows": int((names == source).sum()),
-                "true": _mean(truth[names == source]),
-                "spearman": {n: _spearman(v[names == source], truth[names == source]) for n, v in learned.items()},
-                "mean": {n: _mean(v[names == source]) for n, v in learned.items()},
-            }
-            for source in np.unique(names)
-        },
-        "by_behaviour": {
-            name: {
-                "windows": round(float(weight.sum()), 1),
-                "true": _mean(truth, weight),
-                "mean": {n: _mean(v, weight) for n, v in learned.items()},
-            }
-            for name, weight in sorted(behaviours.items())
-            if weight.sum() >= 0.01 * windows
-        },
+        "spearman": ranks(np.ones(windows, bool)),
+        "by_source": {n: {"windows": int(m.sum()), **means(m), "spearman": ranks(m)} for n, m in sources.items()},
+        "by_behaviour": {n: {"windows": round(float(w.sum()), 1), **means(w)} for n, w in behaviours.items()},
     }
 
 
@@ -341,7 +348,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return round(float(spearmanr(a, b).statistic), 3)
 
 
-def _mean(values: np.ndarray, weight: np.ndarray | None = None) -> float:
+def _mean(values: np.ndarray, weight: np.ndarray) -> float:
     return round(float(np.average(values, weights=weight)), 4)
 
 

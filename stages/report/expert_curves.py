@@ -27,23 +27,22 @@ NOTE = (
 
 def find_experts(root: Path) -> list[Artifact]:
     """The datasets of a run that an expert's training made, with frames or as states alone, in a stable order."""
-    files = [f for place in ("data", "states") for f in sorted(root.glob(f"{place}/*/artifact.json"))]
-    made = [artifacts.load(f.parent, "collect") for f in files if not f.parent.name.startswith(".")]
+    made = [a for place in ("data", "states") for a in artifacts.find(root, f"{place}/*", "collect")]
     return [a for a in made if a.meta["extra"].get("learning_curve")]
 
 
-def label(expert: Artifact) -> str:
+def expert_name(expert: Artifact) -> str:
     """Domain, task and algorithm in words."""
     extra = expert.meta["extra"]
     return f"{expert.domain} {extra['task']}, {extra.get('algo', 'td3')}"
 
 
 def expert_curves(experts: Sequence[Artifact]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{label: (decisions, normalised score of the episode that ended there)}."""
+    """{name: (decisions, normalised score of the episode that ended there)}."""
     found = {}
     for expert in experts:
         decisions, returns = np.array(expert.meta["extra"]["learning_curve"], np.float64).T
-        found[label(expert)] = (decisions, _score(expert, returns))
+        found[expert_name(expert)] = (decisions, _score(expert, returns))
     return found
 
 
@@ -51,28 +50,27 @@ def experts_table(experts: Sequence[Artifact]) -> Table | None:
     """One row an expert: its budget, its last score, and the time it took; None where there is none."""
     if not experts:
         return None
-    columns = ["expert", "decisions", "score of its first 5 episodes", "score", "return", "seed", "minutes"]
     rows, numbers = [], []
     for expert in experts:
-        extra = expert.meta["extra"]
+        extra, seed = expert.meta["extra"], expert.meta["seed"]
         returns = np.array(extra["evaluation_returns"], np.float64)
         scores, first = _score(expert, returns), _score(expert, np.array(extra["learning_curve"][:5])[:, 1])
         stderr = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
-        decisions, minutes, seed = int(extra["learning_curve"][-1][0]), training_minutes(expert), expert.meta["seed"]
-        shown = "" if minutes is None else f"{minutes:.1f}"
+        decisions, minutes = int(extra["learning_curve"][-1][0]), logged_minutes(expert)
         rows.append([
-            label(expert), str(decisions), f"{first.mean():.2f}", f"{scores.mean():.2f} ± {stderr:.2f}",
-            f"{returns.mean():.0f}", str(seed), shown,
+            expert_name(expert), str(decisions), f"{first.mean():.2f}", f"{scores.mean():.2f} ± {stderr:.2f}",
+            f"{returns.mean():.0f}", str(seed), "" if minutes is None else f"{minutes:.1f}",
         ])  # fmt: skip
         numbers.append({
-            "expert": label(expert), "decisions": decisions, "first_score": float(first.mean()),
+            "expert": expert_name(expert), "decisions": decisions, "first_score": float(first.mean()),
             "score": float(scores.mean()), "stderr": stderr, "return": float(returns.mean()), "seed": seed,
             "minutes": minutes,
         })  # fmt: skip
+    columns = ["expert", "decisions", "score of its first 5 episodes", "score", "return", "seed", "minutes"]
     return Table("Experts", NOTE, columns, rows, numbers)
 
 
-def training_minutes(expert: Artifact) -> float | None:
+def logged_minutes(expert: Artifact) -> float | None:
     """What the training took by its log, over all the processes that shared it; None where there is no log."""
     log = logs.read(expert.path.parent / f"{expert.path.name}.log" / "metrics.jsonl")
     last = expert.meta["extra"]["learning_curve"][-1][0]

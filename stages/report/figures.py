@@ -1,7 +1,4 @@
-"""Pictures: strips and films of frames, and the charts of the report. White paper, colours told apart by everyone.
-
-Charts are drawn on matplotlib figures of their own, without pyplot's global state.
-"""
+"""Pictures: strips and films of frames, and the charts of the report. White paper, colours told apart by everyone."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from stages.data.episodes import Dataset
+from stages.runtime.drawing import figure
 
 if TYPE_CHECKING:  # every stage imports this module, few draw
     from matplotlib.axes import Axes
@@ -24,11 +22,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
 GAP = 3
 HEADER = 16
-DPI = 110
-SHEET_GAP, LABEL_HEIGHT = 2, 40  # of a contact sheet; three lines of text
 SMOOTH = 10  # episodes behind a point of a learning curve
 
 Clip = np.ndarray  # frames (T, 3, H, W) uint8
+Groups = Mapping[str, Mapping[str, tuple[float, float]]]  # {task: {method: (mean, half-width)}}
 
 
 # ---------------------------------------------------------------------------- frames
@@ -39,19 +36,7 @@ def strip(rows: Sequence[tuple[str, Clip]], header: Sequence[str] = ()) -> np.nd
 
     Clips may differ in length; the picture is as wide as the longest.
     """
-    size = rows[0][1].shape[-1]
-    columns = max(len(clip) for _, clip in rows)
-    left, top = _label_width([label for label, _ in rows]), HEADER if header else GAP
-    sheet = Image.new("RGB", (left + columns * (size + GAP), top + len(rows) * (size + GAP)), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column, word in enumerate(header):
-        draw.text((left + column * (size + GAP) + size // 2, HEADER // 2), word, INK, font, "mm")
-    for row, (label, clip) in enumerate(rows):
-        y = top + row * (size + GAP)
-        draw.multiline_text((6, y + size // 2), label, INK, font, "lm", spacing=2)
-        for column, frame in enumerate(clip):
-            sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left + column * (size + GAP), y))
-    return np.asarray(sheet)
+    return film([(label, list(clip[:, None])) for label, clip in rows], columns=header, scale=1)[0]
 
 
 def film(
@@ -64,42 +49,43 @@ def film(
         seen: frames the model still looks at; a bar over the film is grey during them, then orange.
             0 draws no bar. A clip that ends early stays on its last frame.
     """
+    # where things are: labels at the left, words on top, a pitch from frame to frame
+    font, ruler = ImageFont.load_default(11), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [ruler.multiline_textbbox((0, 0), label, font, spacing=2) for label, _ in rows]
     size = rows[0][1][0].shape[-1] * scale
-    length = max(len(clip) for _, clips in rows for clip in clips)
-    left, top = _label_width([label for label, _ in rows]), HEADER * (bool(columns) + bool(seen)) or GAP
-    shape = (left + len(rows[0][1]) * (size + GAP), top + len(rows) * (size + GAP))
-    font = ImageFont.load_default(11)
-    blank = Image.new("RGB", shape, PAPER)
+    left, top = max(int(box[2]) for box in boxes) + 12, HEADER * (bool(columns) + bool(seen)) or GAP
+    pitch, tall = size + GAP, max(size, *(int(box[3]) for box in boxes)) + GAP
+
+    # what does not move
+    blank = Image.new("RGB", (left + max(len(clips) for _, clips in rows) * pitch, top + len(rows) * tall), PAPER)
     draw = ImageDraw.Draw(blank)
     for column, word in enumerate(columns):
-        draw.text((left + column * (size + GAP) + size // 2, top - HEADER // 2), word, INK, font, "mm")
+        draw.text((left + column * pitch + size // 2, top - HEADER // 2), word, INK, font, "mm")
     for row, (label, _) in enumerate(rows):
-        draw.multiline_text((6, top + row * (size + GAP) + size // 2), label, INK, font, "lm", spacing=2)
+        draw.multiline_text((6, top + row * tall + (tall - GAP) // 2), label, INK, font, "lm", spacing=2)
+
+    # the frames
     pages = []
+    length = max(len(clip) for _, clips in rows for clip in clips)
     for t in range(length):
         page = blank.copy()
         if seen:
-            _bar(page, left, t, length, seen)
+            _progress(page, left, t, length, seen)
         for row, (_, clips) in enumerate(rows):
             for column, clip in enumerate(clips):
                 frame = Image.fromarray(clip[min(t, len(clip) - 1)].transpose(1, 2, 0))
                 frame = frame.resize((size, size), Image.Resampling.NEAREST)
-                page.paste(frame, (left + column * (size + GAP), top + row * (size + GAP)))
+                page.paste(frame, (left + column * pitch, top + row * tall))
         pages.append(np.asarray(page))
     return np.stack(pages)
 
 
-def _bar(page: Image.Image, left: int, t: int, length: int, seen: int) -> None:
+def _progress(page: Image.Image, left: int, t: int, length: int, seen: int) -> None:
     """How far the film is, and whether the model still looks."""
     word, color = ("context", SEEN) if t < seen else (f"imagined, step {t - seen + 1}", IMAGINED)
     draw = ImageDraw.Draw(page)
     draw.text((left, 0), word, color, ImageFont.load_default(11))
     draw.rectangle((left, HEADER - 3, left + (page.width - left) * (t + 1) // length, HEADER - 2), fill=color)
-
-
-def _label_width(labels: Sequence[str]) -> int:
-    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(11)
-    return max(int(draw.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + 12
 
 
 def save_gif(path: Path, pages: np.ndarray, milliseconds: int) -> None:
@@ -130,21 +116,11 @@ def contact_sheet(dataset: Dataset, columns: int = 12) -> np.ndarray:
     source, task, place and return at the left. An episode with two places gets one row. Raises
     BadInput when the dataset holds no frames.
     """
-    size = dataset.row_shape("image")[-1]
-    rows = [(label, number) for group in _sources(dataset) for label, number in _chosen(dataset, group).items()]
-    pitch = max(size, LABEL_HEIGHT) + SHEET_GAP
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = max(int(ruler.multiline_textbbox((0, 0), label)[2]) for label, _ in rows) + 12
-    sheet = Image.new("RGB", (left + columns * (size + SHEET_GAP), len(rows) * pitch + SHEET_GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, (label, number) in enumerate(rows):
-        top = SHEET_GAP + index * pitch
-        draw.multiline_text((6, top + (pitch - SHEET_GAP) // 2), label, fill=INK, anchor="lm", spacing=1)
-        start, length = dataset.episode_start[number], dataset.episode_length[number]
-        frames = dataset.rows("image", start + np.linspace(0, length - 1, columns).astype(np.int64))  # (C, 3, H, H)
-        for column, frame in enumerate(frames):
-            sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left + column * (size + SHEET_GAP), top))
-    return np.asarray(sheet)
+    rows = []
+    for label, number in (chosen for group in _sources(dataset) for chosen in _chosen(dataset, group).items()):
+        at = np.linspace(0, dataset.episode_length[number] - 1, columns).astype(np.int64)
+        rows.append((label, dataset.rows("image", dataset.episode_start[number] + at)))  # (C, 3, H, H)
+    return strip(rows)
 
 
 def _sources(dataset: Dataset) -> list[np.ndarray]:
@@ -176,32 +152,34 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 @contextmanager
-def chart(path: Path, rows: int, columns: int, width: float = 3.2, height: float = 2.3) -> Iterator[list[Axes]]:
-    """A grid of axes of `width` × `height` inches each, saved as PNG on the way out; unused ones are hidden."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.set_axisbelow(True)
-    yield axes
-    for ax in axes:
-        if not ax.has_data():
-            ax.set_visible(False)
-    figure.savefig(path, dpi=DPI)
+def chart(
+    path: Path, count: int = 1, columns: int = 1, width: float = 3.2, height: float = 2.3
+) -> Iterator[list[Axes]]:
+    """`count` axes of `width` × `height` inches in rows of `columns`, saved as PNG; unused ones are hidden."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    with figure(path, columns * width, rows * height) as drawn:
+        axes = list(np.atleast_1d(drawn.subplots(rows, columns)).ravel())
+        for ax in axes:
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(labelsize=8)
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.set_axisbelow(True)
+        yield axes
+        for ax in axes:
+            ax.set_visible(ax.has_data())
 
 
 def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
     """Error of open-loop prediction by horizon, beside copying the last frame seen."""
-    with chart(path, 1, 1, 5.5, 3.2) as (ax,):
-        ax.plot(
-            summary["horizon"], summary["copy_last_frame"], color=COLORS[6], linestyle="--", label="copy last frame"
-        )
-        ax.plot(summary["horizon"], summary["single_rollout"], color=COLORS[1], label="one rollout, most likely states")
-        ax.plot(summary["horizon"], summary["model"], color=COLORS[0], label=f"mean of {summary['rollouts']} rollouts")
+    lines = {
+        "copy_last_frame": ("copy last frame", COLORS[6], "--"),
+        "single_rollout": ("one rollout, most likely states", COLORS[1], "-"),
+        "model": (f"mean of {summary['rollouts']} rollouts", COLORS[0], "-"),
+    }
+    with chart(path, width=5.5, height=3.2) as (ax,):
+        for key, (label, color, style) in lines.items():
+            ax.plot(summary["horizon"], summary[key], color=color, linestyle=style, label=label)
         ax.set_ylim(bottom=0)
         ax.set_xlabel("steps ahead", fontsize=9)
         ax.set_ylabel("squared error a frame", fontsize=9)
@@ -212,14 +190,11 @@ def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
 def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> None:
     """Gate p of each TAMF layer (Eq. 5) by prompt: 0 takes the semantic expert, 1 the dynamic one."""
     layers = len(next(iter(gates.values())))
-    with chart(path, 1, 1, max(4.5, 1.4 * layers * len(gates) ** 0.5), 3.0) as (ax,):
-        width = 0.8 / len(gates)
-        for i, ((name, values), color) in enumerate(zip(gates.items(), cycle(COLORS), strict=False)):
-            x = np.arange(layers) + (i - (len(gates) - 1) / 2) * width
-            ax.bar(x, values, width * 0.92, color=color, label=name)
+    groups = {f"layer {i + 1}": {name: (values[i], 0.0) for name, values in gates.items()} for i in range(layers)}
+    with chart(path, width=max(4.5, 1.4 * layers * len(gates) ** 0.5), height=3.0) as (ax,):
+        _bars(ax, groups, list(gates))
         ax.axhline(0.5, color="#888888", linewidth=0.8)
         ax.set_ylim(0, 1)
-        ax.set_xticks(np.arange(layers), [f"layer {i + 1}" for i in range(layers)])
         ax.set_ylabel("gate: semantic 0, dynamic 1", fontsize=9)
         ax.set_title("Gates by prompt (Eq. 5)", fontsize=10)
         ax.legend(fontsize=8, frameon=False, ncols=min(4, len(gates)))
@@ -234,7 +209,7 @@ def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray
     columns = max(len(group) for group in traces.values())
     lows = [learned.min() for group in traces.values() for learned, _ in group.values()]
     highs = [learned.max() for group in traces.values() for learned, _ in group.values()]
-    with chart(path, len(traces), columns, 3.6, 2.1) as axes:
+    with chart(path, len(traces) * columns, columns, 3.6, 2.1) as axes:
         for row, (task, group) in enumerate(traces.items()):
             for column, (episode, (learned, true)) in enumerate(group.items()):
                 ax = axes[row * columns + column]
@@ -250,25 +225,35 @@ def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray
                     ax.legend(handles=[*ax.get_lines(), *other.get_lines()], fontsize=7, loc="lower right")
 
 
-def score_bars(
-    path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]], ylabel: str = "normalised score"
-) -> None:
-    """Bars with whiskers: {task: {method: (mean, half-width)}}; a method keeps its colour."""
-    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
-    with chart(path, 1, 1, max(4.5, 0.55 * len(groups) * len(methods) + 1.5), 3.2) as (ax,):
-        width = 0.8 / len(methods)
-        for i, (method, color) in enumerate(zip(methods, cycle(COLORS), strict=False)):
-            at = [(t, group[method]) for t, group in enumerate(groups.values()) if method in group]
-            x = [t + (i - (len(methods) - 1) / 2) * width for t, _ in at]
-            bars = ax.bar(x, [m for _, (m, _) in at], width * 0.92, yerr=[e for _, (_, e) in at],
-                          color=color, label=method, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
-            ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-        ax.axhline(0, color="#888888", linewidth=0.8)
-        ax.set_xticks(range(len(groups)), list(groups))
-        ax.set_ylabel(ylabel, fontsize=9)
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
-        _legend_above(ax)
+def score_bars(path: Path, panels: Mapping[str, Groups]) -> None:
+    """Scores with whiskers: {title: {task: {method: (mean, half-width)}}}, a panel a title (Fig. 3: a pair of bodies).
+
+    A method keeps its colour.
+    """
+    methods = list(dict.fromkeys(m for groups in panels.values() for group in groups.values() for m in group))
+    width = max(4.5, 0.55 * max(map(len, panels.values())) * len(methods) + 1.5)
+    with chart(path, len(panels), 2, width, 3.2 if len(panels) == 1 else 2.4) as axes:
+        for ax, (title, groups) in zip(axes, panels.items(), strict=False):
+            _bars(ax, groups, methods)
+            ax.axhline(0, color="#888888", linewidth=0.8)
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
+            ax.set_ylabel("normalised score", fontsize=8)
+            ax.set_title(title, fontsize=9)
+        _legend_above(axes)
+
+
+def _bars(ax: Axes, groups: Groups, names: Sequence[str]) -> None:
+    """A cluster of bars a group, with whiskers where there is an error; a name keeps its place and colour."""
+    width = 0.8 / len(names)
+    for i, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
+        at = [(t, *group[name]) for t, group in enumerate(groups.values()) if name in group]
+        x = [t + (i - (len(names) - 1) / 2) * width for t, _, _ in at]
+        errors = [e for _, _, e in at]
+        bars = ax.bar(x, [m for _, m, _ in at], width * 0.92, yerr=errors if any(errors) else None,
+                      color=color, label=name, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
+        ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+    ax.set_xticks(range(len(groups)), list(groups))
 
 
 def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 4) -> None:
@@ -277,8 +262,7 @@ def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray
     Args:
         found: {name: (decisions (E,), score (E,))}.
     """
-    columns = min(columns, len(found))
-    with chart(path, -(-len(found) // columns), columns, 2.7, 2.1) as axes:
+    with chart(path, len(found), columns, 2.7, 2.1) as axes:
         for ax, (name, (decisions, score)) in zip(axes, found.items(), strict=False):
             thousands, width = decisions / 1000, min(SMOOTH, len(score))
             ax.plot(thousands, score, ".", color=COLORS[5], markersize=2.5, markeredgewidth=0)
@@ -288,28 +272,8 @@ def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray
             ax.set_ylim(min(-0.1, score.min()), max(1.05, score.max()))
             ax.set_title(name, fontsize=9)
             ax.set_xlabel("thousand decisions", fontsize=8)
-        for row in axes[::columns]:
-            row.set_ylabel("score", fontsize=8)
-
-
-def transfer_bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> None:
-    """Fig. 3: {source → target: {task: {method: (mean, half-width)}}}, a panel a pair; a method keeps its colour."""
-    methods = list(dict.fromkeys(m for tasks in panels.values() for row in tasks.values() for m in row))
-    width = 0.8 / len(methods)
-    columns = min(2, len(panels))
-    with chart(path, -(-len(panels) // columns), columns, 4.6, 2.4) as axes:
-        for ax, (title, tasks) in zip(axes, panels.items(), strict=False):
-            for i, (method, color) in enumerate(zip(methods, cycle(COLORS), strict=False)):
-                at = [(t, row[method]) for t, row in enumerate(tasks.values()) if method in row]
-                x = [t + (i - (len(methods) - 1) / 2) * width for t, _ in at]
-                ax.bar(x, [m for _, (m, _) in at], width * 0.92, yerr=[e for _, (_, e) in at],
-                       color=color, label=method, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
-            ax.axhline(0, color="#888888", linewidth=0.8)
-            ax.set_xticks(range(len(tasks)), list(tasks))
-            ax.set_ylim(min(0.0, ax.get_ylim()[0]), max(1.0, ax.get_ylim()[1]))
-            ax.set_ylabel("normalised score", fontsize=8)
-            ax.set_title(title, fontsize=9)
-        _legend_above(axes[0])
+        for ax in axes[::columns]:
+            ax.set_ylabel("score", fontsize=8)
 
 
 def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
@@ -320,21 +284,21 @@ def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]
     """
     skip = ("step", "seconds")
     keys = list(dict.fromkeys(k for runs in logs.values() for run in runs for row in run for k in row if k not in skip))
-    columns = min(columns, len(keys))
-    with chart(path, -(-len(keys) // columns), columns) as axes:
+    with chart(path, len(keys), columns) as axes:
         for ax, key in zip(axes, keys, strict=False):
             for (name, runs), color in zip(logs.items(), cycle(COLORS), strict=False):
                 series = [_series(run, key) for run in runs if any(key in row for row in run)]
                 if series:
                     _band(ax, series, name, color)
             ax.set_title(key, fontsize=9)
-        _legend_above(axes[0])
+        _legend_above(axes)
 
 
-def _legend_above(ax: Axes) -> None:
-    """One legend for the whole figure, outside its axes."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, labels, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
+def _legend_above(axes: Sequence[Axes]) -> None:
+    """One legend for the whole figure, outside its axes: each name once."""
+    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    handles = {label: handle for pair in pairs for handle, label in pair}
+    axes[0].figure.legend(handles.values(), handles, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
 
 
 def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,14 +6,12 @@ import shlex
 import time
 from calendar import timegm
 from collections.abc import Sequence
-from typing import Any
 
+from stages.report.lineage import provenance, still_there
 from stages.report.results import Result
 from stages.report.tables import Table
-from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
-from stages.runtime.errors import BadInput
 from stages.runtime.names import method_option, slug
 
 STAGES = {"collect": "data", "embed": "embeddings", "pretrain": "model", "behave": "policy", "evaluate": "evaluation"}
@@ -28,18 +26,19 @@ def ledger(results: Sequence[Result], run: Run) -> Table:
     """One row for each evaluation of a run: score, command, minutes of each stage, ids, commit and hardware."""
     header = ["task", "method", "seed", "score", "command", *(f"{name}, min" for name in STAGES.values())]
     columns = [*header, "ids: model, policy, evaluation", "commit", "hardware"]
-    rows = [_row(result, run) for result in results]
-    return Table("How each score was made", NOTE, columns, rows)
+    return Table("How each score was made", NOTE, columns, [_ledger_row(result, run) for result in results])
 
 
-def _row(result: Result, run: Run) -> list[str]:
-    behind = _behind(result.artifact)
-    minutes = {stage: wall_minutes(found) for stage, found in behind.items()}
-    ids = [behind[stage][0].id[:SHORT] if behind.get(stage) else "" for stage in ("pretrain", "behave", "evaluate")]
+def _ledger_row(result: Result, run: Run) -> list[str]:
+    behind: dict[str, list[Artifact]] = {}
+    for artifact in still_there(provenance([result.artifact], run.root)):
+        behind.setdefault(artifact.meta["stage"], []).append(artifact)
+    policy = next(iter(behind.get("behave", [])), None)
+    ids = [behind[stage][0].id[:SHORT] if stage in behind else "" for stage in ("pretrain", "behave", "evaluate")]
     meta, score = result.artifact.meta, f"{result.score:.2f} ± {result.stderr:.2f}"
     return [
-        result.task, result.method, str(result.seed), score, _command(result, run),
-        *(f"{minutes[stage]:.1f}" if stage in minutes else "" for stage in STAGES),
+        result.task, result.method, str(result.seed), score, _command(result, policy, run),
+        *(f"{wall_minutes(behind[stage]):.1f}" if stage in behind else "" for stage in STAGES),
         " ".join(ids), str(meta["commit"]), str(meta["versions"].get("hardware", "")),
     ]  # fmt: skip
 
@@ -55,36 +54,13 @@ def wall_minutes(made: Sequence[Artifact]) -> float:
     return total / 60
 
 
-def _command(result: Result, run: Run) -> str:
+def _command(result: Result, policy: Artifact | None, run: Run) -> str:
     """The command that evaluates; it names the one that makes what it misses."""
     goal = ["--task", result.goal] if result.single_task else ["--tasks", result.goal.replace("+", ",")]
     if not result.single_task and not result.multi_task:
-        policy = next((a for a in _behind(result.artifact).get("behave", [])), None)
         words = policy.meta["config"]["prompts"][0] if policy else result.goal
         video = words.removeprefix("video ")  # what `parse_goal` calls a prompt that is one
         shown = video != words and result.goal != slug(words)  # a prompt's folder is named by its words
         goal = ["--video", shlex.quote(video)] if shown else ["--prompt", f'"{words}"']
         goal += ["--score-as", result.task]
     return "`" + run.command("evaluate", *goal, *method_option(result.method), "--seed", str(result.seed)) + "`"
-
-
-def _behind(artifact: Artifact) -> dict[str, list[Artifact]]:
-    """{stage: artifacts} that an artifact was made from, itself among them; what is gone or changed is left out."""
-    found: dict[str, dict[str, Artifact]] = {}
-
-    def visit(one: Artifact) -> None:
-        found.setdefault(str(one.meta["stage"]), {})[one.id] = one
-        for wanted in one.meta["inputs"].values():
-            if (source := _unchanged(one, wanted)) is not None:
-                visit(source)
-
-    visit(artifact)
-    return {stage: list(made.values()) for stage, made in found.items()}
-
-
-def _unchanged(artifact: Artifact, wanted: Any) -> Artifact | None:
-    try:
-        found = artifacts.load(artifacts.input_path(artifact, wanted))
-    except BadInput:
-        return None
-    return found if found.id == wanted else None

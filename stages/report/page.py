@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.report import tables
+from stages.report.lineage import Node
 from stages.report.tables import Table
-from stages.runtime import artifacts
-from stages.runtime.artifacts import Artifact
-from stages.runtime.errors import BadInput
 
 MEDIA = {".png": "image/png", ".gif": "image/gif"}
 
@@ -37,45 +35,6 @@ class Chapter:
     pictures: list[Picture] = field(default_factory=list)
 
 
-@dataclass
-class Node:
-    """An artifact in the provenance tree. `state`: '' as recorded, 'above' when its inputs are shown already,
-    'changed' or 'gone' when the folder holds something else or nothing now."""
-
-    path: str
-    id: str
-    state: str = ""
-    stage: str = ""
-    created: str = ""
-    seconds: float = 0.0
-    commit: str = ""
-    inputs: list[Node] = field(default_factory=list)
-
-
-def provenance(made: Sequence[Artifact], base: Path) -> list[Node]:
-    """What the given artifacts were made from, down to the datasets; paths are shown relative to `base`."""
-    seen: set[str] = set()
-    return [_node(artifact.path, artifact.id, base.resolve(), seen) for artifact in made]
-
-
-def _node(path: Path, wanted: str, base: Path, seen: set[str]) -> Node:
-    path = path.resolve()
-    shown = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
-    try:
-        meta = artifacts.load(path).meta
-    except BadInput:
-        return Node(shown, wanted, "gone")
-    if meta["id"] != wanted:
-        return Node(shown, wanted, "changed")
-    node = Node(shown, wanted, "", meta["stage"], meta["created"], meta["wall_seconds"], meta["commit"])
-    if wanted in seen and meta["inputs"]:
-        node.state = "above"
-    else:
-        node.inputs = [_node(path / where, key, base, seen) for key, where in meta["input_paths"].items()]
-    seen.add(wanted)
-    return node
-
-
 def write_report(
     folder: Path, title: str, facts: Mapping[str, str], chapters: Sequence[Chapter], tree: Sequence[Node]
 ) -> None:
@@ -86,17 +45,20 @@ def write_report(
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=True, undefined=StrictUndefined)
+    environment.loader = FileSystemLoader(Path(__file__).parent)
     environment.filters["inline"] = lambda name: inline(folder / name)
     page = environment.get_template("report.html.j2")
     html = page.render(title=title, facts=facts, chapters=chapters, tree=tree)
     (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def save_tables(folder: Path, made: Mapping[str, Table | None]) -> list[Table]:
+    """Save the tables that there are under their {stem: table}, see `save_table`, and return them."""
+    found = {stem: table for stem, table in made.items() if table}
+    for stem, table in found.items():
+        save_table(folder, stem, table)
+    return list(found.values())
 
 
 def save_table(folder: Path, stem: str, table: Table) -> None:

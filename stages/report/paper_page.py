@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.report import figures, results, tables
-from stages.report.page import Chapter, Picture, save_table
+from stages.report.chapters import FIG_4
+from stages.report.page import Chapter, Picture, save_tables
 from stages.report.results import Result
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 
-FIG_4 = "real-above-text-imagination.png"
 TAKEN = "Source → target: the model of the source adapts to the target's data; policies are learned and scored there."
 
 
@@ -38,35 +38,26 @@ def find_reports(runs: dict[str, Path]) -> dict[str, Artifact]:
 
 def chapters(folder: Path, found: Sequence[Result], reports: dict[str, Artifact]) -> list[Chapter]:
     """The parts for which there is something, their files written into `folder`."""
-    made = [table_1(folder, found), table_2(folder, found), figure_3(folder, found), figure_4(folder, reports)]
-    return [chapter for chapter in made if chapter]
+    made = [
+        Chapter("Table 1", tables=save_tables(folder, {"table1": tables.paper_table(found)})),
+        Chapter("Table 2", tables=save_tables(folder, {"table2": tables.ablation_table(found, "walker")})),
+        figure_3(folder, found),
+        figure_4(folder, reports),
+    ]
+    return [chapter for chapter in made if chapter.tables or chapter.pictures]
 
 
-def table_1(folder: Path, found: Sequence[Result]) -> Chapter:
-    table = tables.table_1(found)
-    save_table(folder, "table1", table)
-    return Chapter("Table 1", tables=[table])
+def figure_3(folder: Path, found: Sequence[Result]) -> Chapter:
+    """Scores after transfer, as a table and as bars."""
+    chapter = Chapter("Fig. 3", TAKEN, save_tables(folder, {"fig3": tables.transfer_table(found)}))
+    if chapter.tables:
+        figures.score_bars(folder / "fig3.png", results.transfer_bars(found))
+        about = "Scores after transfer between bodies, with standard errors."
+        chapter.pictures.append(Picture("fig3.png", about, chart=True))
+    return chapter
 
 
-def table_2(folder: Path, found: Sequence[Result]) -> Chapter | None:
-    table = tables.ablation_table(found, "walker")
-    if table is None:
-        return None
-    save_table(folder, "table2", table)
-    return Chapter("Table 2", tables=[table])
-
-
-def figure_3(folder: Path, found: Sequence[Result]) -> Chapter | None:
-    table = tables.transfer_table(found)
-    if table is None:
-        return None
-    save_table(folder, "fig3", table)
-    figures.transfer_bars(folder / "fig3.png", results.transfer_bars(found))
-    picture = Picture("fig3.png", "Scores after transfer between bodies, with standard errors.", chart=True)
-    return Chapter("Fig. 3", TAKEN, [table], [picture])
-
-
-def figure_4(folder: Path, reports: dict[str, Artifact]) -> Chapter | None:
+def figure_4(folder: Path, reports: dict[str, Artifact]) -> Chapter:
     """What each domain's report drew of it."""
     pictures = []
     for domain, report in reports.items():
@@ -74,4 +65,4 @@ def figure_4(folder: Path, reports: dict[str, Artifact]) -> Chapter | None:
             shutil.copyfile(report.path / FIG_4, folder / f"fig4-{domain}.png")
             pictures.append(Picture(f"fig4-{domain}.png", f"{domain}: real frames above imagined ones."))
     text = "A policy in the real environment, above the text imagination of its prompt, four decisions apart."
-    return Chapter("Fig. 4", text, pictures=pictures) if pictures else None
+    return Chapter("Fig. 4", text, pictures=pictures)

@@ -2,7 +2,7 @@
 
     answer = ask(scene, "walk slowly", Path("answer"))     # GIFs in the folder, with a caption each
 
-`serve` asks from a web page, which is served to this machine alone and loads nothing from elsewhere: no fonts, no
+`serve_page` asks from a web page, which is served to this machine alone and loads nothing from elsewhere: no fonts, no
 analytics, no share link.
 """
 
@@ -86,7 +86,7 @@ def _clips(scene: Scene, e: Tensor, folder: Path) -> Film:
 def _rollout(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Film:
     """A policy in the real environment: the one learned for this text, or for the closest there is."""
     artifact, learned, cosine = nearest_policy(scene, prompt, e)
-    frames = play(artifact, scene.run.domain, scene.run.device)
+    frames = rollout_frames(artifact, scene.run.domain, scene.run.device)
     figures.save_gif(folder / "rollout.gif", figures.film([("", [frames])], scale=3), FILM_PAUSE)
     if learned == prompt:
         about = f"Its policy in the real environment, {DECISIONS} decisions."
@@ -105,7 +105,7 @@ def nearest_policy(scene: Scene, prompt: str, e: Tensor) -> tuple[Artifact, str,
     return scene.policies[learned[best]], learned[best], cosine[best]
 
 
-def play(artifact: Artifact, domain: str, device: str) -> Clip:
+def rollout_frames(artifact: Artifact, domain: str, device: str) -> Clip:
     """Every fourth frame of a policy's episode, up to DECISIONS: (T, 3, 64, 64) uint8."""
     policy = Policy.load(artifact.path, device)
     named = artifact.meta["config"]["tasks"] or tasks.task_names(domain)
@@ -128,7 +128,7 @@ FONTS = ("system-ui", "sans-serif")
 OWN_ONLY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # what the browser may load, and from where
 
 
-def serve(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
+def serve_page(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
     """Open the page and answer until Ctrl-C.
 
     Args:
@@ -141,7 +141,7 @@ def serve(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
     title = f"BiTAgent: {scene.run.domain}, {scene.method}"
     examples = list(scene.prompts.values())
     _ = scene.model, scene.backbone, scene.dataset  # opened now: what is missing is said here, not in a browser
-    page = build(gradio, title, examples, lambda prompt: answer(scene, check(prompt)))
+    page = build_page(gradio, title, examples, lambda prompt: answer(scene, check(prompt)))
     launch(gradio, page, port, scene.run.quiet)
 
 
@@ -149,18 +149,13 @@ def launch(gradio: ModuleType, page: Any, port: int | None, quiet: bool) -> None
     """Serve a page to this machine alone. Raises BadInput when the port is taken."""
     from starlette.middleware import Middleware
 
+    os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is up; nothing here needs a proxy
+    theme = gradio.themes.Base(font=list(FONTS), font_mono=["monospace"])
     try:
-        _, url, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            quiet=True,  # Gradio's own words offer a public link
-            prevent_thread_lock=True,
-            theme=gradio.themes.Base(font=list(FONTS), font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(KeepToItself)]},
-        )
+        _, url, _ = page.launch(  # quiet, for Gradio's own words offer a public link
+            server_name=HOST, server_port=port, share=False, ssr_mode=False, footer_links=[], quiet=True,
+            prevent_thread_lock=True, theme=theme, app_kwargs={"middleware": [Middleware(KeepToItself)]},
+        )  # fmt: skip
     except OSError as error:
         raise BadInput(f"the playground cannot listen on {HOST} ({error}); give another --port") from None
     if not quiet:
@@ -179,7 +174,7 @@ def import_gradio() -> ModuleType:
     return gradio
 
 
-def build(gradio: ModuleType, title: str, examples: list[str], reply: Callable[[str], str]) -> Any:
+def build_page(gradio: ModuleType, title: str, examples: list[str], reply: Callable[[str], str]) -> Any:
     """The page as Gradio's Blocks; `reply` turns a prompt into HTML, or raises BadInput."""
 
     def shown(prompt: str) -> str:

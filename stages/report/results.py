@@ -53,14 +53,11 @@ class Result:
 def gather(root: Path, domain: str) -> list[Result]:
     """Every evaluation of a run, in a stable order. Raises BadInput when one is corrupted."""
     found = []
-    for file in sorted(root.glob("evaluation/*/*/artifact.json")):
-        if file.parent.name.startswith("."):
-            continue
-        artifact = artifacts.load(file.parent, "evaluate", domain=domain)
+    for artifact in artifacts.find(root, "evaluation/*/*", "evaluate", domain=domain):
         try:
             found += [_result(row, artifact) for row in artifact.meta["extra"]["rows"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise storage.corrupted(file, error) from None
+            raise storage.corrupted(artifact.path / "artifact.json", error) from None
     return found
 
 
@@ -85,6 +82,7 @@ def _result(row: dict[str, Any], artifact: Artifact) -> Result:
 
 
 Groups = Mapping[str, Mapping[str, Sequence[Result]]]  # row of a table → method → its results
+Panel = dict[str, dict[str, tuple[float, float]]]  # task → method → (mean, standard error)
 
 
 def by_task(results: Sequence[Result], names: Sequence[tuple[str, str]]) -> Groups:
@@ -215,25 +213,26 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
     return float(interquartile_mean(*samples)), float(interval.low), float(interval.high)
 
 
-def bars(results: Sequence[Result], domain: str) -> dict[str, dict[str, tuple[float, float]]]:
-    """{task: {method: (mean, standard error)}} of single-task policies, random first; empty when none was scored."""
+def bars(results: Sequence[Result], domain: str) -> dict[str, Panel]:
+    """{domain: {task: {method: (mean, standard error)}}} of single-task policies, random first; {} without any."""
     single = [r for r in results if r.single_task]
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    order = tasks.task_names(domain, training_only=False)
-    for task in sorted({r.task for r in single}, key=order.index):
-        random = [r.random_score for r in single if r.task == task]
-        found[task] = {"random": (float(np.mean(random)), 0.0)}
-        for method in ordered({r.method for r in single if r.task == task}):
-            if found_cell := cell(single, task, method):
-                found[task][method] = (found_cell.mean, found_cell.stderr)
-    return found
+    panel = {}
+    for task in sorted({r.task for r in single}, key=tasks.task_names(domain, training_only=False).index):
+        mine = [r for r in single if r.task == task]
+        methods = {m: [r for r in mine if r.method == m] for m in ordered({r.method for r in mine})}
+        panel[task] = {"random": (float(np.mean([r.random_score for r in mine])), 0.0)} | _heights(methods)
+    return {domain: panel} if panel else {}
 
 
-def transfer_bars(results: Sequence[Result]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+def transfer_bars(results: Sequence[Result]) -> dict[str, Panel]:
     """{'walker → stickman': {task: {method: (mean, standard error)}}} of the models carried over (Fig. 3)."""
-    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    panels: dict[str, Panel] = {}
     for found in transfer_rows(results).values():
-        cells = {m: cell_of(mine) for m, mine in sorted(by_method(found).items())}
         panel = panels.setdefault(f"{found[0].source} → {found[0].domain}", {})
-        panel[found[0].task] = {m: (c.mean, c.stderr) for m, c in cells.items()}
+        panel[found[0].task] = _heights(dict(sorted(by_method(found).items())))
     return panels
+
+
+def _heights(methods: Mapping[str, Sequence[Result]]) -> dict[str, tuple[float, float]]:
+    cells = {method: cell_of(found) for method, found in methods.items()}
+    return {method: (cell.mean, cell.stderr) for method, cell in cells.items()}

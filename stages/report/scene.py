@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
 from stages.policies.policy import load_learner
-from stages.report import page, tables
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
@@ -48,9 +46,7 @@ class ViewConfig(Section):
 def find_artifacts(run: Run) -> Iterator[Artifact]:
     """Every finished dataset, model, policy, evaluation and transfer of the run."""
     for pattern in FOLDERS:
-        for file in sorted(run.root.glob(f"{pattern}/artifact.json")):
-            if not any(part.startswith(".") for part in file.relative_to(run.root).parts):
-                yield artifacts.load(file.parent, domain=run.domain)
+        yield from artifacts.find(run.root, pattern, domain=run.domain)
 
 
 @dataclass
@@ -102,8 +98,7 @@ class Scene:
     @cached_property
     def policies(self) -> dict[str, Artifact]:
         """Policies that follow one text prompt, by prompt."""
-        files = sorted(self.run.root.glob(f"policy/{self.label}/*/artifact.json"))
-        found = [artifacts.load(f.parent, "behave", domain=self.run.domain) for f in files]
+        found = artifacts.find(self.run.root, f"policy/{self.label}/*", "behave", domain=self.run.domain)
         asked = [(a.meta["config"]["prompts"], a) for a in found]
         return {p[0]: a for p, a in asked if len(p) == 1 and not p[0].startswith("video ")}
 
@@ -139,12 +134,6 @@ class Scene:
         """Milliseconds of a decision, as GIFs count them."""
         seconds = worlds.BODIES[self.run.domain].control_timestep * tasks.ACTION_REPEAT
         return max(20, round(seconds * 100) * 10)
-
-    def save_table(self, stem: str, table: tables.Table) -> None:
-        page.save_table(self.folder, stem, table)
-
-    def save_json(self, stem: str, value: Any) -> None:
-        page.save_json(self.folder, stem, value)
 
 
 def load_actor(artifact: Artifact, model: WorldModel) -> Actor:

@@ -78,7 +78,7 @@ def _methods_down(table: Table) -> Table:
     return replace(table, columns=["method", *tasks_across], rows=[list(row) for row in rows])
 
 
-def table_1(results: Sequence[Result]) -> Table:
+def paper_table(results: Sequence[Result]) -> Table:
     """Table 1: the paper's ten tasks and seven methods, of all domains."""
     published = paper_results()["table1"]
     methods = list(next(iter(published.values())))
@@ -124,20 +124,58 @@ def prompts_table(results: Sequence[Result]) -> Table | None:
     free = [r for r in results if not r.single_task and not r.multi_task]
     if not free:
         return None
+    rows, numbers = [], []
+    for r in free:
+        numbers.append({"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score})
+        score = f"{r.score:.2f} [{r.stderr:.2f}]"
+        rows.append([", ".join(_prompts(r)), r.task, r.method, str(r.seed), f"{r.random_score:.2f}", score])
     columns = ["prompt", "scored as", "method", "seed", "random", "score"]
-    rows = [
-        [
-            ", ".join(_prompts(r)),
-            r.task,
-            r.method,
-            str(r.seed),
-            f"{r.random_score:.2f}",
-            f"{r.score:.2f} [{r.stderr:.2f}]",
-        ]
-        for r in free
-    ]
-    numbers = [{"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score} for r in free]
     return Table("Free prompts", f"{SCORE} {_conditions(free)}", columns, rows, numbers)
+
+
+def gain_table(results: Sequence[Result], domain: str, names: Sequence[str], transferred: str, control: str) -> Table:
+    """What a model carried over gains on training from scratch: one row a task, both scores, and their difference.
+
+    Args:
+        results: of single-task policies of `domain`, in which both methods scored each task of `names`.
+        transferred, control: the two methods; the gain is paired by seed where they share any.
+    """
+    rows, numbers = [], []
+    for task in names:
+        mine = [r for r in results if r.task == task]
+        pair = {m: [r for r in mine if r.method == m] for m in (transferred, control)}
+        by_seed = {m: {r.seed: r.score for r in found} for m, found in pair.items()}
+        gain = Cell(tuple(paired_gains(by_seed[transferred], by_seed[control])), 0.0)
+        shown = f"{gain.mean:+.2f}" + (f" ± {gain.stderr:.2f}" if len(gain.scores) > 1 else "")
+        random = np.mean([r.random_score for r in mine])
+        rows.append([f"{domain} {task}", f"{random:.2f}", *(cell_of(found).text() for found in pair.values()), shown])
+        numbers.append({"task": task, **by_seed, "gain": round(gain.mean, 4), "paired_seeds": len(gain.scores)})
+    note = f"{SCORE} Gain: transfer minus the same budget from scratch, by seed."
+    return Table(f"Transfer to {domain}", note, ["task", "random", transferred, control, "gain"], rows, numbers)
+
+
+def paired_gains(transferred: Mapping[int, float], control: Mapping[int, float]) -> list[float]:
+    """Differences of {seed: score} by seed; of the means where the two share no seed."""
+    shared = sorted(transferred.keys() & control.keys())
+    if shared:
+        return [transferred[s] - control[s] for s in shared]
+    return [float(np.mean(list(transferred.values())) - np.mean(list(control.values())))]
+
+
+def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What one evaluation scored, a row a task.
+
+    Args:
+        rows: as an evaluation's artifact.json holds them: domain, task, method, seed, score, stderr, return, ...
+    """
+    cells = [
+        [f"{r['domain']} {r['task']}", str(r["method"]), str(r["seed"]), f"{r['score']:.3f}", f"{r['stderr']:.3f}",
+         f"{r['return']:.0f}", f"{r['random_score']:.3f}"]
+        for r in rows
+    ]  # fmt: skip
+    columns = ["task", "method", "seed", "score", "± stderr", "return", "random score"]
+    note = "Score = (return - random) / (expert - random); the standard error is over episodes."
+    return Table("Scores", note, columns, cells, [dict(row) for row in rows])
 
 
 def _prompts(result: Result) -> list[str]:
@@ -161,25 +199,23 @@ def _table(
     published: Mapping[str, Mapping[str, tuple[float, float]]],
     methods: Sequence[str] = (),
 ) -> Table:
-    """The rows, run or not, × the methods given, or those that were run."""
+    """The rows, run or not, × the methods given, or those that were run; the paper's values in columns of their own."""
     methods = list(methods) or ordered({m for row in rows.values() for m in row})
     cells = {(name, m): cell_of(found) for name, row in rows.items() for m in methods if (found := row.get(m))}
     theirs = [m for m in methods if any(m in published.get(name, {}) for name in rows)]
-    columns = ["task", "random", *methods, *(f"paper: {m}" for m in theirs)]
+    results = [r for row in rows.values() for found in row.values() for r in found]
     lines, numbers = [], []
     for name, row in rows.items():
         random = [r.random_score for found in row.values() for r in found]
+        ours = [cells[name, m].text() if (name, m) in cells else "" for m in methods]
         values = [published.get(name, {}).get(m) for m in theirs]
-        lines.append(
-            [name, f"{np.mean(random):.2f}" if random else ""]
-            + [cells[name, m].text() if (name, m) in cells else "" for m in methods]
-            + [f"{v[0]:.2f} ± {v[1]:.2f}" if v else "" for v in values]
-        )
+        paper = [f"{v[0]:.2f} ± {v[1]:.2f}" if v else "" for v in values]
+        lines.append([name, f"{np.mean(random):.2f}" if random else "", *ours, *paper])
         numbers += [_number(row[m][0], m, cells[name, m]) for m in methods if (name, m) in cells]
     if len(rows) > 1:
-        lines += _overall(list(rows), methods, cells, len(theirs))
-    results = [r for row in rows.values() for found in row.values() for r in found]
+        lines += [[*line, *[""] * len(theirs)] for line in _overall(list(rows), methods, cells)]
     note = " ".join([SCORE, *([PUBLISHED] if theirs else []), *([_conditions(results)] if results else [])])
+    columns = ["task", "random", *methods, *(f"paper: {m}" for m in theirs)]
     return Table(title, note, columns, lines, numbers)
 
 
@@ -196,21 +232,16 @@ def _number(first: Result, method: str, cell: Cell) -> dict[str, Any]:
     return about
 
 
-def _overall(
-    names: Sequence[str], methods: Sequence[str], cells: dict[tuple[str, str], Cell], blanks: int
-) -> list[list[str]]:
+def _overall(names: Sequence[str], methods: Sequence[str], cells: Mapping[tuple[str, str], Cell]) -> list[list[str]]:
     """Rows over all tasks, for methods that ran every task; the interquartile mean needs two seeds of each."""
     means, middles = ["mean of tasks", ""], ["interquartile mean, 95 % interval", ""]
     for method in methods:
         mine = [cells[name, method] for name in names if (name, method) in cells]
         whole = len(mine) == len(names)
         means.append(f"{np.mean([c.mean for c in mine]):.2f}" if whole else "")
-        if whole and all(len(c.scores) > 1 for c in mine):
-            mean, low, high = interquartile([c.scores for c in mine])
-            middles.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
-        else:
-            middles.append("")
-    return [row + [""] * blanks for row in (means, middles) if any(row[2:])]
+        several = whole and all(len(c.scores) > 1 for c in mine)
+        middles.append("{:.2f} ({:.2f} to {:.2f})".format(*interquartile([c.scores for c in mine])) if several else "")
+    return [row for row in (means, middles) if any(row[2:])]
 
 
 # ---------------------------------------------------------------------------- formats
@@ -232,21 +263,11 @@ def comma_separated(table: Table) -> str:
 
 def latex(table: Table) -> str:
     r"""A booktabs tabular, to be \input into a paper."""
-    escaped = [[_tex(cell) for cell in row] for row in [table.columns, *table.rows]]
-    lines = [" & ".join(row) + r" \\" for row in escaped]
-    return "\n".join(
-        [
-            f"% {table.title}. {table.note}",
-            rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    header, *rows = [" & ".join(map(_tex, row)) + r" \\" for row in (table.columns, *table.rows)]
+    begin = rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}"
+    about = f"% {table.title}. {table.note}"
+    lines = [about, begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
 
 
 def _tex(text: str) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from bitagent_cli.app import app
 from bitagent_cli.bench import embed as bench
-from bitagent_cli.presets import load as load_preset
+from bitagent_cli.presets import resolve
 from stages import embed
 from stages.backbones.offline.captions import class_names
 from stages.data.episodes import Dataset, held_out_episodes
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for first, task in enumerate(("", "stand", "walk", "run")):
         make_data(made.root, "walker", task, episodes=3, rows=24, seed=10 * first)
     settings = [f"embed.offline.{k}={v}" for k, v in {"updates": 4, "holdout": HOLDOUT}.items()]
-    embed.run(load_preset("walker", "smoke", settings).embed, made)
+    embed.run(resolve("walker", "smoke", settings).embed, made)
     return made
 
 

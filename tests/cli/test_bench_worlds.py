@@ -14,7 +14,7 @@ def test_without_opengl_the_ray_renderer_is_still_measured(monkeypatch: pytest.M
     monkeypatch.setattr(opengl, "PLATFORMS", ("absent",))
     opengl.find_platform.cache_clear()
     try:
-        found = render.run(domains=["cheetah"], frames=5)
+        found = render.measure_renderers(domains=["cheetah"], frames=5)
     finally:
         opengl.find_platform.cache_clear()
     assert "no OpenGL works here" in found["opengl"]
@@ -39,7 +39,7 @@ def test_random_returns_stand_beside_the_tables_minimum(monkeypatch: pytest.Monk
 
 
 def test_the_samplers_bench_measures_every_loader_on_the_same_data(tmp_path: Path) -> None:
-    found = data.run(gigabytes=0.01, batches=2, folder=tmp_path)
+    found = data.measure_data(gigabytes=0.01, batches=2, folder=tmp_path)
     assert found["episodes"] == 2 and found["dataset_gb"] == pytest.approx(0.01, abs=0.005)
     loaders = ("sampler", "episodes_on_disk", "episodes_in_memory", "memory_copy")
     assert all(found[name]["ms"] > 0 for name in loaders)

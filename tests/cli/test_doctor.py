@@ -19,9 +19,9 @@ def test_reports_what_is_missing_and_how_to_get_it(
         Finding("c", "gone", "install c", essential=True),
     ]
     monkeypatch.setattr(doctor, "examine", lambda folder: iter(found[:2]))
-    assert doctor.report(tmp_path)
+    assert doctor.print_findings(tmp_path)
     monkeypatch.setattr(doctor, "examine", lambda folder: iter(found))
-    assert not doctor.report(tmp_path)
+    assert not doctor.print_findings(tmp_path)
     assert "→ install c" in capsys.readouterr().out
 
 

@@ -14,13 +14,18 @@ from stages.report.figures import contact_sheet, save_png
 from stages.runtime.errors import BadInput
 from tests.data.synthetic import SIZE, make_dataset, make_episode, make_writer
 
-PITCH = figures.LABEL_HEIGHT + figures.SHEET_GAP
+
+def pitch(sheet: np.ndarray, rows: int) -> int:
+    """Pixels from a row to the next."""
+    height, rest = divmod(sheet.shape[0] - figures.GAP, rows)
+    assert not rest and height >= SIZE + figures.GAP
+    return height
 
 
-def frames_of(sheet: np.ndarray, row: int, columns: int) -> np.ndarray:
-    """(C, 3, H, H) frames of one row of a sheet, found from its right edge."""
-    left, top = sheet.shape[1] - columns * (SIZE + figures.SHEET_GAP), figures.SHEET_GAP + row * PITCH
-    cells = [left + c * (SIZE + figures.SHEET_GAP) for c in range(columns)]
+def frames_of(sheet: np.ndarray, top: int, columns: int) -> np.ndarray:
+    """(C, 3, H, H) frames of the row of a sheet that begins at `top`, found from its right edge."""
+    left = sheet.shape[1] - columns * (SIZE + figures.GAP)
+    cells = [left + c * (SIZE + figures.GAP) for c in range(columns)]
     return np.stack([sheet[top : top + SIZE, x : x + SIZE].transpose(2, 0, 1) for x in cells])
 
 
@@ -41,19 +46,20 @@ def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> 
     sheet = contact_sheet(dataset, columns=5)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     chosen = [0, 1, 4, 2, 6, 8, 7]  # random: first, best, (lower) median, worst; walk: first = worst, best, median
-    assert sheet.shape[0] == len(chosen) * PITCH + figures.SHEET_GAP
+    step = pitch(sheet, len(chosen))
     for row, number in enumerate(chosen):
         image = make_episode(number, 9).image
         assert image is not None
-        np.testing.assert_array_equal(frames_of(sheet, row, 5), image[[0, 2, 4, 6, 8]], err_msg=str((row, number)))
+        found = frames_of(sheet, figures.GAP + row * step, 5)
+        np.testing.assert_array_equal(found, image[[0, 2, 4, 6, 8]], err_msg=str((row, number)))
 
 
 def test_labels_are_drawn(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     sheet = contact_sheet(Dataset.open([tmp_path / "data"], "walker"), columns=2)
-    left = sheet[:, : sheet.shape[1] - 2 * (SIZE + figures.SHEET_GAP)]
+    left, step = sheet[:, : sheet.shape[1] - 2 * (SIZE + figures.GAP)], pitch(sheet, 3)
     for row in range(3):
-        assert (left[row * PITCH : (row + 1) * PITCH] < 128).any()
+        assert (left[row * step : (row + 1) * step] < 128).any()
 
 
 def test_a_sheet_is_saved_as_png(tmp_path: Path) -> None:

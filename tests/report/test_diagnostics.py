@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.joint_model import JointModel
+from stages.core.bitagent import BiTAgent
 from stages.core.reward import text_reward
 from stages.core.settings import Measure
-from stages.core.world_model import State, TaskContext
+from stages.core.world_model import TaskContext
 from stages.data.episodes import Dataset
 from stages.report import diagnostics
 from stages.runtime.errors import BadInput
@@ -31,19 +30,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def model(dataset: Dataset) -> JointModel:
+def model(dataset: Dataset) -> BiTAgent:
     torch.manual_seed(0)
-    return JointModel(model_config(), DIM_E, dataset.action_dim).requires_grad_(False).eval()
+    return BiTAgent(model_config(), DIM_E, dataset.action_dim).requires_grad_(False).eval()
 
 
-def prompts(model: JointModel, count: int = 2) -> TaskContext:
+def prompts(model: BiTAgent, count: int = 2) -> TaskContext:
     return model.task(F.normalize(torch.randn(count, DIM_E, generator=torch.Generator().manual_seed(3)), dim=-1))
 
 
 # ---------------------------------------------------------------------------- open loop
 
 
-def test_copy_error_is_that_of_the_last_frame_seen(model: JointModel, dataset: Dataset) -> None:
+def test_copy_error_is_that_of_the_last_frame_seen(model: BiTAgent, dataset: Dataset) -> None:
     starts = np.array([0, 3, 61])
     found = diagnostics.open_loop(model, dataset, starts, context=4, horizon=5)
     image = dataset.windows("image", starts, 9).astype(np.float64) / 255
@@ -55,13 +54,13 @@ def test_copy_error_is_that_of_the_last_frame_seen(model: JointModel, dataset: D
 
 
 def test_error_is_that_of_the_mean_of_sampled_rollouts(
-    model: JointModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    model: BiTAgent, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rollouts, each alone the whole of an estimate, average to the frame that is judged."""
     rollouts: list[Tensor] = []
     decode = diagnostics.decode
 
-    def recorded(model: JointModel, z: Tensor) -> Tensor:
+    def recorded(model: BiTAgent, z: Tensor) -> Tensor:
         rollouts.append(decode(model, z))
         return rollouts[-1]
 
@@ -77,9 +76,7 @@ def test_error_is_that_of_the_mean_of_sampled_rollouts(
     np.testing.assert_array_equal(found.error, again.error)
 
 
-def test_prediction_does_not_see_the_future(
-    model: JointModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prediction_does_not_see_the_future(model: BiTAgent, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames and embeddings after the context are replaced by noise: what is predicted stays the same."""
     before = diagnostics.open_loop(model, dataset, np.array([2]), context=4, horizon=5).predicted
     real = diagnostics._window
@@ -115,9 +112,20 @@ def test_windows_stay_inside_their_episodes(dataset: Dataset) -> None:
     assert set(info.part[episode]) == {0, 1}
     with pytest.raises(BadInput, match=r"visualize\.horizon"):
         diagnostics.draw_windows(dataset, every, 3, 31, seed=1)
+    with pytest.raises(BadInput, match=r"visualize\.horizon"):
+        diagnostics.best_windows(dataset, 3, 31)
     alone = np.arange(dataset.n_episodes) == 1
     starts = diagnostics.draw_windows(dataset, alone, 20, 25, seed=1)
     assert set(np.searchsorted(info.start, starts, side="right") - 1) == {1}
+
+
+def test_the_best_windows_are_those_of_each_parts_best_episodes_in_turn(dataset: Dataset) -> None:
+    info = dataset.episode_info
+    best = [np.flatnonzero(info.part == part)[np.argsort(-info.returns[info.part == part])] for part in (0, 1)]
+    starts = diagnostics.best_windows(dataset, 3, 20)
+    episode = np.searchsorted(info.start, starts, side="right") - 1
+    assert episode.tolist() == [best[0][0], best[1][0], best[0][1]]
+    np.testing.assert_array_equal(starts, info.start[episode] + (info.length[episode] - 20) // 2)
 
 
 # ---------------------------------------------------------------------------- true reward
@@ -140,7 +148,7 @@ def test_true_reward_is_the_environments_own(domain: str) -> None:
 
 
 def literal(
-    model: JointModel, dataset: Dataset, episode: int, task: TaskContext, horizon: int, measure: Measure
+    model: BiTAgent, dataset: Dataset, episode: int, task: TaskContext, horizon: int, measure: Measure
 ) -> np.ndarray:
     """The reward along one episode, the slow way: filter it whole, then compare stretch by stretch."""
     found = dataset.episode(episode)
@@ -156,20 +164,15 @@ def literal(
     return torch.cat(out).numpy()
 
 
-def test_rewards_along_episodes_equal_the_slow_way(model: JointModel, dataset: Dataset) -> None:
+def test_rewards_along_episodes_equal_the_slow_way(model: BiTAgent, dataset: Dataset) -> None:
     contexts, episodes = prompts(model), np.array([0, 2, 3, 5, 4])
-
-    def reward(measure: Measure, task: TaskContext, state: State, action: Tensor) -> Tensor:
-        return text_reward(model, task, state.z, action, measure)
-
-    measures = {"none": Measure("none", "z"), "best": Measure("best", "z")}
-    functions = {name: partial(reward, measure) for name, measure in measures.items()}
-    found = diagnostics.episode_rewards(model, dataset, episodes, contexts, functions, horizon=7)
-    assert found["none"].shape == (2, 5, 28)
-    for name, measure in measures.items():
+    found = diagnostics.episode_rewards(model, dataset, episodes, contexts, horizon=7)
+    assert found.keys() == model.measures.keys() and found["z"].shape == (2, 5, 28)
+    for name in ("z", "z, best shift"):
         for k in range(2):
             for place, episode in enumerate(episodes):
-                wanted = literal(model, dataset, int(episode), contexts.rows(torch.tensor([k])), 7, measure)
+                one = contexts.rows(torch.tensor([k]))
+                wanted = literal(model, dataset, int(episode), one, 7, model.measures[name])
                 np.testing.assert_allclose(found[name][k, place], wanted, atol=1e-5)
 
 

@@ -22,14 +22,20 @@ RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
 
 def test_strip_puts_every_frame_in_its_row_and_column() -> None:
-    sheet = figures.strip([("a", clip(RED, GREEN)), ("a longer label", clip(BLUE))], ["+1", "+2"])
-    left = sheet.shape[1] - 2 * (8 + figures.GAP)
-    centres = [
-        [sheet[figures.HEADER + r * (8 + figures.GAP) + 4, left + c * (8 + figures.GAP) + 4] for c in (0, 1)]
-        for r in (0, 1)
-    ]
+    rows = [("a", clip(RED, GREEN, size=20)), ("a longer label", clip(BLUE, size=20))]
+    sheet, pitch = figures.strip(rows, ["+1", "+2"]), 20 + figures.GAP
+    left = sheet.shape[1] - 2 * pitch
+    assert sheet.shape[0] == figures.HEADER + 2 * pitch
+    centres = [[sheet[figures.HEADER + r * pitch + 10, left + c * pitch + 10] for c in (0, 1)] for r in (0, 1)]
     assert [[tuple(p) for p in row] for row in centres] == [[RED, GREEN], [BLUE, figures.PAPER]]
     assert (sheet[:, :left] != figures.PAPER[0]).any(), "no label was written"
+
+
+def test_a_row_is_as_tall_as_its_label() -> None:
+    sheet = figures.strip([("one\ntwo\nthree", clip(RED)), ("", clip(BLUE))])
+    assert tuple(sheet[figures.GAP + 4, -figures.GAP - 4]) == RED
+    second = int(np.flatnonzero((sheet[:, -figures.GAP - 4] == BLUE).all(-1))[0])
+    assert second - figures.GAP > 3 * 10, "the label runs into the next row"
 
 
 def test_film_holds_the_last_frame_of_a_short_clip_and_scales() -> None:
@@ -83,10 +89,15 @@ def draw_traces(path: Path) -> None:
     )
 
 
+SCORES = {"walk": {"random": (0.0, 0.0), "bitagent": (0.8, 0.1)}, "run": {"bitagent": (-0.1, 0.02)}}
+
+
 def draw_scores(path: Path) -> None:
-    figures.score_bars(
-        path, {"walk": {"random": (0.0, 0.0), "bitagent": (0.8, 0.1)}, "run": {"bitagent": (-0.1, 0.02)}}
-    )
+    figures.score_bars(path, {"walker": SCORES})
+
+
+def draw_transfers(path: Path) -> None:
+    figures.score_bars(path, {"walker → stickman": SCORES, "stickman → walker": SCORES, "cheetah → walker": SCORES})
 
 
 def draw_curves(path: Path) -> None:
@@ -94,7 +105,10 @@ def draw_curves(path: Path) -> None:
     figures.curves(path, {"bitagent": [rows, rows[:3]], "genrl": [[{"step": 0, "kl": 2.0}, {"step": 1, "kl": 1.0}]]})
 
 
-@pytest.mark.parametrize("draw", [draw_error, draw_gates, draw_traces, draw_scores, draw_curves])
+DRAW = [draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves]
+
+
+@pytest.mark.parametrize("draw", DRAW)
 def test_charts_are_pictures_with_something_on_white(tmp_path: Path, draw: Any) -> None:
     draw(tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as image:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.report.page import Chapter, Picture, provenance, write_report
+from stages.report.lineage import provenance, still_there
+from stages.report.page import Chapter, Picture, write_report
 from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -71,11 +72,12 @@ def test_provenance_goes_down_to_the_data_once(tmp_path: Path) -> None:
     model = make(tmp_path / "model", "pretrain", [data])
     policies = [make(tmp_path / f"policy-{i}", "behave", [model], seed=i) for i in (0, 1)]
     tree = provenance(policies, tmp_path)
-    assert [(n.path, n.stage) for n in tree] == [("policy-0", "behave"), ("policy-1", "behave")]
+    assert [(n.path, n.name) for n in tree] == [("policy-0", "behave:policy-0"), ("policy-1", "behave:policy-1")]
     assert tree[0].inputs[0].id == model.id and tree[0].inputs[0].inputs[0].id == data.id
     assert tree[1].inputs[0].state == "above" and not tree[1].inputs[0].inputs
+    assert [a.id for a in still_there(tree)] == [policies[0].id, model.id, data.id, policies[1].id]
     html = page(tmp_path, [], tree)
-    assert data.id in html and "inputs above" in html
+    assert data.id in html and f"{model.id}, above" in html
 
 
 def test_provenance_says_what_changed_or_is_gone(tmp_path: Path) -> None:
@@ -85,4 +87,5 @@ def test_provenance_says_what_changed_or_is_gone(tmp_path: Path) -> None:
     shutil.rmtree(other.path)
     (node,) = provenance([model], tmp_path)
     assert [(n.path, n.state) for n in node.inputs] == [("data", "changed"), ("other", "gone")]
+    assert [a.id for a in still_there([node])] == [model.id]
     assert "changed" in page(tmp_path, [], [node])

@@ -19,7 +19,7 @@ def reply(prompt: str) -> str:
 
 
 def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
-    page = playground.build(gradio, "walker", ["walk fast"], reply)
+    page = playground.build_page(gradio, "walker", ["walk fast"], reply)
     shown = next(f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == "shown")
     assert shown("walk") == "<b>walk</b>"
     with pytest.raises(gradio.Error, match="the prompt is empty"):
@@ -29,7 +29,7 @@ def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
 def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
-    page = playground.build(gradio, "walker", ["walk fast"], reply)
+    page = playground.build_page(gradio, "walker", ["walk fast"], reply)
     launched: dict[str, Any] = {}
     original = page.launch
 

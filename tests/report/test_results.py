@@ -173,7 +173,40 @@ def test_corrupted_evaluation_is_named(tmp_path: Path) -> None:
 def test_bars_put_random_first(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5, "genrl")
     evaluate(tmp_path, "walk", 0, 0.6)
-    assert list(results.bars(gather(tmp_path), "walker")["walk"]) == ["random", "bitagent", "genrl"]
+    assert list(results.bars(gather(tmp_path), "walker")["walker"]["walk"]) == ["random", "bitagent", "genrl"]
+
+
+def test_gain_is_paired_by_seed() -> None:
+    assert tables.paired_gains({0: 0.5, 1: 0.8, 2: 9.0}, {1: 0.4, 0: 0.3}) == pytest.approx([0.2, 0.4])
+    assert tables.paired_gains({0: 0.5, 1: 0.7}, {3: 0.1}) == pytest.approx([0.5])
+
+
+def test_the_gain_stands_beside_both_scores(tmp_path: Path) -> None:
+    names = ("transfer-cheetah", "transfer-control")
+    for seed, scores in enumerate(((0.8, 0.5), (0.7, 0.6))):
+        for method, score in zip(names, scores, strict=True):
+            evaluate(tmp_path, "walk", seed, score, method)
+    evaluate(tmp_path, "run", 0, 0.1, names[0])
+    evaluate(tmp_path, "run", 1, 0.3, names[1])
+    table = tables.gain_table(gather(tmp_path), "walker", ["walk", "run"], *names)
+    assert table.columns == ["task", "random", *names, "gain"]
+    assert table.rows == [
+        ["walker walk", "0.01", "0.75 ± 0.05 (2)", "0.55 ± 0.05 (2)", "+0.20 ± 0.10"],
+        ["walker run", "0.01", "0.10 [0.05]", "0.30 [0.05]", "-0.20"],
+    ]
+    assert table.numbers == [
+        {"task": "walk", names[0]: {0: 0.8, 1: 0.7}, names[1]: {0: 0.5, 1: 0.6}, "gain": 0.2, "paired_seeds": 2},
+        {"task": "run", names[0]: {0: 0.1}, names[1]: {1: 0.3}, "gain": -0.2, "paired_seeds": 1},
+    ]
+
+
+def test_one_evaluation_is_a_table_with_a_row_a_task() -> None:
+    row = {"domain": "walker", "task": "walk", "method": "genrl", "seed": 3, "scale": "smoke", "episodes": 2,
+           "return": 512.3, "score": 0.51234, "stderr": 0.02, "random_return": 40.0, "random_score": 0.001}  # fmt: skip
+    table = tables.score_table([row, row | {"task": "run"}])
+    assert table.columns == ["task", "method", "seed", "score", "± stderr", "return", "random score"]
+    assert table.rows[0] == ["walker walk", "genrl", "3", "0.512", "0.020", "512", "0.001"]
+    assert [r[0] for r in table.rows] == ["walker walk", "walker run"] and table.numbers[0] == row
 
 
 def make_policy(root: Path, method: str, task: str, minutes: float, models: tuple[float, ...]) -> None:
@@ -218,7 +251,7 @@ def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> Non
     evaluate(tmp_path / "cheetah", "run", 0, 0.6, "genrl", domain="cheetah")
     evaluate(tmp_path / "walker", "run", 0, 0.9, "transfer-stickman")
     evaluate(tmp_path / "walker", "run", 0, 0.1, "ablation-base")
-    table = tables.table_1(everything(tmp_path))
+    table = tables.paper_table(everything(tmp_path))
     assert [row[0] for row in table.rows] == [f"{d} {t}" for d in tasks.DOMAINS for t in tasks.task_names(d)]
     assert table.columns[2:9] == [
         "iql", "td3-bc", "td3", "wm-clip", "genrl", "founder", "bitagent",
