@@ -24,7 +24,7 @@ from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, Windows, data_device, prefetch
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
-from stages.methods.td3 import IQL, TD3, TD3BC, TD3Config
+from stages.methods.td3 import IQL, TD3, TD3BC, IQLConstants, TD3Config
 from stages.policies.goals import Goal, command_again, embed_goal
 from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
@@ -59,9 +59,9 @@ class OfflineRLConfig(Section):
 
 MakeAgent = Callable[[OfflineRLConfig, int, int, int, torch.device], TD3]
 AGENTS: dict[str, MakeAgent] = {
-    "td3": lambda c, *sizes: TD3(c.td3, *sizes),
+    "td3": lambda c, *sizes: TD3(c.td3, *sizes, delayed_targets=True),
     "td3-bc": lambda c, *sizes: TD3BC(c.td3, *sizes, alpha=c.alpha),
-    "iql": lambda c, *sizes: IQL(c.td3, *sizes, expectile=c.expectile, temperature=c.temperature),
+    "iql": lambda c, *sizes: IQL(c.td3, *sizes, constants=IQLConstants(c.expectile, c.temperature, c.updates)),
 }
 assert set(AGENTS) == set(MODEL_FREE)
 
