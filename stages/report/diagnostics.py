@@ -215,11 +215,7 @@ def true_reward(domain: str, task: str, states: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def episode_rewards(
-    model: WorldModel,
-    dataset: Dataset,
-    episodes: np.ndarray,
-    prompts: TaskContext,
-    horizon: int,
+    model: WorldModel, dataset: Dataset, episodes: np.ndarray, prompts: TaskContext, horizon: int
 ) -> dict[str, np.ndarray]:
     """Learned rewards along whole episodes of equal length T, as behaviour learning computes them.
 
