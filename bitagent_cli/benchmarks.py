@@ -1,4 +1,4 @@
-"""The commands of `bitagent bench`; each prints what its module measured as JSON."""
+"""The commands of `bitagent bench`; each prints what its module measured, as JSON or a Markdown table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from bitagent_cli.options import Common, with_common
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine; prints JSON.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine, as JSON; and what random actions earn.")
 
 
 Domains = Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")]
@@ -81,7 +81,7 @@ def bench_random_returns(
     domain: Domains = None,
     zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Also the tasks that no training names.")] = False,
 ) -> None:
-    """Returns of a random policy beside the minimum that normalises each task's score."""
+    """A Markdown table: returns of a random policy beside the minimum that normalises each task's score."""
     from bitagent_cli.bench import random_returns as bench
     from stages.worlds.tasks import TASKS, check_domain
 

@@ -87,6 +87,26 @@ def test_every_module_lies_in_a_room_or_is_a_stage() -> None:
     assert not loose
 
 
+def behind(module: str, root: Path) -> dict[str, int]:
+    """{module: lines} of a module and of all that it imports, directly or not."""
+    known = modules(root)
+    found: dict[str, int] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = len(known[name].read_text().splitlines())
+            waiting += imports(known[name], known)
+    return found
+
+
+def test_the_model_can_be_read_in_an_afternoon() -> None:
+    """The loss of pretraining with everything behind it, and the whole core."""
+    loss = behind("stages.core.bitagent", ROOT)
+    assert len(loss) <= 12 and sum(loss.values()) <= 1700, loss
+    assert sum(len(file.read_text().splitlines()) for file in (ROOT / "stages" / "core").glob("*.py")) <= 2000
+
+
 @pytest.mark.parametrize(
     ("file", "line", "rule"),
     [

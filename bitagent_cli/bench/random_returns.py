@@ -1,58 +1,34 @@
 """Returns of a uniformly random policy beside the minimum that normalises each task's score.
 
-python -m bitagent_cli.bench.random_returns         # the ten training tasks, a Markdown table
-python -m bitagent_cli.bench.random_returns all     # the zero-shot tasks too
+bitagent bench random-returns                 # the training tasks, a Markdown table
+bitagent bench random-returns --zero-shot     # all tasks
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
+from stages.evaluate import random_returns
+from stages.worlds.tasks import Task
 
-from stages.worlds.tasks import TASKS, Task, make_env
-
-
-def run(tasks: Sequence[Task], episodes: int = 20) -> list[dict[str, Any]]:
-    """One row a task: {"task", "mean", "std", "lowest", "highest", "min"}; "min" is the table's."""
-    rows = []
-    for task in tasks:
-        returns = random_returns(task, episodes)
-        rows.append(
-            {
-                "task": f"{task.domain} {task.name}",
-                "mean": round(float(returns.mean()), 1),
-                "std": round(float(returns.std(ddof=1)), 1),
-                "lowest": round(float(returns.min()), 1),
-                "highest": round(float(returns.max()), 1),
-                "min": task.min_return,
-            }
-        )
-    return rows
+EPISODES = 20
+COLUMNS = ("task", "mean", "sd", "lowest", "highest", "min", "within 2 sd")
 
 
-def random_returns(task: Task, episodes: int) -> np.ndarray:
-    """(episodes,) returns with actions uniform in [-1, 1]; episode i starts from seed i."""
-    env, returns = make_env(task.domain, task.name), np.zeros(episodes)
-    for seed in range(episodes):
-        rng = np.random.default_rng(seed)
-        step = env.reset(seed)
-        while not step.is_last:
-            step = env.step(rng.uniform(-1, 1, env.action_dim))
-            returns[seed] += step.reward
-    return returns
+def row(task: Task, episodes: int = EPISODES) -> list[str]:
+    """The cells of a task: its random returns, the reference minimum, and whether |mean - min| is at most 2 sd."""
+    returns = random_returns(task.domain, task.name, episodes)
+    mean, sd = returns.mean(), returns.std(ddof=1)
+    numbers = [f"{value:.1f}" for value in (mean, sd, returns.min(), returns.max())]
+    return [
+        f"{task.domain} {task.name}", *numbers, f"{task.min_return:g}",
+        "yes" if abs(mean - task.min_return) <= 2 * sd else "no",
+    ]  # fmt: skip
 
 
-def print_table(tasks: Sequence[Task]) -> None:
+def print_table(tasks: Sequence[Task], episodes: int = EPISODES) -> None:
     """Print a Markdown table, row by row as each is measured."""
-    print("| task | mean | sd | lowest | highest | table's min |\n| --- | --- | --- | --- | --- | --- |")
+    for cells in (COLUMNS, ["---"] * len(COLUMNS)):
+        print(f"| {' | '.join(cells)} |")
     for task in tasks:
-        (row,) = run([task])
-        cells = (row[key] for key in ("task", "mean", "std", "lowest", "highest", "min"))
-        print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    print_table([task for task in TASKS if task.training or "all" in sys.argv[1:]])
+        print(f"| {' | '.join(row(task, episodes))} |", flush=True)

@@ -1,13 +1,11 @@
 """What the walker and the stickman share: poses and their rewards, features, behaviours and words.
 
-Every reward lies in [0, 1] per control step and is written in the suite's terms: `tolerance` is 1 inside
-bounds and falls to a given value at a margin outside them. Heights are in metres; on both bodies the
-hip is 0.95 m above the sole of a straight leg.
+Rewards are those of GenRL's tasks (Mazzaglia et al. 2024, its code), functions of the state after a control step.
+A body's height is that of its frame: hip (thigh), middle of the shin (leg), centre of the foot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,119 +15,89 @@ from stages.worlds.body import (
     Features,
     Memberships,
     Phrases,
+    Reward,
     TaskMaker,
+    above,
+    below,
+    heights,
     over,
     planar_features,
+    ramp,
     under,
     with_reward,
 )
-from stages.worlds.suite import mujoco, tolerance, walker
+from stages.worlds.suite import mujoco, walker
 
-INF = float("inf")
 # m/s at which legs of 1.2 m change from walking to running: a Froude number v² / (g L) of about 0.5
 RUNNING = 2.5
+SPIN = 16  # of flips: whole-body angular momentum, kg m²/s
 
 
-class BipedPhysics(walker.Physics):
-    """The suite's walker physics with measures of knees, feet and segments, right before left."""
-
-    stand_height = 1.2  # m, of the torso's centre; the stickman's is lower
-
-    def foot_heights(self) -> np.ndarray:
-        """(2,) heights of the feet's centres."""
-        return self.named.data.xpos[["right_foot", "left_foot"], "z"]
-
-    def foot_positions(self) -> np.ndarray:
-        """(2,) positions of the feet along the direction of travel."""
-        return self.named.data.xpos[["right_foot", "left_foot"], "x"]
-
-    def knee_heights(self) -> np.ndarray:
-        """(2,) heights of the knee joints."""
-        return self.named.data.xanchor[["right_knee", "left_knee"], "z"]
-
-    def steepness(self) -> np.ndarray:
-        """(5,) |cosine| between the vertical and the long axis of torso, thighs and legs: 0 lying flat."""
-        bodies = ["torso", "right_thigh", "left_thigh", "right_leg", "left_leg"]
-        return np.abs(self.named.data.xmat[bodies, "zz"])
-
-    def upright(self) -> float:
-        """1 with the torso up, .5 lying, 0 upside down."""
-        return float(1 + self.torso_upright()) / 2
-
-    def spin(self) -> float:
-        """Speed of the torso's rotation, rad/s, either way."""
-        return abs(float(self.named.data.qvel["rooty"][0]))
-
-
-def ramp(value: float, zero: float, one: float) -> float:
-    """Linear from 0 at `zero` to 1 at `one`, flat beyond both; falling when `one` < `zero`."""
-    return min(max(float(value - zero) / (one - zero), 0.0), 1.0)
-
-
-def tall(physics: BipedPhysics) -> float:
-    """tolerance(torso height, [stand height, inf), margin half of it)."""
-    return float(tolerance(physics.torso_height(), (physics.stand_height, INF), physics.stand_height / 2))
-
-
-def stand_up(physics: BipedPhysics) -> float:
-    """(3 tall + upright) / 4, the suite's reward for walker stand."""
-    return (3 * tall(physics) + physics.upright()) / 4
-
-
-def one_foot(physics: BipedPhysics) -> float:
-    """Stand with one foot in the air: stand * lift, lift rising from 0 at a difference of .2 m between the feet's
-    heights to 1 at .5 m."""
-    low, high = sorted(physics.foot_heights())
-    return stand_up(physics) * ramp(high - low, 0.2, 0.5)
-
-
-def high_kick(physics: BipedPhysics) -> float:
-    """Stand with one foot as high as the hip: stand * kick, kick rising to 1 with a foot at 1.1 m."""
-    return stand_up(physics) * ramp(max(physics.foot_heights()), 0.05, 1.1)
-
-
-def low(physics: BipedPhysics) -> float:
-    """1 with the torso on the floor (.15 m), falling linearly to 0 at .6 m."""
-    return ramp(physics.torso_height(), 0.6, 0.15)
-
-
-def lying_down(physics: BipedPhysics) -> float:
-    """Lie stretched out: low * flat^2, flat = 1 - mean steepness of torso, thighs and legs."""
-    return low(physics) * (1 - float(physics.steepness().mean())) ** 2
-
-
-def sit_knees(physics: BipedPhysics) -> float:
-    """Kneel, sitting on the heels: (3 kneel + 1) / 4 * upright^2; kneel = torso height within the seat's range
-    (margin .3) * both knees on the floor (below .12 m, margin .3)."""
-    seat = tolerance(physics.torso_height(), (physics.stand_height - 0.75, physics.stand_height - 0.45), 0.3)
-    knees = np.prod([tolerance(float(height), (-INF, 0.12), 0.3) for height in physics.knee_heights()])
-    return (3 * float(seat * knees) + 1) / 4 * physics.upright() ** 2
-
-
-def lunge_pose(physics: BipedPhysics) -> float:
-    """A deep step: one knee bent in front, the other leg's knee near the floor behind, torso up.
-
-    (3 lunge + upright) / 4; lunge = torso height within (.75, .95) of the hip over bent legs (margin .4) *
-    feet .7 m apart (0 when together) * front knee .3 m above the rear one (0 when level).
-    """
-    feet, knees = physics.foot_positions(), physics.knee_heights()
-    front = int(np.argmax(feet))
-    apart = ramp(feet[front] - feet[1 - front], 0, 0.7)
-    bent = ramp(knees[front] - knees[1 - front], 0, 0.3)
-    centre = physics.stand_height - 0.35
-    height = tolerance(physics.torso_height(), (centre - 0.1, centre + 0.1), 0.4)
-    return (3 * float(height) * apart * bent + physics.upright()) / 4
-
-
-def flipping(physics: BipedPhysics) -> float:
-    """Somersaults, either way: spin * off; spin rises from 0 at 1 rad/s of the torso's rotation to 1 at 8 rad/s, off
-    from 0 with the torso at .2 m to 1 at .7 m, so that rolling about on the floor earns little."""
-    return ramp(physics.spin(), 1, 8) * ramp(physics.torso_height(), 0.2, 0.7)
-
-
-def biped_task(reward: Callable[[BipedPhysics], float]) -> TaskMaker:
+def biped_task(reward: Reward) -> TaskMaker:
     """A task that starts as the walker's and observes the same."""
     return with_reward(partial(walker.PlanarWalker, 0), reward)
+
+
+def pair(physics: walker.Physics, part: str) -> Array:
+    """Heights of the left and the right body of a part (2,), m."""
+    return heights(physics, f"left_{part}", f"right_{part}")
+
+
+def flat(physics: walker.Physics, body: str = "torso") -> float:
+    """1 when the body's long axis lies level, 0 when it is vertical."""
+    return 1 - abs(float(physics.named.data.xmat[body, "zz"]))
+
+
+def stand_at(physics: walker.Physics, height: float) -> float:
+    """(3 high + upright) / 4: the torso at `height`, and 1 upright, .5 level, 0 upside down."""
+    return (3 * above(physics.torso_height(), height) + (1 + float(physics.torso_upright())) / 2) / 4
+
+
+def one_foot(physics: walker.Physics) -> float:
+    """Torso at 1 m * higher foot at .5 m * lower foot down at .1 m."""
+    low, high = sorted(pair(physics, "foot"))
+    return above(physics.torso_height(), 1.0) * above(high, 0.5) * below(low, 0.1)
+
+
+def high_kick(physics: walker.Physics, height: float) -> float:
+    """Torso at 1 m * (3 kick + lower foot down at .1 m) / 4; kick: the higher foot at the standing torso's `height`."""
+    low, high = sorted(pair(physics, "foot"))
+    return above(physics.torso_height(), 1.0) * (3 * above(high, height) + below(low, 0.1)) / 4
+
+
+def lying_down(physics: walker.Physics) -> float:
+    """(3 low + flat + thighs + legs + feet) / 7: torso, thighs, legs and feet down at .1 m, the torso level."""
+    limbs = sum(below(pair(physics, part).mean(), 0.1) for part in ("thigh", "leg", "foot"))
+    return (3 * below(physics.torso_height(), 0.1) + flat(physics) + limbs) / 7
+
+
+def sit_knees(physics: walker.Physics) -> float:
+    """stand_at .55 m * (3 legs down at .15 m + feet down at .1 m) / 4 * close; close falls with the horizontal
+    distances of each foot from its hip beyond .1 m."""
+    kneel = (3 * below(pair(physics, "leg").mean(), 0.15) + below(pair(physics, "foot").mean(), 0.1)) / 4
+    x = physics.named.data.xpos[["left_foot", "right_foot", "left_thigh", "right_thigh"], "x"]  # (4,)
+    away = np.maximum(np.abs(x[:2] - x[2:]), 0.1) - 0.1  # (2,)
+    return stand_at(physics, 0.55) * kneel * float(np.exp(-away.mean()))
+
+
+def lunge_pose(physics: walker.Physics) -> float:
+    """stand_at .75 m * (lower leg down at .1 m + higher leg at .25 m + thigh of the higher leg level + lower leg
+    level) / 4."""
+    left, right = pair(physics, "leg")
+    front, rear = ("left" if left >= right else "right"), ("left" if left <= right else "right")
+    legs = below(min(left, right), 0.1) + above(max(left, right), 0.25)
+    return stand_at(physics, 0.75) * (legs + flat(physics, f"{front}_thigh") + flat(physics, f"{rear}_leg")) / 4
+
+
+def headstand(physics: walker.Physics) -> float:
+    """(3 feet + 2 thighs) / 5: the feet up at 1.1 m, the thighs at 1 m."""
+    return (3 * above(pair(physics, "foot").mean(), 1.1) + 2 * above(pair(physics, "thigh").mean(), 1.0)) / 5
+
+
+def flipping(physics: walker.Physics) -> float:
+    """headstand * (5 spin + 1) / 6: whole-body angular momentum of 16 kg m²/s about y, either way."""
+    momentum = float(physics.named.data.subtree_angmom["torso", 1])
+    return headstand(physics) * (5 * ramp(abs(momentum), SPIN) + 1) / 6
 
 
 # ---------------------------------------------------------------------------- features and behaviours

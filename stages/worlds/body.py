@@ -14,8 +14,9 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from stages.worlds.suite import base, mujoco
+from stages.worlds.suite import base, mujoco, tolerance
 
+INF = float("inf")
 Array = NDArray[np.float64]
 Features = dict[str, Array]  # feature → (N,), of frames or of windows; m, m/s, rad/s
 Memberships = dict[str, Array]  # concept → (N,) in [0, 1]
@@ -69,6 +70,29 @@ def with_reward(start: TaskMaker, reward: Reward) -> TaskMaker:
         return task
 
     return make
+
+
+# ---------------------------------------------------------------------------- rewards
+
+
+def heights(physics: Any, *bodies: str) -> Array:
+    """World z of the bodies' frames (n,), m."""
+    return np.asarray(physics.named.data.xpos[list(bodies), "z"])
+
+
+def above(value: float, bound: float) -> float:
+    """1 from `bound` up; below it a Gaussian that is .1 at half of it."""
+    return float(tolerance(value, (bound, INF), bound / 2))
+
+
+def below(value: float, bound: float) -> float:
+    """1 up to `bound`; above it a Gaussian that is .1 at two and a half times it."""
+    return float(tolerance(value, (-INF, bound), 1.5 * bound))
+
+
+def ramp(value: float, target: float) -> float:
+    """Linear from 0 at 0 to 1 at `target` and beyond; a hard step at 0 for target 0."""
+    return float(tolerance(value, (target, INF), target / 2, "linear", 0.5))
 
 
 # ---------------------------------------------------------------------------- features and behaviours

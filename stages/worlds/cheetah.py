@@ -1,10 +1,9 @@
-"""Cheetah: the suite's planar runner, its run, and two poses."""
+"""Cheetah: the suite's planar runner, its run, and GenRL's two poses."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stages.worlds.biped import ramp
 from stages.worlds.body import (
     Array,
     Body,
@@ -12,6 +11,9 @@ from stages.worlds.body import (
     Memberships,
     Phrases,
     Task,
+    above,
+    below,
+    heights,
     over,
     planar_features,
     under,
@@ -20,28 +22,16 @@ from stages.worlds.body import (
 from stages.worlds.suite import cheetah, mujoco
 
 
-class CheetahPhysics(cheetah.Physics):
-    """The suite's physics with the torso's height and pitch."""
-
-    def torso_height(self) -> float:
-        """Height of the torso's centre, m; .7 on four straight legs."""
-        return float(self.named.data.xpos["torso", "z"])
-
-    def rearing(self) -> float:
-        """Sine of the torso's pitch: 1 with the head straight up, 0 level, -1 head down."""
-        return float(self.named.data.xmat["torso", "zx"])
+def cheetah_standing(physics: cheetah.Physics) -> float:
+    """Higher foot at 1 m * lower foot down at .15 m."""
+    low, high = sorted(heights(physics, "bfoot", "ffoot"))
+    return above(high, 1.0) * below(low, 0.15)
 
 
-def cheetah_standing(physics: CheetahPhysics) -> float:
-    """Stand on the hind legs: ramp of the torso's rearing from 0 level to 1 at 64 degrees, times that of its
-    height from 0 at .5 m to 1 at .9 m."""
-    return ramp(physics.rearing(), 0, 0.9) * ramp(physics.torso_height(), 0.5, 0.9)
-
-
-def cheetah_lying_down(physics: CheetahPhysics) -> float:
-    """Lie flat: (2 low + level) / 3; low falls from 1 at a torso height of .3 m, about as low as the springs of the
-    legs let it, to 0 at .65 m; level is 1 - |rearing|."""
-    return (2 * ramp(physics.torso_height(), 0.65, 0.3) + 1 - abs(physics.rearing())) / 3
+def cheetah_lying(physics: cheetah.Physics) -> float:
+    """(low + legs up) / 2: torso down at .15 m, the sum of the feet's heights at .45 m. On its back, that is."""
+    (torso,), feet = heights(physics, "torso"), heights(physics, "bfoot", "ffoot")
+    return (below(torso, 0.15) + above(feet.sum(), 0.45)) / 2
 
 
 # ---------------------------------------------------------------------------- features and behaviours
@@ -151,15 +141,13 @@ CHEETAH_PHRASES: Phrases = {
 BODY = Body(
     name="cheetah",
     model_xml=cheetah.get_model_and_assets()[0],
-    physics=CheetahPhysics,
+    physics=cheetah.Physics,
     control_timestep=0.01,
     camera=0,
     tasks=(
         Task("run", "running like a quadruped", 9, 890, cheetah.Cheetah, training=True),
-        Task(
-            "standing", "standing on the hind legs like a human", 5, 930, with_reward(cheetah.Cheetah, cheetah_standing)
-        ),
-        Task("lying_down", "lying down flat", 430, 920, with_reward(cheetah.Cheetah, cheetah_lying_down)),
+        Task("standing", "standing like a human", 5, 930, with_reward(cheetah.Cheetah, cheetah_standing)),
+        Task("lying_down", "lying down", 430, 920, with_reward(cheetah.Cheetah, cheetah_lying)),
     ),
     features=cheetah_features,
     behaviours=cheetah_behaviours,

@@ -1,55 +1,52 @@
-"""Quadruped: the suite's four-legged body on flat ground, its walk and run, our stand, and further poses."""
+"""Quadruped: the suite's four-legged body on flat ground, its walk and run, and GenRL's further tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from stages.worlds.biped import ramp
-from stages.worlds.body import Array, Body, Features, Memberships, Phrases, Task, TaskMaker, over, under, with_reward
+from stages.worlds.body import (
+    INF,
+    Array,
+    Body,
+    Features,
+    Memberships,
+    Phrases,
+    Task,
+    below,
+    heights,
+    over,
+    under,
+    with_reward,
+)
 from stages.worlds.suite import mujoco, quadruped, tolerance
 
 FLOOR_SIZE = 100  # m, the suite's for run: walk's smaller floor differs to the eye alone
-TOES = ["toe_front_left", "toe_back_left", "toe_back_right", "toe_front_right"]
+START = partial(quadruped.Move, 0)
+TOES = ("toe_front_left", "toe_back_left", "toe_back_right", "toe_front_right")
 
 
-class QuadrupedPhysics(quadruped.Physics):
-    """The suite's physics with heights and pitch."""
-
-    def torso_height(self) -> float:
-        """Height of the torso's centre, m; .57 standing as the model is drawn."""
-        return float(self.named.data.xpos["torso", "z"])
-
-    def rearing(self) -> float:
-        """|sine| of the torso's pitch: 1 with the head straight up or down, 0 level."""
-        return abs(float(self.named.data.xmat["torso", "zx"]))
-
-    def toe_heights(self) -> np.ndarray:
-        """(4,) heights of the toes' centres, m, lowest first."""
-        return np.sort(self.named.data.xpos[TOES, "z"])
+def back_up(physics: quadruped.Physics) -> float:
+    """1 with the back up, falling linearly to 0 upside down; the first factor of the suite's walk."""
+    return float(tolerance(float(physics.torso_upright()), (1, INF), 2, "linear", 0))
 
 
-def keep_upright(physics: QuadrupedPhysics) -> float:
-    """Keep the back up: 1 upright, falling linearly to 0 upside down; the first factor of the suite's walk."""
-    return float(tolerance(float(physics.torso_upright()), (1, float("inf")), 2, "linear", 0))
+def jump_up(physics: quadruped.Physics) -> float:
+    """back_up * height of the centre of mass: linear from .5 on the floor to 1 at 1 m."""
+    height = float(physics.named.data.sensordata["center_of_mass"][2])
+    return back_up(physics) * float(tolerance(height, (1, INF), 1, "linear", 0.5))
 
 
-def jump_up(physics: QuadrupedPhysics) -> float:
-    """Leave the ground, back up: keep_upright * ramp of the torso's height from 0 at .6 m to 1 at 1 m."""
-    return keep_upright(physics) * ramp(physics.torso_height(), 0.6, 1.0)
+def two_legs(physics: quadruped.Physics) -> float:
+    """1 while the two highest toes are at .8 m in the mean, else 0, * the two lowest down at .2 m in the mean."""
+    toes = np.sort(heights(physics, *TOES))  # (4,)
+    return float(toes[2:].mean() >= 0.8) * below(toes[:2].mean(), 0.2)
 
 
-def two_legs(physics: QuadrupedPhysics) -> float:
-    """Rear up on two legs: ramp of the torso's pitch from 0 at 17 to 1 at 64 degrees, times that of the height of
-    the third lowest toe from 0 at .3 m to 1 at .8 m."""
-    return ramp(physics.rearing(), 0.3, 0.9) * ramp(physics.toe_heights()[2], 0.3, 0.8)
-
-
-def lie_down(physics: QuadrupedPhysics) -> float:
-    """Lie on the floor, either way up: ramp of the torso's height from 0 at .7 m to 1 at .25 m."""
-    return ramp(physics.torso_height(), 0.7, 0.25)
+def lie_down(physics: quadruped.Physics) -> float:
+    """The torso down at .2 m, either way up."""
+    return below(float(heights(physics, "torso")[0]), 0.2)
 
 
 # ---------------------------------------------------------------------------- features and behaviours
@@ -170,24 +167,19 @@ QUADRUPED_PHRASES: Phrases = {
 # ---------------------------------------------------------------------------- the record
 
 
-def quadruped_task(reward: Callable[[QuadrupedPhysics], float]) -> TaskMaker:
-    """A task that starts as the suite's walk and observes the same."""
-    return with_reward(partial(quadruped.Move, 0), reward)
-
-
 BODY = Body(
     name="quadruped",
     model_xml=quadruped.make_model(floor_size=FLOOR_SIZE),
-    physics=QuadrupedPhysics,
+    physics=quadruped.Physics,
     control_timestep=0.02,
     camera=2,
     tasks=(
-        Task("stand", "spider standing", 15, 990, quadruped_task(keep_upright), training=True),
+        Task("stand", "spider standing", 15, 990, with_reward(START, back_up), training=True),
         Task("walk", "spider walking fast", 10, 960, partial(quadruped.Move, 0.5), training=True),
         Task("run", "spider running fast", 10, 930, partial(quadruped.Move, 5), training=True),
-        Task("jump", "spider jumping high", 15, 875, quadruped_task(jump_up)),
-        Task("two_legs", "spider rearing up on two legs", 14, 875, quadruped_task(two_legs)),
-        Task("lie_down", "spider lying down on the floor", 750, 965, quadruped_task(lie_down)),
+        Task("jump", "spider jumping", 15, 875, with_reward(START, jump_up)),
+        Task("two_legs", "on two legs", 14, 875, with_reward(START, two_legs)),
+        Task("lie_down", "lying down", 750, 965, with_reward(START, lie_down)),
     ),
     features=quadruped_features,
     behaviours=quadruped_behaviours,

@@ -1,4 +1,4 @@
-"""Stickman: our planar humanoid with arms (stickman.xml), its stand, walk and run, and further poses."""
+"""Stickman: GenRL's planar humanoid with arms (stickman.xml), its stand, walk and run, and further poses."""
 
 from __future__ import annotations
 
@@ -9,88 +9,60 @@ import numpy as np
 
 from stages.worlds.biped import (
     BIPED_PHRASES,
-    INF,
-    BipedPhysics,
     biped_behaviours,
     biped_features,
     biped_task,
+    flat,
     flipping,
+    headstand,
     high_kick,
-    low,
     lunge_pose,
+    lying_down,
     one_foot,
-    ramp,
+    pair,
     sit_knees,
-    stand_up,
-    tall,
+    stand_at,
 )
-from stages.worlds.body import Array, Body, Features, Memberships, Phrases, Task, dof_address, over, under
-from stages.worlds.suite import mujoco, tolerance, walker
+from stages.worlds.body import (
+    Array,
+    Body,
+    Features,
+    Memberships,
+    Phrases,
+    Task,
+    above,
+    below,
+    dof_address,
+    over,
+    ramp,
+    under,
+)
+from stages.worlds.suite import mujoco, walker
 
-HANDS = ["right_hand", "left_hand"]
-
-
-class StickmanPhysics(BipedPhysics):
-    """The walker's measures, and those of the arms."""
-
-    stand_height = 1.15
-
-    def hand_heights(self) -> np.ndarray:
-        """(2,) heights of the hands above the torso's centre; the head's top is at .55."""
-        return self.named.data.xpos[HANDS, "z"] - self.named.data.xpos["torso", "z"]
-
-    def punch_speed(self) -> float:
-        """Forward or backward speed of the faster hand as seen from the torso, m/s."""
-        sensors = self.named.data.sensordata
-        hands = np.array([sensors["right_hand_velocity"][0], sensors["left_hand_velocity"][0]])
-        return float(np.max(np.abs(hands - sensors["torso_velocity"][0])))
+STANDING = 1.15  # m, height of the torso
 
 
-class StickmanMove(walker.PlanarWalker):
-    """Stand, or move forward at `move_speed` m/s while standing.
-
-    standing = tolerance(torso height, [1.15, inf), margin .575); stand = (3 standing + upright) / 4;
-    reward = stand, or stand * (5 move + 1) / 6 with move = tolerance(speed, [v, inf), margin v / 2,
-    linear, .5 at the margin).
-    """
-
-    def get_reward(self, physics: StickmanPhysics) -> float:
-        if self._move_speed == 0:
-            return stand_up(physics)
-        speed = self._move_speed
-        move = tolerance(physics.horizontal_velocity(), (speed, INF), speed / 2, "linear", 0.5)
-        return stand_up(physics) * (5 * float(move) + 1) / 6
+def stand_and_move(physics: walker.Physics, speed: float) -> float:
+    """stand_at 1.15 m * (5 move + 1) / 6; move: the whole body's forward speed, m/s. With `speed` 0 it is a hard step:
+    the slightest motion backward leaves a sixth."""
+    return stand_at(physics, STANDING) * (5 * ramp(physics.horizontal_velocity(), speed) + 1) / 6
 
 
-def stickman_lying_down(physics: StickmanPhysics) -> float:
-    """Lie stretched out: low * flat, flat = 1 - mean steepness of torso, thighs and legs."""
-    return low(physics) * (1 - float(physics.steepness().mean()))
+def legs_up(physics: walker.Physics) -> float:
+    """(3 low + flat) / 4 * feet: torso down at .1 m and level, the feet up at .35 m."""
+    low = below(physics.torso_height(), 0.1)
+    return (3 * low + flat(physics)) / 4 * above(pair(physics, "foot").mean(), 0.35)
 
 
-def legs_up(physics: StickmanPhysics) -> float:
-    """Lie with both feet in the air: low * (5 raised + 1) / 6, raised rising from 0 with the lower foot at .2 m to 1
-    at .8 m."""
-    return low(physics) * (5 * ramp(min(physics.foot_heights()), 0.2, 0.8) + 1) / 6
+def hands_up(physics: walker.Physics) -> float:
+    """stand_at 1.15 m * hands at 1.75 m in the mean."""
+    return stand_at(physics, STANDING) * above(pair(physics, "hand").mean(), 1.75)
 
 
-def headstand(physics: StickmanPhysics) -> float:
-    """Upside down with both feet up: (3 raised + 1) / 4 * inverted; raised rises to 1 with the lower foot at 1.5 m,
-    inverted is 1 head down and 0 head up."""
-    raised = ramp(min(physics.foot_heights()), 0.1, 1.5)
-    return (3 * raised + 1) / 4 * (1 - physics.upright())
-
-
-def boxing(physics: StickmanPhysics) -> float:
-    """Stand with raised fists and punch: stand * (guard + punch) / 2; guard rises to 1 with both hands at shoulder
-    height, punch with a hand moving at 2 m/s forward or back."""
-    guard = ramp(min(physics.hand_heights()), -0.3, 0.15)
-    return stand_up(physics) * (guard + ramp(physics.punch_speed(), 0, 2)) / 2
-
-
-def hands_up(physics: StickmanPhysics) -> float:
-    """Stand with both hands beside the head: standing * upright * hands, hands rising from 0 at the hips to 1 with
-    the lower hand .45 m above the torso's centre, the height of the head."""
-    return tall(physics) * physics.upright() * ramp(min(physics.hand_heights()), -0.3, 0.45)
+def boxing(physics: walker.Physics) -> float:
+    """stand_at 1.15 m * the faster hand at 5 m/s, forward or back, in the world's frame."""
+    speeds = np.abs(physics.named.data.subtree_linvel[["left_hand", "right_hand"], "x"])  # (2,)
+    return stand_at(physics, STANDING) * ramp(speeds.max(), 5)
 
 
 # ---------------------------------------------------------------------------- features and behaviours
@@ -144,23 +116,23 @@ ARM_PHRASES: Phrases = {
 BODY = Body(
     name="stickman",
     model_xml=Path(__file__).with_name("stickman.xml").read_text(),
-    physics=StickmanPhysics,
+    physics=walker.Physics,
     control_timestep=0.025,
     camera=0,
     tasks=(
-        Task("stand", "standing up", 70, 970, partial(StickmanMove, 0), training=True),
-        Task("walk", "robot walk fast clean", 35, 960, partial(StickmanMove, 1), training=True),
-        Task("run", "robot run fast clean", 25, 830, partial(StickmanMove, 8), training=True),
-        Task("one_foot", "standing on one foot", 20, 865, biped_task(one_foot)),
-        Task("high_kick", "kicking one leg high in the air", 55, 920, biped_task(high_kick)),
-        Task("lying_down", "lying down on the floor", 380, 965, biped_task(stickman_lying_down)),
-        Task("legs_up", "lying on the back with the legs up", 115, 935, biped_task(legs_up)),
-        Task("sit_knees", "kneeling and sitting on the heels", 40, 966, biped_task(sit_knees)),
-        Task("lunge_pose", "lunge with one leg bent in front", 100, 950, biped_task(lunge_pose)),
-        Task("headstand", "upside down in a headstand", 180, 955, biped_task(headstand)),
-        Task("boxing", "boxing with raised fists", 80, 920, biped_task(boxing)),
-        Task("hands_up", "standing with both hands up", 5, 830, biped_task(hands_up)),
-        Task("flipping", "doing somersaults", 45, 790, biped_task(flipping)),
+        Task("stand", "standing up", 70, 970, biped_task(partial(stand_and_move, speed=0)), training=True),
+        Task("walk", "robot walk fast clean", 35, 960, biped_task(partial(stand_and_move, speed=1)), training=True),
+        Task("run", "robot run fast clean", 25, 830, biped_task(partial(stand_and_move, speed=8)), training=True),
+        Task("one_foot", "stand on one foot", 20, 865, biped_task(one_foot)),
+        Task("high_kick", "stand up and kick", 55, 920, biped_task(partial(high_kick, height=STANDING))),
+        Task("lying_down", "lying down horizontally", 380, 965, biped_task(lying_down)),
+        Task("legs_up", "lifting legs up while lying down", 115, 935, biped_task(legs_up)),
+        Task("sit_knees", "praying", 40, 966, biped_task(sit_knees)),
+        Task("lunge_pose", "lunge_pose", 100, 950, biped_task(lunge_pose)),
+        Task("headstand", "headstand", 180, 955, biped_task(headstand)),
+        Task("boxing", "punch", 80, 920, biped_task(boxing)),
+        Task("hands_up", "standing with the hands up", 5, 830, biped_task(hands_up)),
+        Task("flipping", "doing flips", 45, 790, biped_task(flipping)),
     ),
     features=stickman_features,
     behaviours=stickman_behaviours,

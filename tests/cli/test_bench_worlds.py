@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bitagent_cli.bench import data, random_returns, render
 from stages.worlds import opengl
-from stages.worlds.tasks import get_task
+from tests.conftest import Bitagent
 
 
 def test_without_opengl_the_ray_renderer_is_still_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,13 +22,20 @@ def test_without_opengl_the_ray_renderer_is_still_measured(monkeypatch: pytest.M
     assert row["ray"] > 0 and row["gl"] is row["dm_control"] is row["ratio"] is None
 
 
-def test_random_returns_are_reproducible_and_summarised() -> None:
-    task = get_task("cheetah", "run")
-    returns = random_returns.random_returns(task, 2)
-    (row,) = random_returns.run([task], 2)
-    assert row["task"] == "cheetah run" and row["min"] == task.min_return
-    assert row["mean"] == pytest.approx(returns.mean(), abs=0.1)
-    assert row["lowest"] <= row["mean"] <= row["highest"]
+def test_random_returns_stand_beside_the_tables_minimum(monkeypatch: pytest.MonkeyPatch, bitagent: Bitagent) -> None:
+    """A line a task: the mean is within twice the sample's deviation of `min`, or it is not."""
+    returns = {"stand": [10.0, 20.0, 30.0], "jump": [30.0, 30.5, 29.5], "run": [26.0, 6.0, 16.0]}
+    monkeypatch.setattr(random_returns, "random_returns", lambda d, t, n: np.array(returns.get(t, [n, n + 1.0])))
+    done = bitagent("bench", "random-returns", "--zero-shot", "--domain", "quadruped")
+    assert done.exit_code == 0, done.output
+    head, _, *lines = done.stdout.splitlines()
+    assert head == "| task | mean | sd | lowest | highest | min | within 2 sd |"
+    assert [line.split()[2] for line in lines] == ["stand", "walk", "run", "jump", "two_legs", "lie_down"]
+    assert lines[0] == "| quadruped stand | 20.0 | 10.0 | 10.0 | 30.0 | 15 | yes |"
+    assert lines[1] == "| quadruped walk | 20.5 | 0.7 | 20.0 | 21.0 | 10 | no |"  # 20 episodes
+    assert lines[3] == "| quadruped jump | 30.0 | 0.5 | 29.5 | 30.5 | 15 | no |"
+    training = bitagent("bench", "random-returns", "--domain", "quadruped").stdout.splitlines()
+    assert training == done.stdout.splitlines()[:5]
 
 
 def test_the_samplers_bench_measures_every_loader_on_the_same_data(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_best_windows_are_those_of_each_parts_best_episodes_in_turn(dataset:
 
 @pytest.mark.parametrize("domain", tasks.DOMAINS)
 def test_true_reward_is_the_environments_own(domain: str) -> None:
-    for task in tasks.task_names(domain):
+    for task in tasks.task_names(domain, training_only=False):
         env = tasks.make_env(domain, task, seed=4)
         env.reset(4)
         random = np.random.default_rng(0)

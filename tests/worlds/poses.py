@@ -1,4 +1,4 @@
-"""Joint angles of the poses that the zero-shot tasks ask for, as a person would set them by hand."""
+"""Joint angles and velocities of what the tasks ask for, as a person would set them by hand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ GUARD = {"right_shoulder": 60, "right_elbow": 100, "left_shoulder": 60, "left_el
 UP = {"right_shoulder": 100, "right_elbow": 80, "left_shoulder": 100, "left_elbow": 80}
 BIPED: dict[str, Pose] = {
     "stand": {},
+    "walk": {"velocity": {"rootx": 1}},
+    "run": {"velocity": {"rootx": 8}},
     "one_foot": {"left_hip": 100, "left_knee": -100},
     "high_kick": {"left_hip": 100},
     "sit_knees": KNEEL,
     "lunge_pose": LUNGE,
-    "flipping": {"velocity": {"rooty": 9}},
+    "flipping": {"rooty": 180, "rootz": -0.5, "velocity": {"rooty": 3}},
 }
 POSES: dict[str, dict[str, Pose]] = {
     "walker": {**BIPED, "lying_down": {"rooty": 90, "rootz": -1.2}},
@@ -26,11 +28,15 @@ POSES: dict[str, dict[str, Pose]] = {
         **BIPED,
         "lying_down": {"rooty": 90, "rootz": -1.15},
         "legs_up": {"rooty": -90, "rootz": -1.15, "right_hip": 90, "left_hip": 90},
-        "headstand": {"rooty": 180, "rootz": -0.7},
-        "boxing": {**GUARD, "velocity": {"right_elbow": -8}},
+        "headstand": {"rooty": 180, "rootz": -0.5},
+        "boxing": {**GUARD, "velocity": {"right_elbow": -20}},
         "hands_up": UP,
     },
-    "cheetah": {"standing": {"rooty": -80, "rootz": 0.3}, "lying_down": {"rootz": -0.58}},
+    "cheetah": {
+        "run": {"velocity": {"rootx": 10}},
+        "standing": {"rooty": -60, "rootz": 0.15},
+        "lying_down": {"rooty": 180, "rootz": -0.58},
+    },
     "quadruped": {
         "stand": {"root": (0, 0, 0.57, 0)},
         "jump": {"root": (0, 0, 1.1, 0)},

@@ -7,7 +7,6 @@ from stages import worlds
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 from stages.worlds.tasks import DOMAINS, TASKS, Task, get_task, make_env, normalized_score, task_names
-from tests.worlds.poses import POSES, set_pose
 
 SPECS = {  # action, nq + nv, observation
     "walker": (6, 18, 24),
@@ -138,46 +137,53 @@ def test_normalized_score() -> None:
     assert normalized_score(task, 150) == 0 and normalized_score(task, 970) == 1 and normalized_score(task, 560) == 0.5
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_each_pose_earns_its_own_task_the_most(domain: str) -> None:
-    physics = worlds.make_physics(domain)
-    poses = POSES[domain]
-    for name in poses:
-        task = get_task(domain, name).make(np.random.RandomState(0))
-        earned = {}
-        for other, pose in poses.items():
-            set_pose(physics, pose)
-            earned[other] = float(task.get_reward(physics))
-        assert earned[name] > 0.9, (name, earned)
-        assert earned[name] == max(earned.values()), (name, earned)
-        assert min(earned.values()) < 0.7, (name, earned)
+SIDES = ("right", "left")
+STICKMAN_BODIES = {  # position in the parent, its geom's radius (and half length) and position
+    "torso": ((0, 0, 1.25), (0.06, 0.25), (0, 0, 0)),
+    "neck": ((0, 0, 0.35), (0.045, 0.045), (0, 0, 0)),
+    "head": ((0, 0, 0.1), (0.1,), (0, 0, 0)),
+    "thigh": ((0, 0.05, -0.25), (0.05, 0.225), (0, 0, -0.225)),
+    "leg": ((0, 0, -0.7), (0.04, 0.25), (0, 0, 0)),
+    "foot": ((0.06, 0, -0.25), (0.04, 0.1), (0, 0, 0)),
+    "arm": ((0, 0.05, 0.2), (0.04, 0.135), (0, 0, -0.135)),
+    "forearm": ((0, 0, -0.45), (0.035, 0.15), (0, 0, 0)),
+    "hand": ((0, 0, -0.15), (0.05,), (0, 0, 0)),
+}
+STICKMAN_JOINTS = {  # position, range in degrees, gear of its motor
+    "hip": ((0, 0, 0), (-20, 100), 100),
+    "knee": ((0, 0, 0.25), (-150, 0), 50),
+    "ankle": ((-0.06, 0, 0), (-45, 45), 20),
+    "shoulder": ((0, 0, 0), (-20, 100), 100),
+    "elbow": ((0, 0, 0.15), (0, 150), 50),
+}
+STICKMAN_ORDER = [
+    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+    "left_shoulder", "left_elbow", "right_shoulder", "right_elbow",
+]  # fmt: skip
 
 
-def test_stickman_is_the_body_of_the_table() -> None:
+def test_stickman_is_the_body_of_genrl() -> None:
     model = worlds.compile_model("stickman")
-    assert [model.actuator(i).name for i in range(model.nu)] == [
-        "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
-        "left_shoulder", "left_elbow", "right_shoulder", "right_elbow",
-    ]  # fmt: skip
-    assert model.actuator_gear[:, 0].tolist() == [100, 50, 20, 100, 50, 20, 100, 50, 100, 50]
-    degrees = {
-        name: tuple(np.rad2deg(model.joint(f"{side}_{name}").range).round())
-        for name in ("hip", "knee", "ankle", "shoulder", "elbow")
-        for side in ("left", "right")
-    }
-    assert degrees == {
-        "hip": (-20, 100), "knee": (-150, 0), "ankle": (-45, 45), "shoulder": (-20, 100), "elbow": (0, 150),
-    }  # fmt: skip
-    physics = worlds.make_physics("stickman")
-    set_pose(physics, {})
-    assert physics.foot_heights() == pytest.approx([0.05, 0.05])  # sole radius .04: it stands a centimetre up
-    assert physics.hand_heights() == pytest.approx([-0.4, -0.4])
-
-
-def test_stickman_stand_reward_by_hand() -> None:
-    physics = worlds.make_physics("stickman")
-    task = get_task("stickman", "run").make(np.random.RandomState(0))
-    set_pose(physics, {"velocity": {"rootx": 6}})  # 6 m/s of 8: half way into the margin, .75
-    assert task.get_reward(physics) == pytest.approx((5 * 0.75 + 1) / 6)
-    set_pose(physics, {"rooty": 180})
-    assert get_task("stickman", "stand").make(np.random.RandomState(0)).get_reward(physics) == pytest.approx(0.75)
+    for part, (place, size, middle) in STICKMAN_BODIES.items():
+        for side in SIDES:
+            name = part if part in ("torso", "neck", "head") else f"{side}_{part}"
+            mirrored = (place[0], -place[1] if side == "right" else place[1], place[2])
+            assert model.body(name).pos == pytest.approx(mirrored)
+            assert model.geom(name).size[: len(size)] == pytest.approx(size)
+            assert model.geom(name).pos == pytest.approx(middle)
+    for part, (place, limits, gear) in STICKMAN_JOINTS.items():
+        for side in SIDES:
+            joint = model.joint(f"{side}_{part}")
+            assert joint.pos == pytest.approx(place) and np.rad2deg(joint.range) == pytest.approx(limits)
+            assert joint.axis == pytest.approx((0, -1, 0)) and (joint.damping, joint.armature) == (0.1, 0.01)
+            assert model.actuator(f"{side}_{part}").gear[0] == gear
+    assert [model.joint(i).name for i in range(model.njnt)] == ["rootz", "rootx", "rooty", *STICKMAN_ORDER]
+    assert [model.actuator(i).name for i in range(model.nu)] == STICKMAN_ORDER
+    assert [model.sensor(i).name for i in range(model.nsensor)] == ["torso_subtreelinvel"]
+    assert model.jnt_limited.tolist() == [0] * 3 + [1] * 10 and model.opt.timestep == 0.0025
+    assert model.geom("floor").pos == pytest.approx((248, 0, 0))
+    assert model.geom("floor").size == pytest.approx((250, 0.8, 0.2))
+    assert model.camera("side").pos == pytest.approx((0, -2.25, 1)) and model.camera("side").id == 0
+    assert np.array_equal(model.geom_contype, np.ones(model.ngeom))
+    assert model.geom_conaffinity.tolist() == [1] + [0] * (model.ngeom - 1)
+    assert model.geom_friction == pytest.approx(np.tile((0.7, 0.1, 0.1), (model.ngeom, 1)))
