@@ -14,6 +14,9 @@ from bitagent_cli.options import Common, with_common
 app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine, as JSON; and what random actions earn.")
 
 
+Domains = Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")]
+
+
 def _print(result: dict[str, Any]) -> None:
     typer.echo(json.dumps(result, indent=2))
 
@@ -21,8 +24,7 @@ def _print(result: dict[str, Any]) -> None:
 @app.command("train", epilog="Example: [bold]bitagent bench train --preset walker --scale laptop[/bold]")
 @with_common
 def bench_training(
-    common: Common,
-    updates: Annotated[int, typer.Option(min=1, help="Timed updates of each loop.")] = 20,
+    common: Common, updates: Annotated[int, typer.Option(min=1, help="Timed updates of each loop.")] = 20
 ) -> None:
     """Pretraining and behaviour updates: ms, frames/s, parts, share of the matmul ceiling."""
     from bitagent_cli.session import prepare
@@ -38,9 +40,7 @@ def bench_training(
 def bench_data(
     gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic dataset.")] = 2.0,
     batches: Annotated[int, typer.Option(min=1, help="Timed batches a loader.")] = 60,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where to write it; default: the system's temporary folder.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to write it; default: the system's temporary one.")] = None,
 ) -> None:
     """The sequence sampler beside loaders that stack episodes: ms a batch, GB/s, peak memory."""
     from bitagent_cli.bench.data import measure_data
@@ -50,7 +50,7 @@ def bench_data(
 
 @app.command("render", epilog="Example: [bold]bitagent bench render --size 64[/bold]")
 def bench_renderers(
-    domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
+    domain: Domains = None,
     size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width of a frame in pixels.")] = 64,
     frames: Annotated[int, typer.Option(min=10, help="Frames a domain.")] = 500,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw a contact sheet, ray beside gl.")] = None,
@@ -78,7 +78,7 @@ def bench_backbone(common: Common) -> None:
 
 @app.command("random-returns", epilog="Example: [bold]bitagent bench random-returns --domain walker[/bold]")
 def bench_random_returns(
-    domain: Annotated[list[str] | None, typer.Option(help="A domain, repeatable; default: all.")] = None,
+    domain: Domains = None,
     zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Also the tasks that no training names.")] = False,
 ) -> None:
     """A Markdown table: returns of a random policy beside the minimum that normalises each task's score."""

@@ -32,7 +32,7 @@ def print_artifact(path: Path, verify: bool) -> None:
     if verify:
         artifacts.verify(found)
     config = ["config", *_plain(found.meta["config"])]
-    lines = [*_summary(found, verify), *_made_from(found), *_files(found), *_contents(found), *config]
+    lines = [*_summary(found, verify), *_input_tree(found), *_files(found), *_contents(found), *config]
     with writing_out():
         for line in lines:
             print(printable(line))
@@ -55,7 +55,7 @@ def _summary(found: Artifact, verified: bool) -> list[str]:
 # ---------------------------------------------------------------------------- provenance
 
 
-def _made_from(found: Artifact) -> list[str]:
+def _input_tree(found: Artifact) -> list[str]:
     (root,) = provenance([found], Path.cwd())
     lines = list(_tree(root, "  "))
     return ["made from", *lines] if lines else ["made from nothing: it starts a run"]

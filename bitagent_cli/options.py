@@ -18,9 +18,13 @@ from stages.runtime.errors import BadInput
 MAX_PROMPT_LENGTH = 2000
 
 
+def _option(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, **more)
+
+
 def _shared(help: str, *names: str, **more: Any) -> Any:
     """An option that every stage takes."""
-    return typer.Option(*names, help=help, rich_help_panel="Common options", **more)
+    return _option(help, *names, rich_help_panel="Common options", **more)
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,10 @@ class Common:
 class GoalOptions:
     """What behave and evaluate are asked for."""
 
-    task: Annotated[str | None, typer.Option(help="A task of the domain: stand, walk, run, ...")] = None
-    prompt: Annotated[str | None, typer.Option(help="Any text that describes the behaviour.")] = None
-    video: Annotated[Path | None, typer.Option(help="A video file or folder of frames that shows the behaviour.")] = (
-        None
-    )
-    tasks: Annotated[str | None, typer.Option(help="Several tasks, one policy: stand,walk,run.")] = None
+    task: Annotated[str | None, _option("A task of the domain: stand, walk, run, ...")] = None
+    prompt: Annotated[str | None, _option("Any text that describes the behaviour.")] = None
+    video: Annotated[Path | None, _option("A video file or folder of frames that shows the behaviour.")] = None
+    tasks: Annotated[str | None, _option("Several tasks, one policy: stand,walk,run.")] = None
 
     def checked(self) -> dict[str, Any]:
         """The fields of `policies.goals.Ask`, checked as far as the text alone allows."""
@@ -74,23 +76,21 @@ class GoalOptions:
 class CollectOptions:
     """What collect is asked for: the fields of `collect.Order`, with their help."""
 
-    source: Annotated[str, typer.Option(help="random, explore, expert, or all of the preset's.")] = "all"
-    task: Annotated[str | None, typer.Option(help="Task of the expert source; default: every task of the domain.")] = (
-        None
-    )
-    algo: Annotated[str, typer.Option(help="How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3"
-    frames: Annotated[int | None, typer.Option(help="Frames per dataset, instead of the preset's.")] = None
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None
-    states_only: Annotated[bool, typer.Option("--states-only", help="Store physics states, no frames.")] = False
-    size: Annotated[int | None, typer.Option(help="Height and width of a frame in pixels; default: 64.")] = None
-    camera: Annotated[int | None, typer.Option(help="Camera; default: the domain's own.")] = None
+    source: Annotated[str, _option("random, explore, expert, or all of the preset's.")] = "all"
+    task: Annotated[str | None, _option("Task of the expert source; default: every task of the domain.")] = None
+    algo: Annotated[str, _option("How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3"
+    frames: Annotated[int | None, _option("Frames per dataset, instead of the preset's.")] = None
+    workers: Annotated[int | None, _option("Processes; default: one a core.")] = None
+    states_only: Annotated[bool, _option("Store physics states, no frames.", "--states-only")] = False
+    size: Annotated[int | None, _option("Height and width of a frame in pixels; default: 64.")] = None
+    camera: Annotated[int | None, _option("Camera; default: the domain's own.")] = None
     render: Annotated[
-        Path | None, typer.Option(metavar="DATASET", help="Make frames from the states of a dataset instead.")
-    ] = None
+        Path | None, _option("Make frames from the states of a dataset instead.", metavar="DATASET")
+    ] = None  # fmt: skip
     import_dir: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="Read GenRL's public .npz episodes instead.")
-    ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="With --import: stop at the first bad episode.")] = False
+        Path | None, _option("Read GenRL's public .npz episodes instead.", "--import", metavar="DIR")
+    ] = None  # fmt: skip
+    strict: Annotated[bool, _option("With --import: stop at the first bad episode.", "--strict")] = False
 
 
 def with_common(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +85,13 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.3f}" if seconds < 360 else f"{seconds / 3600:.1f}"
 
 
-def show(lines: Iterable[Sequence[str]], write: Callable[[str], object] = print) -> None:
+def show(lines: Iterable[Sequence[str]]) -> None:
     """Print rows as a table under their header."""
     table = [["domain", "stage", "made", "missing", "hours done", "hours to go"], *lines]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        write("  ".join(cells).rstrip())
+        print("  ".join(cells).rstrip())
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stages import worlds
+from stages.report.figures import save_png, strip
 from stages.runtime.errors import BadInput
 from stages.worlds.opengl import find_platform
 from stages.worlds.render import Renderer
@@ -129,10 +129,7 @@ def draw_sheet(path: Path, size: int = 128, poses: int = 3) -> None:
         for state in random_states(domain, 60 + 12 * poses)[60::12]:
             ray_row.append(ray.render(state))
             gl_row.append(gl.render(state))
-    rows = [np.concatenate(row, axis=2) for row in (ray_row, gl_row)]
-    picture = np.concatenate(rows, axis=1).transpose(1, 2, 0)  # (2 size, 12 size, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, optimize=True)
+    save_png(path, strip([("ray", np.stack(ray_row)), ("gl", np.stack(gl_row))]))
 
 
 if __name__ == "__main__":

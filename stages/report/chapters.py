@@ -20,7 +20,7 @@ from stages.report import diagnostics, figures, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
-from stages.report.page import Chapter, Picture, save_json, save_tables
+from stages.report.page import Chapter, Picture, save_frames, save_json, save_tables
 from stages.report.scene import Scene, load_actor
 from stages.report.tables import Table
 from stages.runtime import artifacts, logs
@@ -79,7 +79,9 @@ def policies(scene: Scene) -> Chapter:
         raise BadInput(f"no evaluation with films yet; make one with: {_evaluate_command(scene)}")
     rows = [(word, [pair[i] for pair in films.values()]) for i, word in enumerate(("best", "worst"))]
     film = figures.film(rows, columns=list(films))
-    picture = _frames(scene, "policies.gif", "Best and worst evaluation episode of each task.", film, FILM_PAUSE)
+    picture = save_frames(
+        scene.folder, "policies.gif", "Best and worst evaluation episode of each task.", film, FILM_PAUSE
+    )
     return Chapter("Policies", "Each policy in the real environment, faster than real time.", pictures=[picture])
 
 
@@ -96,7 +98,7 @@ def _films(scene: Scene) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def imagination(scene: Scene) -> Chapter:
     """Open-loop prediction: real frames above imagined ones, and the error by horizon."""
-    c, dataset = scene.config, scene.dataset
+    c, dataset, folder = scene.config, scene.dataset, scene.folder
     length = c.context + c.horizon
 
     # good episodes, to look at
@@ -113,7 +115,7 @@ def imagination(scene: Scene) -> Chapter:
     starts = diagnostics.draw_windows(dataset, scene.judged, c.error_windows, length, scene.run.seed)
     found = diagnostics.open_loop(scene.model, dataset, starts, c.context, c.horizon)
     summary = diagnostics.open_loop_summary(found, scene.held_out)
-    save_json(scene.folder, "prediction-error", summary)
+    save_json(folder, "prediction-error", summary)
     better = summary["better_than_copying"]
     verdict = f"beats copying the last frame up to step {better}" if better else "is worse than copying the last frame"
     text = (
@@ -123,8 +125,8 @@ def imagination(scene: Scene) -> Chapter:
     error = "Error of open-loop prediction by horizon."
     below = "The same windows, by steps after the last frame seen."
     pictures = [
-        _frames(scene, "imagined-vs-real.gif", "Real frames above imagined ones.", film),
-        _frames(scene, "imagined-vs-real.png", below, figures.strip(strips, header)),
+        save_frames(folder, "imagined-vs-real.gif", "Real frames above imagined ones.", film, scene.pause),
+        save_frames(folder, "imagined-vs-real.png", below, figures.strip(strips, header)),
         _chart(scene, "prediction-error.png", error, figures.prediction_error, summary),
     ]
     return Chapter("Imagination", text, pictures=pictures)
@@ -145,13 +147,13 @@ def dreams(scene: Scene) -> Chapter:
         caption += "; below, what its policy expects from an episode's first frame"
         rows.append(("policy,\nimagined", [expected.get(name, np.full_like(text[0], 255)) for name in names]))
     film = figures.film(rows, columns=[n[:20] for n in names])
-    chapter.pictures.append(_frames(scene, "dreams.gif", f"{caption}.", film))
+    chapter.pictures.append(save_frames(scene.folder, "dreams.gif", f"{caption}.", film, scene.pause))
 
     # the same as strips
     at = np.linspace(0, steps, min(10, steps + 1)).astype(int)
     strips = [(fill(name, 18), clip[at]) for name, clip in zip(names, text, strict=True)]
     sheet = figures.strip(strips, [str(t) for t in at])
-    chapter.pictures.append(_frames(scene, "dreams.png", "The same text imaginations, by step.", sheet))
+    chapter.pictures.append(save_frames(scene.folder, "dreams.png", "The same text imaginations, by step.", sheet))
 
     # the gates of the L fusion layers; the baselines have none
     if scene.contexts.gates.shape[1]:
@@ -165,7 +167,7 @@ def dreams(scene: Scene) -> Chapter:
     # Fig. 4
     if films := _films(scene):
         caption = "Real frames of a policy above the text imagination of its prompt, four decisions apart (Fig. 4)."
-        chapter.pictures.append(_frames(scene, FIG_4, caption, _real_above_text(scene, films)))
+        chapter.pictures.append(save_frames(scene.folder, FIG_4, caption, _real_above_text(scene, films)))
     return chapter
 
 
@@ -335,21 +337,14 @@ def datasets(scene: Scene) -> Chapter:
     for name, dataset in opened.items():
         if dataset.has("image"):
             about = f"{name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
-            chapter.pictures.append(_frames(scene, f"data-{name}.png", about, figures.contact_sheet(dataset)))
+            chapter.pictures.append(
+                save_frames(scene.folder, f"data-{name}.png", about, figures.contact_sheet(dataset))
+            )
     chapter.tables = save_tables(scene.folder, {"coverage": coverage_table(opened)})
     return chapter
 
 
 # ---------------------------------------------------------------------------- shared
-
-
-def _frames(scene: Scene, name: str, caption: str, image: np.ndarray, pause: int = 0) -> Picture:
-    """Frames saved as they are: (H, W, 3) as a PNG, (T, H, W, 3) as a GIF, at the scene's own pace by default."""
-    if image.ndim == 4:
-        figures.save_gif(scene.folder / name, image, pause or scene.pause)
-    else:
-        figures.save_png(scene.folder / name, image)
-    return Picture(name, caption)
 
 
 def _chart(scene: Scene, name: str, caption: str, draw: Callable[[Path, Any], None], shown: Any) -> Picture:

@@ -147,11 +147,16 @@ def best_windows(dataset: Dataset, count: int, length: int) -> np.ndarray:
 
 def _long_enough(dataset: Dataset, among: np.ndarray, length: int) -> list[np.ndarray]:
     """The episodes `among` (E,) bool that have `length` rows, of each part that has any."""
-    info = dataset.episode_info
-    fitting = [np.flatnonzero((info.part == p) & (info.length >= length) & among) for p in range(len(dataset.parts))]
-    if not any(map(len, fitting)):
+    fitting = _by_part(dataset, among & (dataset.episode_info.length >= length))
+    if not fitting:
         raise BadInput(f"no episode has {length} frames; lower visualize.horizon, or collect longer episodes")
-    return [episodes for episodes in fitting if len(episodes)]
+    return fitting
+
+
+def _by_part(dataset: Dataset, among: np.ndarray) -> list[np.ndarray]:
+    """Numbers of the episodes `among` (E,) bool, of each part that has any."""
+    groups = [np.flatnonzero(among & (dataset.episode_info.part == part)) for part in range(len(dataset.parts))]
+    return [group for group in groups if len(group)]
 
 
 # ---------------------------------------------------------------------------- dreams
@@ -210,11 +215,7 @@ def true_reward(domain: str, task: str, states: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def episode_rewards(
-    model: WorldModel,
-    dataset: Dataset,
-    episodes: np.ndarray,
-    prompts: TaskContext,
-    horizon: int,
+    model: WorldModel, dataset: Dataset, episodes: np.ndarray, prompts: TaskContext, horizon: int
 ) -> dict[str, np.ndarray]:
     """Learned rewards along whole episodes of equal length T, as behaviour learning computes them.
 
@@ -259,11 +260,9 @@ def choose_episodes(dataset: Dataset, among: np.ndarray, count: int) -> np.ndarr
     usual = among & (info.length == lengths[frequency.argmax()])
     share = max(1, count // len(dataset.parts))
     chosen = []
-    for part in range(len(dataset.parts)):
-        mine = np.flatnonzero((info.part == part) & usual)
+    for mine in _by_part(dataset, usual):
         ranked = mine[np.argsort(info.returns[mine], kind="stable")]
-        if len(ranked):
-            chosen.append(ranked[np.unique(np.linspace(0, len(ranked) - 1, share).round().astype(int))])
+        chosen.append(ranked[np.unique(np.linspace(0, len(ranked) - 1, share).round().astype(int))])
     return np.concatenate(chosen)
 
 

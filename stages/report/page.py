@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.report import tables
+import numpy as np
+
+from stages.report import figures, tables
 from stages.report.lineage import Node
 from stages.report.tables import Table
 
@@ -67,6 +69,15 @@ def save_table(folder: Path, stem: str, table: Table) -> None:
     for suffix, form in formats.items():
         (folder / f"{stem}.{suffix}").write_text(form(table))
     save_json(folder, stem, table.numbers)
+
+
+def save_frames(folder: Path, file: str, caption: str, frames: np.ndarray, pause: int = 0) -> Picture:
+    """Save what `figures` made, (H, W, 3) as a PNG or (T, H, W, 3) as a GIF of `pause` ms a frame, and caption it."""
+    if frames.ndim == 4:
+        figures.save_gif(folder / file, frames, pause)
+    else:
+        figures.save_png(folder / file, frames)
+    return Picture(file, caption)
 
 
 def save_json(folder: Path, stem: str, value: Any) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ from stages.report import diagnostics, figures
 from stages.report.chapters import FILM_PAUSE, FILM_STRIDE
 from stages.report.diagnostics import source_name
 from stages.report.figures import Clip
-from stages.report.page import inline
+from stages.report.page import Picture, inline, save_frames
 from stages.report.scene import Scene
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
@@ -38,15 +37,7 @@ DECISIONS = 200  # of a rollout in the real environment: two fifths of an episod
 FIRST_SEED = 200_000  # no collected and no evaluated episode starts there
 
 
-@dataclass(frozen=True)
-class Film:
-    """A GIF and what it shows."""
-
-    file: Path
-    caption: str
-
-
-def ask(scene: Scene, prompt: str, folder: Path) -> list[Film]:
+def ask(scene: Scene, prompt: str, folder: Path) -> list[Picture]:
     """Everything there is to see of a prompt, as GIFs in `folder`.
 
     Raises BadInput when the run has no model or its backbone has changed.
@@ -58,41 +49,39 @@ def ask(scene: Scene, prompt: str, folder: Path) -> list[Film]:
     return films
 
 
-def _dream(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Film:
+def _dream(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Picture:
     """The decoded text imagination (Eq. 7, 8), along no actions."""
     steps = scene.config.dream_steps
     with torch.no_grad():
         context = scene.model.task(e)
     actions = torch.zeros(1, steps, scene.model.dim_action, device=scene.run.device)
     clip = diagnostics.text_dream(scene.model, context, actions)[0]  # (H+1, 3, 64, 64)
-    figures.save_gif(folder / "dream.gif", figures.film([("", [clip])], scale=3), scene.pause)
-    return Film(folder / "dream.gif", f"Text imagination of “{prompt}”, {steps} steps, decoded.")
+    about = f"Text imagination of “{prompt}”, {steps} steps, decoded."
+    return save_frames(folder, "dream.gif", about, figures.film([("", [clip])], scale=3), scene.pause)
 
 
-def _clips(scene: Scene, e: Tensor, folder: Path) -> Film:
+def _clips(scene: Scene, e: Tensor, folder: Path) -> Picture:
     """The windows of the data whose embeddings are closest, one an episode, best first."""
     data = scene.dataset
     similarity = similarities(data, e.cpu().numpy())[0]  # (N,)
     rows = window_rows(np.append(data.episode_start, data.n_frames))
     found = closest(data, similarity, CLIPS)
     clips = [data.rows("image", rows[row]) for row in found]  # (8, 3, 64, 64) each
-    columns = [f"{similarity[row]:.2f}" for row in found]
-    figures.save_gif(folder / "clips.gif", figures.film([("", clips)], columns=columns), scene.pause)
+    film = figures.film([("", clips)], columns=[f"{similarity[row]:.2f}" for row in found])
     episodes = np.searchsorted(data.episode_start, found, side="right") - 1
     names = [source_name(data, int(data.episode_info.part[n]), "") for n in episodes]
-    return Film(folder / "clips.gif", f"Closest clips of the data, with their cosine: {', '.join(names)}.")
+    about = f"Closest clips of the data, with their cosine: {', '.join(names)}."
+    return save_frames(folder, "clips.gif", about, film, scene.pause)
 
 
-def _rollout(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Film:
+def _rollout(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Picture:
     """A policy in the real environment: the one learned for this text, or for the closest there is."""
     artifact, learned, cosine = nearest_policy(scene, prompt, e)
     frames = rollout_frames(artifact, scene.run.domain, scene.run.device)
-    figures.save_gif(folder / "rollout.gif", figures.film([("", [frames])], scale=3), FILM_PAUSE)
-    if learned == prompt:
-        about = f"Its policy in the real environment, {DECISIONS} decisions."
-    else:
+    about = f"Its policy in the real environment, {DECISIONS} decisions."
+    if learned != prompt:
         about = f"No policy was learned for this text; this is the one for “{learned}” (cosine {cosine:.2f})."
-    return Film(folder / "rollout.gif", about)
+    return save_frames(folder, "rollout.gif", about, figures.film([("", [frames])], scale=3), FILM_PAUSE)
 
 
 def nearest_policy(scene: Scene, prompt: str, e: Tensor) -> tuple[Artifact, str, float]:
@@ -197,13 +186,12 @@ def build_page(gradio: ModuleType, title: str, examples: list[str], reply: Calla
 def answer(scene: Scene, prompt: str) -> str:
     """The films of a prompt as HTML with the GIFs inside."""
     with tempfile.TemporaryDirectory() as folder:
-        return "".join(_figure(film) for film in ask(scene, prompt, Path(folder)))
-
-
-def _figure(film: Film) -> str:
-    caption = escape(film.caption)
-    image = f'<img src="{inline(film.file)}" alt="{caption}" style="max-width:100%">'
-    return f'<figure style="margin:1rem 0">{image}<figcaption>{caption}</figcaption></figure>'
+        films = [(inline(Path(folder) / film.file), escape(film.caption)) for film in ask(scene, prompt, Path(folder))]
+    return "".join(
+        f'<figure style="margin:1rem 0"><img src="{image}" alt="{caption}" style="max-width:100%">'
+        f"<figcaption>{caption}</figcaption></figure>"
+        for image, caption in films
+    )
 
 
 class KeepToItself:

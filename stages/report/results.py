@@ -64,18 +64,10 @@ def gather(root: Path, domain: str) -> list[Result]:
 def _result(row: dict[str, Any], artifact: Artifact) -> Result:
     """One row of an evaluation's table. Raises KeyError, TypeError or ValueError for anything else."""
     return Result(
-        domain=artifact.domain,
-        task=str(row["task"]),
-        method=str(row["method"]),
-        seed=int(row["seed"]),
-        goal=artifact.path.name,
-        score=float(row["score"]),
-        stderr=float(row["stderr"]),
-        returns=float(row["return"]),
-        scale=str(row["scale"]),
-        random_score=float(row["random_score"]),
-        artifact=artifact,
-    )
+        domain=artifact.domain, task=str(row["task"]), method=str(row["method"]), seed=int(row["seed"]),
+        goal=artifact.path.name, score=float(row["score"]), stderr=float(row["stderr"]), returns=float(row["return"]),
+        scale=str(row["scale"]), random_score=float(row["random_score"]), artifact=artifact,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- groups
@@ -106,13 +98,10 @@ def domain_rows(results: Sequence[Result], domain: str) -> Groups:
 
 def transfer_rows(results: Sequence[Result]) -> dict[str, list[Result]]:
     """{'walker → stickman run': results} of the models carried over, sources and targets in the paper's order."""
-    pairs = [(s, d) for s in tasks.DOMAINS for d in tasks.DOMAINS if s != d]
-    rows = {
-        f"{s} → {d} {t}": [r for r in results if r.single_task and (r.source, r.domain, r.task) == (s, d, t)]
-        for s, d in pairs
-        for t in tasks.task_names(d)
-    }
-    return {name: found for name, found in rows.items() if found}
+    single = [r for r in results if r.single_task]
+    names = [(s, d, t) for s in tasks.DOMAINS for d in tasks.DOMAINS if s != d for t in tasks.task_names(d)]
+    rows = {name: [r for r in single if (r.source, r.domain, r.task) == name] for name in names}
+    return {f"{s} → {d} {t}": found for (s, d, t), found in rows.items() if found}
 
 
 def controls(results: Sequence[Result], moved: Sequence[Result]) -> list[Result]:
@@ -203,13 +192,9 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
 
     samples = [np.asarray(group, np.float64) for group in groups]
     interval = bootstrap(
-        samples,
-        interquartile_mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
+        samples, interquartile_mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
         random_state=np.random.default_rng(0),
-    ).confidence_interval
+    ).confidence_interval  # fmt: skip
     return float(interquartile_mean(*samples)), float(interval.low), float(interval.high)
 
 

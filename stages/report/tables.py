@@ -194,10 +194,7 @@ def _conditions(results: Sequence[Result]) -> str:
 
 
 def _table(
-    title: str,
-    rows: Groups,
-    published: Mapping[str, Mapping[str, tuple[float, float]]],
-    methods: Sequence[str] = (),
+    title: str, rows: Groups, published: Mapping[str, Mapping[str, tuple[float, float]]], methods: Sequence[str] = ()
 ) -> Table:
     """The rows, run or not, × the methods given, or those that were run; the paper's values in columns of their own."""
     methods = list(methods) or ordered({m for row in rows.values() for m in row})

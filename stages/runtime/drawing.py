@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -38,9 +39,12 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 def import_matplotlib() -> ModuleType:
     """matplotlib, also where MPLBACKEND names what is not installed here, as in a command that a notebook starts."""
-    try:
+    if "matplotlib" not in sys.modules and (named := os.environ.pop("MPLBACKEND", "")):
         import matplotlib
-    except ValueError:
-        os.environ["MPLBACKEND"] = "agg"
-        import matplotlib
+
+        os.environ["MPLBACKEND"] = named
+        with suppress(ValueError):  # else pyplot stays as the user wants it
+            matplotlib.rcParams["backend"] = named
+    import matplotlib
+
     return matplotlib

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -117,6 +118,21 @@ def test_charts_are_pictures_with_something_on_white(tmp_path: Path, draw: Any) 
     assert min(pixels.shape[:2]) > 150
     coloured = (pixels.max(-1).astype(int) - pixels.min(-1)) > 60
     assert coloured.sum() > 50, "no line or bar in colour"
+
+
+def test_prompts_are_text_and_a_users_matplotlibrc_is_not_asked(tmp_path: Path) -> None:
+    prompts = {r"earn $\x$": [0.2, 0.9], "walk $$": [0.4, 0.1]}
+    figures.gate_bars(tmp_path / "plain.png", prompts)
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "savefig.dpi": 20}):
+        figures.gate_bars(tmp_path / "other.png", prompts)
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
+def test_the_legend_names_every_line_of_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(Figure, "legend", lambda self, handles, labels, **_: named.extend(labels))
+    draw_curves(tmp_path / "curves.png")  # genrl has no line in the first panel
+    assert named == ["bitagent (2 seeds)", "genrl"]
 
 
 def test_several_seeds_become_mean_and_range_as_far_as_all_go() -> None:

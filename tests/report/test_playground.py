@@ -29,6 +29,9 @@ def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
 def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
+    for name in ("http_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("no_proxy", "example.org")
     page = playground.build_page(gradio, "walker", ["walk fast"], reply)
     launched: dict[str, Any] = {}
     original = page.launch

@@ -245,7 +245,7 @@ def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_probe_draws_a_sheet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(run.root, "expert-walk", episodes=1, first=10, task="walk")
-    embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", "run fast"])
+    embed.run(config(), dataclasses.replace(run, quiet=False), probe=["lying down", r"run for $\x$ or $1"])
     path = run.root / "report" / "probe-offline.png"
     assert str(path) in capsys.readouterr().out
     picture = iio.imread(path)

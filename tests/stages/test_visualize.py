@@ -316,7 +316,7 @@ def test_the_playground_shows_imagination_clips_and_a_rollout(
     monkeypatch.setattr(playground, "DECISIONS", 9)
     scene = open_scene(run, preset)
     dream, clips, rollout = playground.ask(scene, PROMPT, tmp_path)
-    frames = [len(figures.read_gif(film.file, 10_000)) for film in (dream, clips, rollout)]
+    frames = [len(figures.read_gif(tmp_path / film.file, 10_000)) for film in (dream, clips, rollout)]
     assert 1 <= frames[0] <= preset.visualize.dream_steps + 1 and 1 <= frames[1] <= 8 and 1 <= frames[2] <= 3
     assert f"“{PROMPT}”" in dream.caption and rollout.caption.startswith("Its policy")
     assert clips.caption.count("expert of walk") + clips.caption.count("random") == 5
