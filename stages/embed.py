@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -60,6 +60,7 @@ class Config(Section):
     """Section `embed` of the preset; defaults and comments in presets/paper.yaml."""
 
     backbone: str
+    frames: Literal["native", "enlarged"]
     batch: int
     workers: int
     offline: OfflineConfig
@@ -91,7 +92,7 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
     data, _ = find_inputs(run)
     if name == "offline":
         train_offline(config.offline, run, data)
-    loaded = load_backbone(name, run.root, run.device)
+    loaded = load_backbone(name, run.root, run.device, config.frames == "enlarged")
     inputs = [artifacts.load(run.root / "backbone", "backbone")] if name == "offline" else []
     made = [embed_dataset(config, run, loaded, name, source, inputs) for source in data]
     if probe:
@@ -108,22 +109,21 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
 def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Artifact:
     """Train the offline backbone of this run, or reuse it.
 
-    A finished one is reused whatever datasets were added since; `--fresh` trains it again on all.
+    A finished one is reused whatever datasets were added or moved away since; `--fresh` trains it again on all.
     Raises BadInput when no dataset holds both frames and physics states.
     """
     path = run.root / "backbone"
     record = config.model_dump()
     usable = [a for a in data if a.meta["extra"]["state_dim"] and a.meta["extra"]["image_size"]]
     if artifacts.finished(path, run.fresh):
-        found = artifacts.load(path, "backbone", domain=run.domain)
-        inputs = [a for a in data if a.id in found.meta["inputs"].values()]
-        if found.meta["inputs"] != artifacts.input_ids(inputs):
-            inputs = usable  # a dataset it learned from was made again: let reuse() say so
-        reused = artifacts.reuse(path, "backbone", record, found.meta["seed"], inputs, False, run.renew)
-        if reused:
+        found, here = artifacts.load(path, "backbone", domain=run.domain), artifacts.input_ids(data)
+        same = all(here.get(key, known) == known for key, known in found.meta["inputs"].items())
+        if same and found.meta["config"] == storage.plain(record):
             if not run.quiet:
                 print(f"reusing {path}")
-            return reused
+            return artifacts.current(found)
+        # The settings differ, or a dataset it learned from was made again: refuse, or go on to make it again, too.
+        artifacts.reuse(path, "backbone", record, found.meta["seed"], usable, False, run.renew)
     if not usable:
         raise BadInput(
             f"no dataset of {run.root} holds both frames and physics states, and the offline backbone learns from "
@@ -246,7 +246,8 @@ def embed_dataset(
             print(f"reusing {path}")
         return artifacts.current(found)
     with storage.locked(path):
-        frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
+        dataset = Dataset.open([source.path], run.domain)
+        frames = FrameSource(dataset, backbone.frame_size, config.workers, backbone.enlarged)
         again = run.command("embed", "--backbone", name)
         job = EmbeddingJob(path, frames, name, backbone.id, [source, *inputs], config.batch, again)
         # Refuse others; but the offline backbone is an input: made again, it has another id.
