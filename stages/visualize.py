@@ -58,7 +58,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
             print(f"reusing {path}: nothing changed since it was made")
         return artifacts.current(found)
     with storage.locked(path):
-        write(Scene(config, run, method, reward, path), made, record)
+        write_run_report(Scene(config, run, method, reward, path), made, record)
     if not run.quiet:
         scores = path / "scores.md"
         if scores.exists():
@@ -119,7 +119,7 @@ def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:
     return found if same else None
 
 
-def write(scene: Scene, made: list[Artifact], record: dict[str, Any]) -> None:
+def write_run_report(scene: Scene, made: list[Artifact], record: dict[str, Any]) -> None:
     """Every part that has its input, then the page."""
     run, path, began = scene.run, scene.folder, time.time()
     with artifacts.writing(

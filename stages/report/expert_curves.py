@@ -72,7 +72,7 @@ def experts_table(experts: Sequence[Artifact]) -> Table | None:
 
 def logged_minutes(expert: Artifact) -> float | None:
     """What the training took by its log, over all the processes that shared it; None where there is no log."""
-    log = logs.read(expert.path.parent / f"{expert.path.name}.log" / "metrics.jsonl")
+    log = logs.read_log(expert.path.parent / f"{expert.path.name}.log" / "metrics.jsonl")
     last = expert.meta["extra"]["learning_curve"][-1][0]
     seconds = [row["seconds"] for row in log if "seconds" in row and row.get("decisions", 0) <= last]
     if not seconds:

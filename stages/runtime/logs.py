@@ -19,7 +19,7 @@ def sizes(root: Path) -> dict[str, int]:
     return {str(file.relative_to(root)): file.stat().st_size for file in files(root)}
 
 
-def read(file: Path) -> Rows:
+def read_log(file: Path) -> Rows:
     """The rows of one log, none when there is no such file; a line cut short or damaged is left out."""
     if not file.exists():
         return []
@@ -44,6 +44,6 @@ def grouped(root: Path) -> dict[str, dict[str, list[Rows]]]:
         folder, *names = file.relative_to(root).parts[:-1]
         label = " ".join(names).removesuffix(".log")
         name = re.sub(r"-s\d+(?= |$)", "", label)
-        if rows := read(file):
+        if rows := read_log(file):
             found.setdefault(folder, {}).setdefault(name, []).append(rows)
     return found

@@ -85,7 +85,7 @@ class Metrics:
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = [json.dumps(row) for row in logs.read(self.path) if row["step"] < start_step]
+        kept = [json.dumps(row) for row in logs.read_log(self.path) if row["step"] < start_step]
         replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
         self.board = _board(folder)

@@ -125,11 +125,11 @@ def test_a_log_survives_damage_and_is_replaced_whole(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("wb") as file:
         file.write(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\xff\n[]\n{"loss": 1}\n{"step": 3, "loss": null}\n')
         file.write(b'{"step": 4, "l": 1}\n{"st')
-    assert [row["step"] for row in logs.read(tmp_path / "metrics.jsonl")] == [1, 4]
+    assert [row["step"] for row in logs.read_log(tmp_path / "metrics.jsonl")] == [1, 4]
     metrics = Metrics(tmp_path, start_step=4)
     metrics.log(4, {"loss": 0.5})
     metrics.close()
-    assert [row["step"] for row in logs.read(tmp_path / "metrics.jsonl")] == [1, 4]
+    assert [row["step"] for row in logs.read_log(tmp_path / "metrics.jsonl")] == [1, 4]
     assert not list(tmp_path.glob(".*.tmp"))
 
 

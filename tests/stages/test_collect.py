@@ -83,7 +83,7 @@ def test_an_expert_dataset_holds_kept_episodes_with_frames_of_their_states(walke
     np.testing.assert_array_equal(episode.image[::100], render_states("walker", episode.state[::100]))
     left = {p.name for p in artifact.path.parent.iterdir() if not p.name.startswith(".")}
     assert left == {"expert-walk", "expert-walk.log"}  # no checkpoint, replay or partial folder
-    trained = logs.read(artifact.path.parent / "expert-walk.log" / "metrics.jsonl")[-1]["seconds"]
+    trained = logs.read_log(artifact.path.parent / "expert-walk.log" / "metrics.jsonl")[-1]["seconds"]
     assert artifact.meta["wall_seconds"] >= trained  # the training counts, not the merge alone
 
 

@@ -207,8 +207,8 @@ def test_a_policy_reads_the_frames_that_its_data_was_embedded_from(tmp_path: Pat
         ),
         here,
     )
-    pretrain.run(small_run.pretrain_config(backbone=clip, updates=2), model_config(), here)
-    made = behave.run(behave_config(updates=2), here, task="walk")
+    pretrain.run(Sections(small_run.pretrain_config(backbone=clip, updates=2), model_config()), here)
+    made = behave.run(behave_config(updates=2), here, Ask("walk"))
     policy = Policy.load(made.path)
     assert isinstance(policy, LatentPolicy)
     assert (policy.backbone_size, policy.backbone.enlarged) == ((32, False) if frames == "native" else (64, True))
