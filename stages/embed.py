@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -58,6 +59,7 @@ class Config(Section):
     """Section `embed` of the preset; defaults and comments in presets/paper.yaml."""
 
     backbone: str
+    frames: Literal["native", "enlarged"]
     batch: int
     workers: int
     offline: OfflineConfig
@@ -78,7 +80,7 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
     data, _ = find_inputs(run)
     if name == "offline":
         train_offline(config.offline, run, data)
-    loaded = load_backbone(name, run.root, run.device)
+    loaded = load_backbone(name, run.root, run.device, config.frames == "enlarged")
     inputs = [artifacts.load(run.root / "backbone", "backbone")] if name == "offline" else []
     made = [embed_dataset(config, run, loaded, name, source, inputs) for source in data]
     if probe:
@@ -95,7 +97,7 @@ def run(config: Config, run: Run, *, backbone: str | None = None, probe: Sequenc
 def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Artifact:
     """Train the offline backbone of this run, or reuse it.
 
-    A finished one is reused whatever datasets were added since; `--fresh` trains it again on all.
+    A finished one is reused whatever datasets were added or moved away since; `--fresh` trains it again on all.
     Raises BadInput when no dataset holds both frames and physics states.
     """
     path = run.root / "backbone"
@@ -172,11 +174,12 @@ def finished_tower(
     if not artifacts.finished(path, run.fresh):
         return None
     found = artifacts.load(path, "backbone", domain=run.domain)
-    inputs = [a for a in data if a.id in found.meta["inputs"].values()]
-    if found.meta["inputs"] != artifacts.input_ids(inputs):
-        inputs = usable  # a dataset it learned from was made again: let reuse() say so
-    record, seed = config.model_dump(), found.meta["seed"]
-    return artifacts.reuse(path, "backbone", record, seed, inputs, False, run.renew)
+    here, record = artifacts.input_ids(data), config.model_dump()
+    same = all(here.get(key, known) == known for key, known in found.meta["inputs"].items())
+    if same and found.meta["config"] == storage.plain(record):
+        return artifacts.current(found)
+    # The settings differ, or a dataset it learned from was made again: refuse, or go on to make it again, too.
+    return artifacts.reuse(path, "backbone", record, found.meta["seed"], usable, False, run.renew)
 
 
 def schedule(step: int, updates: int) -> float:
@@ -199,7 +202,8 @@ def embed_dataset(
             print(f"reusing {path}")
         return artifacts.current(found)
     with storage.locked(path):
-        frames = FrameSource(Dataset.open([source.path], run.domain), backbone.frame_size, config.workers)
+        dataset = Dataset.open([source.path], run.domain)
+        frames = FrameSource(dataset, backbone.frame_size, config.workers, backbone.enlarged)
         again = run.command("embed", "--backbone", name)
         job = EmbeddingJob(path, frames, name, backbone.id, [source, *inputs], config.batch, again)
         # Refuse others; but the offline backbone is an input: made again, it has another id.

@@ -9,8 +9,6 @@ Reads runs/<run>/policy/<method>-s<seed>/<name>; writes runs/<run>/evaluation/<m
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ import torch
 from stages.policies.goals import Ask, behave_command, parse_goal
 from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy
 from stages.policies.policy import Policy
+from stages.report.page import save_table
+from stages.report.tables import markdown, score_table
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run, Section
@@ -77,14 +77,15 @@ def run(
             keep_every=VIDEO_STRIDE if config.video else 0, quiet=run.quiet,
         )  # fmt: skip
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
+    table = score_table(rows)
     with storage.locked(path), recipe.writing({"rows": rows}) as draft:
         rewards = {f"{t}.reward": torch.from_numpy(r.reward.astype(np.float32)) for t, r in rollouts.items()}
         storage.write_tensors(draft / "episodes.safetensors", rewards)
-        write_tables(draft, rows)
+        save_table(draft, "scores", table)
         for task_name, result in rollouts.items():
             write_videos(draft, task_name, result)
     if not run.quiet:
-        print(markdown(rows))
+        print(markdown(table))
     return artifacts.load(path, "evaluate")
 
 
@@ -130,24 +131,6 @@ def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episod
         "random_score": round(float(np.mean([tasks.normalized_score(about, r) for r in random])), 3),
         "policy": source.id,
     }
-
-
-def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:
-    (folder / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    (folder / "scores.md").write_text(markdown(rows) + "\n")
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The scores as a Markdown table."""
-    lines = ["| task | method | seed | score | ± stderr | return | random score |", "|---|---|---|---|---|---|---|"]
-    for r in rows:
-        score = f"{r['score']:.3f} | {r['stderr']:.3f} | {r['return']:.0f} | {r['random_score']:.3f}"
-        lines.append(f"| {r['domain']} {r['task']} | {r['method']} | {r['seed']} | {score} |")
-    return "\n".join(lines)
 
 
 def write_videos(folder: Path, task: str, result: PlayedPolicy) -> None:

@@ -10,13 +10,10 @@ runs/<dst>-<scale>/model/transfer-<src>-s<seed>, on which `behave` and `evaluate
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +24,9 @@ from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.pretrain import Job, Sections, train_or_reuse
 from stages.report import figures, results, tables
-from stages.report.results import Result
-from stages.report.tables import Table
+from stages.report.page import save_table
 from stages.runtime import artifacts, storage
-from stages.runtime.artifacts import Artifact, load_weights
+from stages.runtime.artifacts import Artifact, Recipe, load_weights
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
@@ -161,59 +157,13 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
             print(f"no comparison yet; first: bitagent transfer --src {src} --dst {run.domain} {options}".rstrip())
         return None
     mine = [r for r in found if r.task in shared]
-    table = comparison(mine, run.domain, shared, names[False], names[True])
+    table = tables.gain_table(mine, run.domain, shared, names[False], names[True])
     path = run.root / "transfer" / method_name(method, src, False).replace("transfer-", "")
     record = {"from": {str(r.artifact.path.relative_to(run.root)): r.artifact.id for r in mine}}
-    began = time.time()
-    with (
-        storage.locked(path),
-        artifacts.writing(
-            path,
-            "transfer",
-            domain=run.domain,
-            config=record,
-            seed=run.seed,
-            inputs=list({r.artifact.id: r.artifact for r in mine}.values()),
-            resolved=run.resolved,
-            began=began,
-            extra={"rows": table.numbers},
-        ) as draft,
-    ):
-        (draft / "gain.md").write_text(tables.markdown(table))
-        (draft / "gain.csv").write_text(tables.comma_separated(table))
-        (draft / "gain.json").write_text(json.dumps(table.numbers, indent=1) + "\n")
+    recipe = Recipe(run, path, "transfer", record, list({r.artifact.id: r.artifact for r in mine}.values()))
+    with storage.locked(path), recipe.writing({"rows": table.numbers}) as draft:
+        save_table(draft, "gain", table)
         figures.score_bars(draft / "gain.png", results.bars(mine, run.domain))
     if not run.quiet:
         print(tables.markdown(table))
     return artifacts.load(path, "transfer")
-
-
-def comparison(found: Sequence[Result], domain: str, names: Sequence[str], transferred: str, control: str) -> Table:
-    """One row a task: both scores and the gain, paired by seed where both have the seed."""
-    columns = ["task", "random", transferred, control, "gain"]
-    rows, numbers = [], []
-    for task in names:
-        scores = {
-            m: {r.seed: r.score for r in found if (r.task, r.method) == (task, m)} for m in (transferred, control)
-        }
-        cells = [results.cell(found, task, m) for m in (transferred, control)]
-        gains = gain(scores[transferred], scores[control])
-        random = float(np.mean([r.random_score for r in found if r.task == task]))
-        shown = f"{np.mean(gains):+.2f}" + (f" ± {_stderr(gains):.2f}" if len(gains) > 1 else "")
-        rows.append([f"{domain} {task}", f"{random:.2f}", *(c.text() for c in cells if c), shown])
-        numbers.append({"task": task, transferred: scores[transferred], control: scores[control],
-                        "gain": round(float(np.mean(gains)), 4), "paired_seeds": len(gains)})  # fmt: skip
-    note = f"{tables.SCORE} Gain: transfer minus the same budget from scratch, by seed."
-    return Table(f"Transfer to {domain}", note, columns, rows, numbers)
-
-
-def gain(transferred: Mapping[int, float], control: Mapping[int, float]) -> list[float]:
-    """Differences by seed; of the means where the two share no seed."""
-    shared = sorted(set(transferred) & set(control))
-    if shared:
-        return [transferred[s] - control[s] for s in shared]
-    return [float(np.mean(list(transferred.values())) - np.mean(list(control.values())))]
-
-
-def _stderr(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1) / len(values) ** 0.5)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.data.catalog import ENLARGED
 from stages.worlds.motion import WINDOW, window_rows
 
 
@@ -22,6 +23,7 @@ class Backbone(ABC):
         frame_size: height and width it wants its frames in; others are resized (`resample`: bicubic or bilinear).
         video: everything the video side computes with; what `mllm.train` may train.
         owner: the module in which layers of the video side can be replaced (LoRA).
+        enlarged: whether it reads the stored frames at whatever size they have (see `enlarge`).
         trainable: whether `encode_video` keeps the graph for gradients (stages.backbones.tuning sets it).
     """
 
@@ -33,7 +35,12 @@ class Backbone(ABC):
     video: nn.Module
     owner: nn.Module
     device: str
+    enlarged: bool = False
     trainable: bool = False
+
+    def enlarge(self) -> None:
+        """From here on, read the stored frames, bilinearly resized, as GenRL's backbone does; the id says so."""
+        self.enlarged, self.resample, self.id = True, "bilinear", self.id + ENLARGED
 
     @abstractmethod
     def _video(self, frames: Tensor) -> Tensor:

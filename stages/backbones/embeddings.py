@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.backbones import Backbone, load_backbone
+from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import mllm_of, retune
 from stages.data.episodes import Dataset, write_sidecar
 from stages.runtime import artifacts, storage
@@ -36,21 +36,23 @@ class FrameSource:
 
     Stored frames when they have that size; else rendered again from the physics states, by the
     dataset's own renderer and camera; else (imported data) the stored ones, which the backbone resizes.
-    `how` says which. Raises BadInput when there are neither frames nor states.
+    With `enlarged` always the stored ones. `how` says which. Raises BadInput when there is nothing to make them from.
     """
 
-    def __init__(self, dataset: Dataset, size: int, workers: int) -> None:
+    def __init__(self, dataset: Dataset, size: int, workers: int, enlarged: bool = False) -> None:
+        if enlarged:
+            dataset.row_shape("image")  # says what to do where there are none
         facts = dataset.parts[0].artifact.meta["extra"]
         self.dataset, self.size, self.workers = dataset, size, workers
         self.camera: int | None = facts.get("camera")
         self.renderer = str(facts["renderer"]) or "ray"
-        self.rendered = dataset.image_size != size and dataset.has("state")
+        self.rendered = dataset.image_size != size and dataset.has("state") and not enlarged
         if self.rendered:
             self.how = f"{self.renderer} at {size}"
         elif dataset.image_size == size:
             self.how = "stored"
         elif dataset.has("image"):
-            self.how = f"resized to {size}"
+            self.how = f"{'enlarged' if enlarged else 'resized'} to {size}"
         else:
             raise BadInput(
                 f"{dataset.parts[0].artifact.path} holds neither frames nor physics states; collect it again"
@@ -243,9 +245,7 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
     folder = model.path.parent / f"{model.path.name}.embeddings"
     if any(not _made_from(folder / a.path.name, [a, model]) for a in data):
         name, wanted = model.meta["extra"]["backbone"], model.meta["extra"]["backbone_id"]
-        backbone = load_backbone(name, run.root, run.device)
-        if backbone.id != wanted:
-            raise BadInput(f"{model.path} tuned backbone {wanted}, here is {backbone.id}; pretrain again with --fresh")
+        backbone = backbone_of(model, name, run.root, run.device, run.command("pretrain", "--fresh"))
         retune(backbone, model)
         for source in data:
             path = folder / source.path.name

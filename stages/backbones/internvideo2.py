@@ -296,14 +296,26 @@ class InternVideo2Backbone(Backbone):
             return self.model.video(frames)
 
     def _text(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(self.device)
+        ids, mask = (t.to(self.device) for t in word_pieces(self.tokenizer, texts))
         with self._autocast():
-            return self.model.text(tokens["input_ids"], tokens["attention_mask"])
+            return self.model.text(ids, mask)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device != "cpu")
+
+
+def word_pieces(tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """[CLS] and the word pieces of each text, cut or padded to MAX_TOKENS: ids and attention mask (M, L) int64.
+
+    There is no final [SEP]: the model was trained without it, and all but [CLS] are word pieces.
+    """
+    pieces = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS - 1)["input_ids"]
+    ids = torch.full((len(texts), MAX_TOKENS), tokenizer.pad_token_id)  # (M, L)
+    ids[:, 0] = tokenizer.cls_token_id
+    for row, found in zip(ids, pieces, strict=True):
+        row[1 : 1 + len(found)] = torch.tensor(found, dtype=ids.dtype)
+    lengths = torch.tensor([1 + len(found) for found in pieces])
+    return ids, (torch.arange(MAX_TOKENS) < lengths[:, None]).long()
 
 
 def load_internvideo2(device: str) -> InternVideo2Backbone:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,12 +27,16 @@ def embed_prompt_video(backbone: Backbone, path: Path) -> Tensor:
     """What a video shows, as one unit vector (dim,): the mean over its windows of 8 frames.
 
     Frames are taken as they come, one a decision of the environment (walker: 20 a second); a shorter
-    video than 8 frames begins with its first frame repeated. At most 1000 frames are read.
+    video than 8 frames begins with its first frame repeated. At most 1000 frames are read. A backbone that
+    reads enlarged frames is shown what GenRL's is: the first 8 frames alone, stretched to the square.
 
     Raises:
         BadInput: no such path, not a video nor a folder of images, or not readable.
     """
-    frames = read_frames(path)  # (T, 3, H, W)
+    if backbone.enlarged:
+        frames = read_frames(path, partial(_stretched, size=backbone.frame_size))[: backbone.window]
+    else:
+        frames = read_frames(path)  # (T, 3, S, S)
     found = backbone.encode_episode(frames, BATCH)  # (T, dim)
     whole = found[min(backbone.window, len(found)) - 1 :]  # windows without repeated frames
     return F.normalize(whole.mean(0), dim=-1)
@@ -60,8 +66,12 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda f: natural_key(f.name))
 
 
-def read_frames(path: Path) -> np.ndarray:
-    """A video file, or a folder of images in natural order of their names → uint8 (T, 3, S, S), the middle square."""
+def read_frames(path: Path, square: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """A video file, or a folder of images in natural order of their names → uint8 (T, 3, S, S).
+
+    Args:
+        square: makes (3, S, S) of a frame (H, W, 3); by default by cutting out the middle.
+    """
     if path.is_dir():
         frames = [_checked(f, picture) for f in image_files(path)[:MAX_FRAMES] for picture in _read_images(f)[:1]]
     elif path.is_file():
@@ -70,7 +80,7 @@ def read_frames(path: Path) -> np.ndarray:
         frames = [_checked(path, picture) for picture in _read_images(path)]
     else:
         raise BadInput(f"{path} does not exist; give a video file or a folder of frames")
-    squares = [_square(f) for f in frames]
+    squares = [(square or _middle)(f) for f in frames]
     if len({s.shape for s in squares}) > 1:
         raise BadInput(f"the frames in {path} differ in size; give frames of one size")
     return np.stack(squares)
@@ -109,7 +119,14 @@ def _checked(file: Path, frame: np.ndarray) -> np.ndarray:
     return frame[..., :3]
 
 
-def _square(frame: np.ndarray) -> np.ndarray:
+def _stretched(frame: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) → (3, size, size), bilinearly without antialiasing, as OpenCV resizes."""
+    chw = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+    wide = F.interpolate(chw, (size, size), mode="bilinear", align_corners=False)
+    return wide[0].round().to(torch.uint8).numpy()
+
+
+def _middle(frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) → (3, S, S) with S the shorter side, cut from the middle."""
     size = min(frame.shape[:2])
     top, left = (frame.shape[0] - size) // 2, (frame.shape[1] - size) // 2

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stages.backbones import load_backbone
+from stages.backbones import backbone_of
 from stages.backbones.base import Backbone, resize
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
@@ -140,11 +140,7 @@ def load_tower(
     """
     if not config.in_loop:
         return None
-    backbone = load_backbone(name, run.root, str(device))
-    wanted = embedded.meta["extra"].get("backbone_id", backbone.id)  # imported embeddings do not say
-    if backbone.id != wanted:
-        again = run.command("embed", "--backbone", name, "--fresh")
-        raise BadInput(f"the data was embedded with backbone {wanted}, here is {backbone.id}; embed it again: {again}")
+    backbone = backbone_of(embedded, name, run.root, str(device), run.command("embed", "--backbone", name, "--fresh"))
     make_trainable(backbone, config.train, config.last_k, config.lora_rank)
     if source and source.meta["extra"]["backbone_id"] == backbone.id:
         load_tuned(backbone, source.tensors("backbone"))

@@ -18,6 +18,7 @@ from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 
+ENLARGED = "+enlarged"  # ends the id of a backbone that reads the stored frames, bilinearly resized to its size
 FACTS = {
     "source": str, "task": str, "renderer": str, "image_size": int, "action_dim": int, "state_dim": int,
     "episodes": int, "frames": int, "returns": list,
@@ -70,9 +71,17 @@ def load_datasets(paths: Sequence[Path], domain: str) -> list[Artifact]:
             if here != first.get(key):
                 raise BadInput(
                     f"{found[0].path} and {artifact.path} do not mix: {key} is {first.get(key)!r} in one and {here!r} "
-                    f"in the other; make one of them again, or its frames with `bitagent collect --render`"
+                    f"in the other; {_how_to_mix(found[0], artifact)}"
                 )
     return found
+
+
+def _how_to_mix(*pair: Artifact) -> str:
+    for artifact in pair:
+        if not artifact.meta["extra"]["state_dim"]:
+            folder = artifact.path.parent
+            return f"{artifact.path.name} has no physics states to render again: move one of the two out of {folder}"
+    return "make one of them again, or its frames with `bitagent collect --render`"
 
 
 def _check_facts(artifact: Artifact) -> None:
@@ -143,17 +152,32 @@ def open_embeddings(paths: Sequence[Path], found: Sequence[Artifact], shards: Se
     if len(paths) != len(found):
         raise BadInput(f"{len(found)} datasets but {len(paths)} sets of embeddings; {again}")
     twins: list[Shard] = []
+    enlarged: list[bool] = []
     for path, dataset, group in zip(paths, found, shards, strict=True):
         sidecar = artifacts.load(
             path, "embed", domain=dataset.domain, made_by=f"bitagent embed --preset {dataset.domain}"
         )
         if dataset.id not in sidecar.meta["inputs"].values():
             raise BadInput(f"{path} was not made from {dataset.path} as it is now; {again}")
+        enlarged.append(reads_enlarged(sidecar))
+        if enlarged[-1] != enlarged[0]:
+            raise BadInput(
+                f"the embeddings {paths[0]} and {path} are of different pictures, one of enlarged frames: embed all "
+                f"datasets alike with: bitagent embed --preset {dataset.domain} --set embed.frames=enlarged --fresh"
+            )
         allow_open_files(len(group))
         twins += [_open_twin(path, shard) for shard in group]
     if len({twin.arrays["embedding"].shape[1] for twin in twins}) > 1:
         raise BadInput(f"the embeddings come from backbones of different sizes; use one for all datasets, {again}")
     return twins
+
+
+def reads_enlarged(made: Artifact) -> bool:
+    """Whether the backbone behind embeddings, or behind a model or policy made from them, read enlarged frames.
+
+    The embeddings that came with GenRL's episodes are of such.
+    """
+    return made.meta["config"].get("import") == "genrl" or ENLARGED in made.meta["extra"].get("backbone_id", "")
 
 
 def _open_twin(folder: Path, shard: Shard) -> Shard:

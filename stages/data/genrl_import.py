@@ -34,7 +34,6 @@ from stages.worlds.tasks import action_dim
 
 BACKBONE = "internvideo2"
 CLIP_DIM = 512
-WINDOW = 8  # frames a clip_video row looks back on
 FRAME = (3, 64, 64)
 MAX_ROWS = 20_000  # 40 times a full episode: 240 MB of frames
 MAX_NPY_HEADER = 10_000
@@ -211,17 +210,25 @@ def has_clip(archive: zipfile.ZipFile) -> bool:
 
 
 def read_clip(archive: zipfile.ZipFile, rows: int) -> np.ndarray:
-    """clip_video (T, 512) as unit-norm embeddings, rows 0-6 (no full window yet) filled from row 7."""
+    """clip_video (T, 512) as unit-norm embeddings.
+
+    Its first rows, which saw no full window of 8 frames, are zeros (7 or 8 of them, by GenRL's version): however many
+    they are, they are filled from the first row that is not. Raises ValueError for any other row that is no embedding.
+    """
     clip = read_array(archive, "clip_video", np.float32, (CLIP_DIM,))
-    if len(clip) != rows or rows < WINDOW:
-        raise ValueError(
-            f"clip_video has {len(clip)} rows in an episode of {rows}; it needs as many, and {WINDOW} or more"
-        )
-    norm = np.linalg.norm(clip[WINDOW - 1 :], axis=1, keepdims=True)  # (T-7, 1)
+    if len(clip) != rows:
+        raise ValueError(f"clip_video has {len(clip)} rows in an episode of {rows}; it needs as many")
+    made = np.flatnonzero((clip != 0).any(axis=1))  # rows that hold anything
+    if not len(made):
+        raise ValueError("clip_video holds zeros alone; leave the array out")
+    first = int(made[0])
+    if len(gaps := np.setdiff1d(np.arange(first, rows), made)):
+        raise ValueError(f"clip_video is all zero in row {gaps[0]}, after its first embedding")
+    norm = np.linalg.norm(clip[first:], axis=1, keepdims=True)  # (T - first, 1)
     if not (np.isfinite(norm).all() and (norm > 0.1).all()):
         raise ValueError("clip_video holds rows that are not embeddings (no unit norm)")
-    unit = clip[WINDOW - 1 :] / norm
-    return np.concatenate([np.repeat(unit[:1], WINDOW - 1, axis=0), unit])
+    unit = clip[first:] / norm
+    return np.concatenate([np.repeat(unit[:1], first, axis=0), unit])
 
 
 def read_array(archive: zipfile.ZipFile, name: str, dtype: Any, *tails: tuple[int, ...]) -> np.ndarray:

@@ -70,7 +70,7 @@ class GenRL(PlainWorldModel):
 
     Args:
         window: frames behind one embedding; the connector reads one embedding for so many steps.
-        kl_balance: weight of KL(sg(posterior) ‖ connector); the rest of the balance would move the posterior, which
+        kl_balance: weight of KL(connector ‖ sg(posterior)); the rest of the balance would move the posterior, which
             is detached.
         noise: α of the aligner's training noise, e ← (1 - α) e + α n / |n|.
     """
@@ -80,6 +80,7 @@ class GenRL(PlainWorldModel):
     ) -> None:
         super().__init__(config, dim_embedding, dim_action)
         self.window, self.kl_balance, self.noise = window, kl_balance, noise
+        self.scale = dim_embedding**0.5  # components of a unit vector become of order one, as those of a state are
         # The embedding stands where the action does in the world model.
         self.connector = Dynamics(config, self.dim_z, dim_embedding)
         self.connector_start = MLP(dim_embedding, config.deter, config.units, 1)
@@ -93,15 +94,15 @@ class GenRL(PlainWorldModel):
     # ------------------------------------------------------------------ pretraining
 
     def grounding_terms(self, seen: Observed, config: ObjectiveConfig, noise: Noise) -> dict[str, Tensor]:
-        """Forward KL from the posterior to the connector, and the aligner's denoising."""
+        """KL from the connector to the posterior, and the aligner's denoising."""
         e = seen.state.e  # (B, T, dim_e)
         steps = e.shape[1] // self.window * self.window
         if not steps:
             raise BadInput(f"GenRL reads windows of {self.window} frames: raise pretrain.length from {e.shape[1]}")
         video = self.per_window(e[:, :steps])  # (B, T', dim_e)
-        connected = self.connect(seen.s[:, :steps], video)  # (B, T', C, K)
+        connected = self.connect(seen.s[:, :steps], video, noise)  # (B, T', C, K)
         return {
-            "connector": self.kl_balance * categorical_kl(seen.posterior[:, :steps], connected).mean(),
+            "connector": self.kl_balance * categorical_kl(connected, seen.posterior[:, :steps]).mean(),
             "aligner": self.aligner.loss(e, self.noise, noise),
         }
 
@@ -109,7 +110,7 @@ class GenRL(PlainWorldModel):
         """The embedding of each window's last frame, which saw the whole window, repeated over its frames."""
         return e[:, self.window - 1 :: self.window].repeat_interleave(self.window, 1)  # (B, T', dim_e)
 
-    def connect(self, s: Tensor, video: Tensor) -> Tensor:
+    def connect(self, s: Tensor, video: Tensor, noise: Noise | None) -> Tensor:
         """The connector along a sequence, teacher-forced with the previous posterior sample.
 
         Args:
@@ -117,26 +118,29 @@ class GenRL(PlainWorldModel):
         Returns:
             log-probabilities (B, T, C, K) of the state at each step.
         """
-        previous = torch.cat([torch.zeros_like(s[:, :1]), s[:, :-1]], 1)
-        h = self.connector_first(video[:, 0])
+        h, first = self.connector_first(video[:, 0], noise)
+        previous = torch.cat([first[:, None], s[:, :-1]], 1)  # (B, T, C·K)
         never = torch.zeros(s.shape[:2], dtype=torch.bool, device=s.device)
-        return self.connector.prior(self.connector.gru.scan(torch.cat([previous, video], -1), h, never, h))
+        return self.connector.prior(self.connector.gru.scan(torch.cat([previous, self.scale * video], -1), h, never, h))
 
-    def connector_first(self, video: Tensor) -> Tensor:
-        """The connector's state before the first frame, from the embedding: (B, dim_e) → (B, deter)."""
-        return torch.tanh(self.connector_start(video).float())
+    def connector_first(self, video: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """The connector's state before the first frame: h (B, deter) from the embedding (B, dim_e), and s (B, C·K)
+        sampled from the prior of h, or its mode without noise."""
+        h = torch.tanh(self.connector_start(self.scale * video).float())
+        return h, draw_state(self.connector.prior(h), noise)
 
     # ------------------------------------------------------------------ reward
 
     def text_rollout(self, actions: Tensor, task: TaskContext, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """The connector unrolled from the aligned embedding, with its mode at each step; actions only count steps."""
-        h = self.connector_first(task.semantics)
-        s = torch.zeros(len(h), self.dim_z, device=h.device)
+        """The connector unrolled from the aligned embedding; without noise, by the mode at each step, the first
+        included. Actions only count steps."""
+        video = self.scale * task.semantics  # (N, dim_e)
+        h, s = self.connector_first(task.semantics, noise)
         states, priors = [], []
         for _ in range(actions.shape[1] + 1):
-            h = self.connector.step(h, s, task.semantics)
+            h = self.connector.step(h, s, video)
             prior = self.connector.prior(h)  # (N, C, K)
-            s = sample_one_hot(prior, noise.uniform(*prior.shape) if noise else None)
+            s = draw_state(prior, noise)
             states.append(s)
             priors.append(prior)
         return torch.stack(states, 1), torch.stack(priors, 1)
@@ -148,6 +152,11 @@ class GenRL(PlainWorldModel):
         target, _ = self.text_rollout(steps, prompts, None)  # (K, H, C·K), once for each prompt
         mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))
         return aligned_reward(clipped_cosine(mine, wanted[index]), self.window)
+
+
+def draw_state(log_probs: Tensor, noise: Noise | None) -> Tensor:
+    """A one-hot sample (N, C·K) of log-probabilities (N, C, K), or their mode without noise."""
+    return sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
 
 
 def clipped_cosine(a: Tensor, b: Tensor) -> Tensor:

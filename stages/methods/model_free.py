@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
-from stages.methods.td3 import IQL, TD3, TD3BC, TD3Config
+from stages.methods.td3 import IQL, TD3, TD3BC, IQLConstants, TD3Config
 from stages.runtime.config import Section, Share
 from stages.runtime.errors import BadInput
 from stages.runtime.names import MODEL_FREE
@@ -47,9 +47,9 @@ class OfflineRLConfig(Section):
 
 MakeAgent = Callable[[OfflineRLConfig, int, int, int, torch.device], TD3]
 AGENTS: dict[str, MakeAgent] = {
-    "td3": lambda c, *sizes: TD3(c.td3, *sizes),
+    "td3": lambda c, *sizes: TD3(c.td3, *sizes, delayed_targets=True),
     "td3-bc": lambda c, *sizes: TD3BC(c.td3, *sizes, alpha=c.alpha),
-    "iql": lambda c, *sizes: IQL(c.td3, *sizes, expectile=c.expectile, temperature=c.temperature),
+    "iql": lambda c, *sizes: IQL(c.td3, *sizes, constants=IQLConstants(c.expectile, c.temperature, c.updates)),
 }
 assert set(AGENTS) == set(MODEL_FREE)
 

@@ -9,7 +9,9 @@ their time between the products, so a whole network is one autograd node with it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from stages.core.actor_critic import smoothed_target
 from stages.runtime.config import Section
-from stages.runtime.update import fast_bf16, load_optimizer_tensors, optimizer_tensors
+from stages.runtime.update import fast_bf16, load_optimizer_tensors, optimizer_tensors, set_lr
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LN_EPS = 1e-5
@@ -137,12 +139,24 @@ class Critics(FusedMLP):
 
 
 class TD3:
-    """Actor, twin critics, their targets and optimizers; `update` is one gradient step of TD3."""
+    """Actor, twin critics, their targets and optimizers; `update` is one gradient step of TD3.
+
+    Args:
+        delayed_targets: the slow networks move only when the actor does (TD3, Algorithm 1), as in the offline rows.
+            The online experts move them at every update: what every dataset of theirs was made with stays so.
+    """
 
     def __init__(
-        self, config: TD3Config, inp: int, action_dim: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        config: TD3Config,
+        inp: int,
+        action_dim: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        delayed_targets: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.delayed_targets = config, delayed_targets
         dtype = resolve_precision(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -170,14 +184,16 @@ class TD3:
         loss = critic_loss(self.critics, batch["obs"], batch["action"], target)
         _minimise(loss, self.critic_optimizer)
         terms = {"critic_loss": loss.detach(), "value": target.mean()}
-        if step % config.actor_every == 0:
+        acting = step % config.actor_every == 0
+        if acting:
             self.critics.requires_grad_(False)
             actor_objective = self.actor_objective({**batch, "obs": batch["obs"].detach()})
             _minimise(actor_objective, self.actor_optimizer)
             self.critics.requires_grad_(True)
             terms["actor_loss"] = actor_objective.detach()
-        soft_update(self.critics_target, self.critics, config.tau)
-        soft_update(self.actor_target, self.actor, config.tau)
+        if acting or not self.delayed_targets:
+            soft_update(self.critics_target, self.critics, config.tau)
+            soft_update(self.actor_target, self.actor, config.tau)
         return terms
 
     def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -227,7 +243,7 @@ class TD3BC(TD3):
         *,
         alpha: float,
     ) -> None:
-        super().__init__(config, inp, action_dim, seed, device)
+        super().__init__(config, inp, action_dim, seed, device, delayed_targets=True)
         self.alpha = alpha
 
     def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -238,10 +254,20 @@ class TD3BC(TD3):
         return -scale * value.mean() + F.mse_loss(action, batch["action"])
 
 
+@dataclass(frozen=True)
+class IQLConstants:
+    """What IQL has beside TD3's settings: τ of the state value, β of the policy, and the updates of the whole run."""
+
+    expectile: float
+    temperature: float
+    updates: int
+
+
 class IQL(TD3):
     """IQL: values of the data's own actions alone, and a policy by advantage-weighted regression on them.
 
     The policy is the deterministic actor of TD3: a Gaussian of fixed width, whose log-likelihood is a squared error.
+    Its step size falls to zero over the run by half a cosine, as in the authors' code.
     """
 
     MAX_WEIGHT = 100.0
@@ -254,21 +280,27 @@ class IQL(TD3):
         seed: int,
         device: torch.device | str = "cpu",
         *,
-        expectile: float,
-        temperature: float,
+        constants: IQLConstants,
     ) -> None:
         super().__init__(config, inp, action_dim, seed, device)
-        self.expectile, self.temperature = expectile, temperature
+        self.constants = constants
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.value = FusedMLP(1, inp, 1, config.units, resolve_precision(config.precision, device)).to(device)
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), config.lr, fused=True)
 
     def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The state value first (IQL, Eq. 5), then critics and actor as TD3 takes its steps."""
-        loss = expectile_loss(self.advantage({**batch, "obs": batch["obs"].detach()}), self.expectile)
+        """State value (IQL, Eq. 5), critics and actor; all three read the state value of before this update.
+
+        Args:
+            step: counted from 1.
+        """
+        loss = expectile_loss(self.advantage({**batch, "obs": batch["obs"].detach()}), self.constants.expectile)
+        done = (step - 1) / self.constants.updates
+        set_lr(self.actor_optimizer, self.config.lr * 0.5 * (1 + math.cos(math.pi * done)))
+        terms = super().update(batch, step, generator)
         _minimise(loss, self.value_optimizer)
-        return {"value_loss": loss.detach()} | super().update(batch, step, generator)
+        return {"value_loss": loss.detach()} | terms
 
     def advantage(self, batch: Mapping[str, Tensor]) -> Tensor:
         """min Q̂(s, a) - V(s), the smaller of the slow critics: (B,)."""
@@ -283,7 +315,7 @@ class IQL(TD3):
 
     def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
         """exp(β A) (π(s) - a)² (IQL, Eq. 7)."""
-        weight = (self.temperature * self.advantage(batch)).detach().exp().clamp(max=self.MAX_WEIGHT)  # (B,)
+        weight = (self.constants.temperature * self.advantage(batch)).detach().exp().clamp(max=self.MAX_WEIGHT)  # (B,)
         return (weight * (self.actor(batch["obs"]) - batch["action"]).square().sum(-1)).mean()
 
     def modules(self) -> dict[str, nn.Module]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stages.backbones import load_backbone
+from stages.backbones import backbone_of
 from stages.backbones.prompts import embed_prompt_video, video_digest
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -83,12 +83,7 @@ def embed_goal(goal: Goal, source: Artifact, run: Run, name: str, again: str) ->
 
     Raises BadInput when that has changed since; `again` is the command that makes the source anew.
     """
-    backbone = load_backbone(name, run.root, run.device)
-    made_with = source.meta["extra"].get("backbone_id", backbone.id)  # imported embeddings do not say
-    if backbone.id != made_with:
-        raise BadInput(
-            f"{source.path} was made with backbone {made_with}, here is {backbone.id}; make it again with: {again}"
-        )
+    backbone = backbone_of(source, name, run.root, run.device, again)
     if goal.video:
         return embed_prompt_video(backbone, Path(goal.video))[None].cpu()
     return backbone.encode_text(list(goal.prompts)).cpu()

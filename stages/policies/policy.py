@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.backbones import Backbone, load_backbone
+from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
 from stages.core.settings import ActorCriticConfig
@@ -118,11 +118,10 @@ class LatentPolicy(Policy):
         cls, artifact: Artifact, root: Path, model: WorldModel, learner: ActorCritic, embedding: Tensor, acting: Acting
     ) -> LatentPolicy:
         """A learner, in training maybe, with the backbone of the run at `root` that its policy or model was made of."""
-        backbone = load_backbone(artifact.meta["extra"]["backbone"], root, acting.device)
-        trained_with = artifact.meta["extra"]["backbone_id"]
-        if backbone.id != trained_with:
-            raise BadInput(f"{artifact.path} was trained with backbone {trained_with}, here is {backbone.id}")
-        size = IMAGE_SIZE if retune(backbone, artifact) else backbone.frame_size  # it was tuned on the model's frames
+        again = f"bitagent {artifact.meta['stage']} --fresh (with this run's --preset, --scale and --out)"
+        backbone = backbone_of(artifact, artifact.meta["extra"]["backbone"], root, acting.device, again)
+        as_the_model = retune(backbone, artifact) or backbone.enlarged  # tuned on its frames, or made to read them
+        size = IMAGE_SIZE if as_the_model else backbone.frame_size
         return cls(model, learner, backbone, embedding, size, acting)
 
     def reset(self, prompt: int = 0) -> None:

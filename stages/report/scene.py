@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stages import worlds
-from stages.backbones import Backbone, load_backbone
+from stages.backbones import Backbone, backbone_of
 from stages.backbones.embeddings import open_training_data
 from stages.core.actor_critic import Actor
 from stages.core.world_model import TaskContext, WorldModel
@@ -111,12 +111,8 @@ class Scene:
     @cached_property
     def backbone(self) -> Backbone:
         """The one the model was trained with."""
-        extra = self.model_artifact.meta["extra"]
-        backbone = load_backbone(extra["backbone"], self.run.root, self.run.device)
-        if backbone.id != extra["backbone_id"]:
-            again = self.run.command("pretrain", "--fresh")
-            raise BadInput(f"{self.model_artifact.path} was trained with another backbone; make it again with: {again}")
-        return backbone
+        name, again = self.model_artifact.meta["extra"]["backbone"], self.run.command("pretrain", "--fresh")
+        return backbone_of(self.model_artifact, name, self.run.root, self.run.device, again)
 
     @cached_property
     def text(self) -> Tensor:

@@ -20,7 +20,8 @@ def find_bodies() -> dict[str, Body]:
     marked = {
         module.name
         for module in pkgutil.iter_modules(__path__)
-        if re.search(rb"^BODY\b", pkgutil.get_data(__name__, f"{module.name}.py") or b"", re.MULTILINE)
+        if not module.ispkg
+        and re.search(rb"^BODY\b", pkgutil.get_data(__name__, f"{module.name}.py") or b"", re.MULTILINE)
     }
     found = {name: import_module(f"{__name__}.{name}").BODY for name in (*PAPER, *sorted(marked.difference(PAPER)))}
     for name, body in found.items():

@@ -20,6 +20,7 @@ from stages.backbones.internvideo2 import (
     interpolate_time,
     load_public_weights,
     read_checkpoint,
+    word_pieces,
 )
 from stages.runtime.errors import BadInput
 
@@ -170,12 +171,19 @@ def test_video_equals_the_reference(tmp_path: Path, frames: int) -> None:
 def test_text_equals_the_reference_and_stops_before_the_cross_modal_layers(tmp_path: Path) -> None:
     tensors = as_checkpoint(make_model())
     backbone = InternVideo2Backbone(load_through_file(tmp_path, tensors), find_tokenizer(), "x", "cpu")
-    texts = ["walk fast clean", "a robot standing on one leg, then falling on its back"]
-    tokens = backbone.tokenizer(texts, padding="max_length", truncation=True, max_length=40, return_tensors="pt")
-    assert tokens["input_ids"].shape[1] == 40
-    rows = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
-    wanted = torch.stack([reference_text(tensors, ids, mask, TEXT.layers) for ids, mask in rows])
-    assert torch.allclose(backbone.encode_text(texts), wanted, atol=1e-4, rtol=0)
+    found = backbone.encode_text(["walk fast clean", "walk"])
+    for row, words in zip(found, ([101, 3328, 3435, 4550], [101, 3328]), strict=True):
+        wanted = reference_text(tensors, torch.tensor(words), torch.ones(len(words)), TEXT.layers)
+        assert torch.allclose(row, wanted, atol=1e-4, rtol=0)
+
+
+def test_prompts_have_no_final_separator_and_keep_39_word_pieces() -> None:
+    long = " ".join(["walk", "fast"] * 30)
+    ids, mask = word_pieces(find_tokenizer(), ["walk fast clean", long, ""])
+    assert ids.shape == mask.shape == (3, 40)
+    assert ids[0].tolist() == [101, 3328, 3435, 4550] + 36 * [0] and mask[0].tolist() == 4 * [1] + 36 * [0]
+    assert ids[1].tolist() == [101, *([3328, 3435] * 30)[:39]] and mask[1].tolist() == 40 * [1]
+    assert ids[2].tolist() == [101] + 39 * [0] and mask[2].sum() == 1
 
 
 def test_sizes_and_keys_are_those_of_the_facts_page() -> None:

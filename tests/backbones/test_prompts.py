@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbones.offline.tower import OfflineBackbone
-from stages.backbones.prompts import embed_prompt_video, read_frames
+from stages.backbones.prompts import _stretched, embed_prompt_video, read_frames
 from stages.runtime.errors import BadInput
 from tests.backbones.trained import make_offline
 
@@ -63,6 +64,23 @@ def test_the_middle_square_is_taken(tmp_path: Path) -> None:
     frames = pictures(2, height=20, width=32)
     found = read_frames(write_folder(tmp_path / "f", frames))
     assert np.array_equal(found, frames[:, :, 6:26].transpose(0, 3, 1, 2))
+
+
+def test_a_backbone_of_enlarged_frames_sees_the_first_eight_stretched(tmp_path: Path) -> None:
+    """Pixels 0 and 100 side by side, twice as wide: 0, 25, 75, 100 (half-pixel centres, ends held)."""
+    backbone = make_offline(tmp_path / "run")
+    backbone.enlarge()
+    frames = pictures(12, height=32, width=96)
+    frames[:, :, :2] = np.array([0, 100], np.uint8)[None, None, :, None]
+    folder = write_folder(tmp_path / "f", frames)
+    stretched = read_frames(folder, partial(_stretched, size=64))
+    assert stretched.shape == (12, 3, 64, 64)
+    assert np.array_equal(read_frames(folder, partial(_stretched, size=192))[0, 0, 0, :3], [0, 25, 75])
+    wanted = backbone.encode_video(torch.from_numpy(stretched[:8])[None])[0]
+    found = embed_prompt_video(backbone, folder)
+    assert torch.allclose(found, wanted, atol=2e-2)
+    middle = backbone.encode_video(torch.from_numpy(read_frames(folder)[:8])[None])[0]
+    assert (found - middle).abs().max() > 5e-2
 
 
 def test_what_cannot_be_a_prompt_is_refused(tmp_path: Path) -> None:

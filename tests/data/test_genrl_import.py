@@ -121,6 +121,20 @@ def test_missing_clip_video_means_no_sidecar(folder: Path) -> None:
     assert not (folder.parent / "embeddings").exists()
 
 
+@pytest.mark.parametrize("zeros", [0, 7, 8, 12])
+def test_leading_zero_rows_are_filled_from_the_first_embedding(folder: Path, zeros: int) -> None:
+    arrays = genrl_arrays(4, 15)
+    arrays["clip_video"] = np.random.default_rng(0).normal(size=(15, 512)).astype(np.float32)
+    arrays["clip_video"] /= np.linalg.norm(arrays["clip_video"], axis=1, keepdims=True)
+    arrays["clip_video"][:zeros] = 0
+    save(folder / name_of(0, 15), arrays)
+    artifact, embeddings, skipped = run(folder)
+    assert skipped == []
+    found = Dataset.open([artifact.path], "walker", [embeddings.path]).rows("embedding", np.arange(15))
+    np.testing.assert_allclose(found[zeros:], arrays["clip_video"][zeros:], atol=2e-4)
+    np.testing.assert_array_equal(found[:zeros], np.repeat(found[zeros : zeros + 1], zeros, axis=0))
+
+
 def test_extra_arrays_are_ignored(folder: Path) -> None:
     extra = {"clip_img": np.zeros((12, 768), np.float32), "notes": np.array([{"any": "object"}], dtype=object)}
     save(folder / name_of(4), genrl_arrays(4) | extra)
@@ -191,7 +205,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "scalar": (changed(is_first=np.array(True)), "is_first is bool"),
     "no rows": (changed(observation=GOOD["observation"][:0]), "0 rows"),
     "two starts": (changed(is_first=np.arange(12) % 6 == 0), "is_first"),
-    "zero clip": (changed(clip_video=np.zeros((12, 512), np.float32)), "no unit norm"),
+    "zero clip": (changed(clip_video=np.zeros((12, 512), np.float32)), "zeros alone"),
+    "zero row": (changed(clip_video=GOOD["clip_video"] * (np.arange(12) != 9)[:, None]), "all zero in row 9"),
+    "small rows": (changed(clip_video=GOOD["clip_video"] * np.float32(0.01)), "no unit norm"),
     "nan clip": (changed(clip_video=np.full((12, 512), np.nan, np.float32)), "no unit norm"),
     "narrow clip": (changed(clip_video=GOOD["clip_video"][:, :256]), "clip_video is float32"),
     "short clip": (changed(clip_video=GOOD["clip_video"][:-1]), "clip_video has 11 rows"),
@@ -218,8 +234,9 @@ def test_a_bad_episode_is_named_and_skipped(folder: Path, name: str) -> None:
     assert run(folder)[2] == skipped  # a reused import names them too
 
 
-def test_strict_stops_at_the_bad_episode(folder: Path) -> None:
-    truncated(folder / name_of(5))
+@pytest.mark.parametrize("name", ["truncated", "zero row"])
+def test_strict_stops_at_the_bad_episode(folder: Path, name: str) -> None:
+    BAD[name][0](folder / name_of(5))
     with pytest.raises(BadInput, match=rf"{name_of(5)}: .*without --strict"):
         run(folder, strict=True)
     assert not (folder.parent / "data" / "imported-walk").exists()

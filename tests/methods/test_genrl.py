@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.nets import categorical_kl, sample_one_hot
-from stages.core.world_model import Noise, TaskContext
+from stages.core.nets import sample_one_hot
+from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.methods.genrl import GenRL, aligned_reward, clipped_cosine, perturb
 from stages.runtime.errors import BadInput
 from tests.core.helpers import DIM_E, make_batch, unit
@@ -33,8 +35,9 @@ def test_the_latent_is_the_stochastic_state_alone() -> None:
     assert model.dim_policy == 16 + 15 + DIM_E and task.gates.shape == (3, 0, 1)
 
 
-def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_cosine() -> None:
-    """Step by step: h₀ = f(e), h_t = GRU(h_{t-1}, [s_{t-1}, e of the window]), the prior against the posterior.
+def test_the_terms_are_the_kl_from_the_connectors_steps_and_the_aligners_cosine() -> None:
+    """Step by step, with x = √dim_e · e of the window: h₀ = f(x), s₀ sampled from the prior of h₀,
+    h_t = GRU(h_{t-1}, [s_{t-1}, x]), KL(prior ‖ posterior).
 
     The aligner: 1 - cos(f((1 - α) e + α n / |n|), e), α = 0.5.
     """
@@ -46,18 +49,31 @@ def test_the_terms_are_the_forward_kl_of_the_connectors_steps_and_the_aligners_c
     torch.manual_seed(5)
     terms = model.grounding_terms(seen, models.objective_config(), Noise("cpu"))
     torch.manual_seed(5)
-    normal = torch.randn(*e.shape)
+    uniform, normal = torch.rand(3, 3, 5), torch.randn(*e.shape)
     noisy = 0.5 * e + 0.5 * normal / normal.norm(dim=-1, keepdim=True)
     cosine = F.cosine_similarity(model.aligner(noisy / noisy.norm(dim=-1, keepdim=True)), e, dim=-1)
     torch.testing.assert_close(terms["aligner"], 1 - cosine.mean())
-    h = torch.tanh(model.connector_start(e[:, 3]))
-    s = torch.zeros(3, 15)
+    video = math.sqrt(DIM_E) * e
+    h = torch.tanh(model.connector_start(video[:, 3]))
+    s = F.one_hot((model.connector.prior(h) - torch.log(-torch.log(uniform))).argmax(-1), 5).float().flatten(1)
     wanted = []
     for t in range(8):  # two whole windows of the ten frames
-        h = model.connector.gru(torch.cat([s, e[:, 4 * (t // 4) + 3]], -1), h)
-        wanted.append(categorical_kl(seen.posterior[:, t], model.connector.prior(h)))
+        h = model.connector.gru(torch.cat([s, video[:, 4 * (t // 4) + 3]], -1), h)
+        ours, theirs = model.connector.prior(h), seen.posterior[:, t]
+        wanted.append((ours.exp() * (ours - theirs)).sum((1, 2)))
         s = seen.s[:, t]
     torch.testing.assert_close(terms["connector"], 0.8 * torch.stack(wanted).mean())
+
+
+def test_the_kl_of_two_known_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connector (0.9, 0.1), posterior (0.5, 0.5): 0.8 · KL(connector ‖ posterior) = 0.2944; the other way 0.4087."""
+    model = make(window=2)
+    ours, theirs = (torch.tensor(p).log().expand(1, 2, 1, 2) for p in ([0.9, 0.1], [0.5, 0.5]))
+    monkeypatch.setattr(model, "connect", lambda *_: ours)
+    state = State(torch.zeros(1, 2, 16), torch.zeros(1, 2, 2), unit(1)[:, None].expand(1, 2, DIM_E))
+    seen = Observed(state, torch.zeros(1, 2, 2), theirs, theirs)
+    terms = model.grounding_terms(seen, torch.zeros(1, 2, 2), models.objective_config(), Noise("cpu"))
+    assert terms["connector"].item() == pytest.approx(0.2944, abs=1e-4)
 
 
 def test_perturb() -> None:
@@ -88,12 +104,24 @@ def test_target_is_the_connector_unrolled_without_sampling() -> None:
     task = model.task(unit(2))
     found, priors = model.text_rollout(torch.zeros(2, 4, 2), task, None)
     assert found.shape == (2, 5, 15) and priors.shape == (2, 5, 3, 5)
-    h, s = torch.tanh(model.connector_start(task.semantics)), torch.zeros(2, 15)
+    video = math.sqrt(DIM_E) * task.semantics
+    h = torch.tanh(model.connector_start(video))
+    s = sample_one_hot(model.connector.prior(h), None)
     for t in range(5):
-        h = model.connector.gru(torch.cat([s, task.semantics], -1), h)
+        h = model.connector.gru(torch.cat([s, video], -1), h)
         s = sample_one_hot(model.connector.prior(h), None)
         torch.testing.assert_close(found[:, t], s)
     torch.testing.assert_close(task.semantics, model.aligner(task.tau))
+
+
+def test_with_noise_the_first_state_is_sampled_from_the_prior() -> None:
+    """The frequencies of 4 000 samples are the prior's probabilities."""
+    model = make()
+    torch.manual_seed(0)
+    h, s = model.connector_first(unit(1).expand(4000, DIM_E), Noise("cpu"))
+    found = s.unflatten(-1, (3, 5)).mean(0)
+    torch.testing.assert_close(found, model.connector.prior(h[0]).exp(), atol=0.03, rtol=0)
+    assert found.max() < 0.97  # it is not always the mode
 
 
 @pytest.mark.parametrize(

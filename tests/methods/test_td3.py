@@ -9,8 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitagent_cli import presets
+from stages.core.model_free import AGENTS
 from stages.methods import td3
-from stages.methods.td3 import IQL, TD3, TD3BC, Critics, DeterministicActor, FusedMLP, TD3Config, expectile_loss
+from stages.methods.td3 import (
+    IQL,
+    TD3,
+    TD3BC,
+    Critics,
+    DeterministicActor,
+    FusedMLP,
+    IQLConstants,
+    TD3Config,
+    expectile_loss,
+)
 
 OBS, ACTION, BATCH = 5, 2, 16
 
@@ -104,6 +116,33 @@ def test_an_update_moves_the_actor_on_its_turn_only_and_targets_slowly() -> None
     for p, old in zip(agent.critics.parameters(), critics, strict=True):
         assert torch.equal(p, old)  # the actor's objective does not train the critics
         assert p.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["td3", "td3-bc"])
+def test_the_offline_rows_move_their_targets_with_the_actor_alone(kind: str) -> None:
+    """As CORL does; at the actor's turn target ← 0.9 target + 0.1 online, for both networks."""
+    agents = {
+        "td3": lambda: TD3(config(), OBS, ACTION, seed=0, delayed_targets=True),
+        "td3-bc": lambda: TD3BC(config(), OBS, ACTION, seed=0, alpha=2.5),
+    }
+    agent, g = agents[kind](), torch.Generator().manual_seed(0)
+    pairs = [(agent.critics_target, agent.critics), (agent.actor_target, agent.actor)]
+    before = [[p.detach().clone() for p in slow.parameters()] for slow, _ in pairs]
+    agent.update(batch(), step=1, generator=g)
+    for (slow, _), old in zip(pairs, before, strict=True):
+        assert all(torch.equal(p, o) for p, o in zip(slow.parameters(), old, strict=True))
+    agent.update(batch(1), step=2, generator=g)
+    for (slow, online), old in zip(pairs, before, strict=True):
+        for p, o, new in zip(slow.parameters(), old, online.parameters(), strict=True):
+            torch.testing.assert_close(p, 0.9 * o + 0.1 * new)
+
+
+def test_the_models_of_the_table_have_delayed_targets_and_iql_acts_at_every_update() -> None:
+    for name, make in AGENTS.items():
+        settings = presets.load("walker", "laptop", (), name).offline_rl
+        agent = make(settings, OBS, ACTION, 0, torch.device("cpu"))
+        assert agent.delayed_targets == (name != "iql")
+        assert agent.config.actor_every == (1 if name == "iql" else 2)
 
 
 def test_it_learns_a_one_step_task() -> None:
@@ -210,8 +249,9 @@ def test_the_expectile_of_a_sample_minimises_its_loss() -> None:
     assert best[0] < best[1] < best[2] and best[2] > 4.5
 
 
-def iql(**changes: object) -> IQL:
-    return IQL(config(**changes), OBS, ACTION, seed=0, expectile=0.7, temperature=3.0)
+def iql(seed: int = 0, updates: int = 10_000, **changes: object) -> IQL:
+    constants = IQLConstants(expectile=0.7, temperature=3.0, updates=updates)
+    return IQL(config(**changes), OBS, ACTION, seed, constants=constants)
 
 
 def test_iql_never_asks_for_the_value_of_an_action_outside_the_data() -> None:
@@ -225,6 +265,38 @@ def test_iql_never_asks_for_the_value_of_an_action_outside_the_data() -> None:
     weight = (3.0 * advantage).exp().clamp(max=100.0).detach()
     errors = ((agent.actor(data["obs"]) - data["action"]) ** 2).sum(-1)
     torch.testing.assert_close(agent.actor_objective(data), (weight * errors).mean())
+
+
+def test_an_update_of_iql_reads_the_networks_of_before_it() -> None:
+    """CORL's order: the state value of before the update in all three losses, the slow critics move at its end."""
+    agent, data = iql(actor_every=1), batch()
+    q1, q2 = agent.critics_target.value(data["obs"], data["action"])
+    value, following = agent.value(data["obs"])[0, :, 0], agent.value(data["next_obs"])[0, :, 0]
+    advantage = (torch.minimum(q1, q2) - value).detach()
+    target = (data["reward"] + 0.9 * following).detach()
+    errors = (agent.critics.value(data["obs"], data["action"]) - target).square().mean(1)  # (2,)
+    policy = (3 * advantage).exp().clamp(max=100) * ((agent.actor(data["obs"]) - data["action"]) ** 2).sum(-1)
+    slow = [p.detach().clone() for p in agent.critics_target.parameters()]
+    terms = agent.update(data, 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(terms["value_loss"], (abs(0.7 - (advantage < 0).float()) * advantage**2).mean())
+    torch.testing.assert_close(terms["critic_loss"], errors.sum().detach())
+    torch.testing.assert_close(terms["actor_loss"], policy.mean().detach())
+    for p, old, new in zip(agent.critics_target.parameters(), slow, agent.critics.parameters(), strict=True):
+        torch.testing.assert_close(p, old + 0.1 * (new - old))
+
+
+def test_the_step_size_of_iqls_actor_falls_by_half_a_cosine() -> None:
+    """As CosineAnnealingLR over the run's updates; the others' stay."""
+    agent, g = iql(updates=8, lr=1.0), torch.Generator()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+    for step in range(1, 9):
+        agent.update(batch(step), step, g.manual_seed(step))
+        assert agent.actor_optimizer.param_groups[0]["lr"] == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert agent.critic_optimizer.param_groups[0]["lr"] == agent.value_optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_iql_finds_the_better_of_two_actions_in_the_data() -> None:
@@ -263,7 +335,7 @@ def test_a_restored_iql_continues_to_the_same_bits() -> None:
         whole.update(batch(step), step, g.manual_seed(step))
         if step == 1:
             saved = {name: {k: v.clone() for k, v in group.items()} for name, group in whole.tensors().items()}
-    second = IQL(config(), OBS, ACTION, seed=99, expectile=0.7, temperature=3.0)
+    second = iql(seed=99)
     second.load(saved)
     for step in (2, 3):
         second.update(batch(step), step, g.manual_seed(step))

@@ -112,7 +112,9 @@ def make_backbone(run: Run, seed: int = 0) -> Artifact:
 
 def make_embeddings(run: Run) -> list[Artifact]:
     """Embed all datasets of the run by the stage itself."""
-    config = embed.Config(backbone="offline", batch=64, workers=1, offline=embed.OfflineConfig(**OFFLINE))
+    config = embed.Config(
+        backbone="offline", frames="native", batch=64, workers=1, offline=embed.OfflineConfig(**OFFLINE)
+    )
     return embed.run(config, run)
 
 

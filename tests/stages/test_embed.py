@@ -21,10 +21,11 @@ import torch.nn.functional as F
 
 from bitagent_cli.presets import resolve as load_preset
 from stages import embed
-from stages.backbones import load_backbone
+from stages.backbones import backbone_id, load_backbone
 from stages.backbones.offline import tower
 from stages.backbones.offline.tower import OfflineBackbone, TextTower
-from stages.data.episodes import Dataset, DatasetWriter, held_out_episodes
+from stages.data.episodes import Dataset, DatasetWriter, held_out_episodes, write_sidecar
+from stages.data.genrl_import import import_genrl
 from stages.data.inputs import find_inputs
 from stages.data.shards import Episode
 from stages.runtime import artifacts
@@ -36,6 +37,7 @@ from stages.worlds import tasks
 from stages.worlds.render import render_states
 from stages.worlds.tasks import make_env
 from tests.backbones.tiny import SIZE, save_tiny
+from tests.data.test_genrl_import import genrl_arrays, save
 from tests.stages.small_run import Killed
 
 ROWS = 24
@@ -230,6 +232,99 @@ def test_frames_are_rendered_at_the_backbones_size_or_resized(frames: str, tmp_p
         assert made.meta["config"]["frames"] == f"ray at {SIZE}"
     wanted = backbone.encode_episode(pictures, 16).numpy()
     np.testing.assert_allclose(dataset.rows("embedding", rows).astype(np.float32), wanted, atol=2e-3)
+
+
+def enlarged(frames: np.ndarray) -> torch.Tensor:
+    """uint8 (T, 3, H, H) → (T, 3, SIZE, SIZE), bilinearly: each new pixel's centre between four old ones."""
+    place = np.clip((np.arange(SIZE) + 0.5) * frames.shape[-1] / SIZE - 0.5, 0, frames.shape[-1] - 1)
+    low = np.minimum(place.astype(int), frames.shape[-1] - 2)
+    share = (place - low)[:, None]
+    rows = frames[:, :, low] * (1 - share) + frames[:, :, low + 1] * share  # (T, 3, SIZE, H)
+    wide = rows[..., low] * (1 - share[:, 0]) + rows[..., low + 1] * share[:, 0]  # (T, 3, SIZE, SIZE)
+    return torch.from_numpy(wide.round().astype(np.uint8))
+
+
+def test_enlarged_frames_are_the_stored_ones_bilinearly_resized(tmp_path: Path) -> None:
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "run", quiet=True)
+    source = write_data(run.root, episodes=1, size=16)  # it has states to render from, too
+    name = str(tmp_path / "tiny-clip")
+    save_tiny("clip", tmp_path / "tiny-clip")
+    made = embed.run(config().model_copy(update={"frames": "enlarged"}), run, backbone=name)[0]
+    native = load_backbone(name, run.root, "cpu")
+    assert made.meta["config"]["frames"] == f"enlarged to {SIZE}"
+    assert made.meta["config"]["backbone_id"] == made.meta["extra"]["backbone_id"] == f"{native.id}+enlarged"
+    dataset = Dataset.open([source.path], "walker", [made.path])
+    rows = np.maximum(np.arange(ROWS)[:, None] + np.arange(-7, 1), 0)
+    wanted = native.encode_video(enlarged(dataset.rows("image", np.arange(ROWS)))[rows]).numpy()
+    found = dataset.rows("embedding", np.arange(ROWS)).astype(np.float32)
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+    rendered = embed.run(config(), dataclasses.replace(run, fresh=True), backbone=name)[0]
+    assert rendered.meta["config"]["frames"] == f"ray at {SIZE}" and rendered.meta["extra"]["backbone_id"] == native.id
+    other = Dataset.open([source.path], "walker", [rendered.path]).rows("embedding", np.arange(ROWS))
+    assert np.abs(other - found).max() > 1e-2
+
+
+def test_without_frames_there_is_nothing_to_enlarge(tmp_path: Path) -> None:
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "run", quiet=True)
+    write_data(run.root, episodes=1, image=False)
+    save_tiny("clip", tmp_path / "tiny-clip")
+    with pytest.raises(BadInput, match="holds states without frames; render them with"):
+        embed.run(config().model_copy(update={"frames": "enlarged"}), run, backbone=str(tmp_path / "tiny-clip"))
+
+
+# ---------------------------------------------------------------------------- imported data
+
+
+def import_data(run: Run, task: str = "", clip: bool = True) -> Artifact:
+    """One episode as GenRL's, with clip_video or without."""
+    arrays = genrl_arrays(1, ROWS)
+    save(run.root.parent / f"genrl{task}" / "1.npz", {k: v for k, v in arrays.items() if clip or k != "clip_video"})
+    return import_genrl(run.root.parent / f"genrl{task}", run, task)[0]
+
+
+def test_the_offline_backbone_of_collected_data_embeds_imported_frames(run: Run) -> None:
+    imported = import_data(run)
+    made = {a.path.name: a for a in embed.run(config(), run)}
+    assert set(made) == {"imported", "random"}
+    backbone = load_backbone("offline", run.root, "cpu")
+    assert artifacts.load(run.root / "backbone").meta["inputs"].keys() == {"collect:random"}
+    dataset = Dataset.open([imported.path], "walker", [made["imported"].path])
+    image = dataset.episode(0).image
+    assert image is not None
+    wanted = backbone.encode_episode(np.array(image), 64).numpy()
+    np.testing.assert_allclose(dataset.rows("embedding", np.arange(ROWS)).astype(np.float32), wanted, atol=2e-3)
+    with pytest.raises(
+        BadInput, match=r"imported has no physics states to render again: move one .* out of"
+    ) as refusal:
+        Dataset.open([run.root / "data" / name for name in made], "walker")
+    assert "--render" not in str(refusal.value)
+    (run.root / "data" / "random").rename(run.root / "apart")  # as the refusal says
+    assert [a.id for a in embed.run(config(), run)] == [made["imported"].id]
+    with pytest.raises(BadInput, match=r"config\.lr.*--fresh"):
+        embed.run(config(lr=0.1), run)
+
+
+def test_embeddings_of_genrl_mix_with_those_of_enlarged_frames_alone(tmp_path: Path) -> None:
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "run", quiet=True)
+    name = str(tmp_path / "tiny-clip")
+    save_tiny("clip", tmp_path / "tiny-clip")
+    data = [import_data(run), import_data(run, "walk", clip=False)]
+    theirs = artifacts.load(run.root / "embeddings" / "internvideo2" / "imported")
+    assert backbone_id(theirs, name, run) == load_backbone(name, run.root, "cpu").id + "+enlarged"
+    places = []
+    for frames in ("native", "enlarged"):
+        settings = config().model_copy(update={"frames": frames})
+        own = embed.run(settings, dataclasses.replace(run, fresh=frames == "enlarged"), backbone=name)
+        assert own[0].meta["extra"]["dim"] == 12
+        # A sidecar of the same width as the tiny backbone's, imported from GenRL as far as it says.
+        config_of = {"import": "genrl", "backbone": name}
+        block = np.ones((ROWS, 12))
+        imported = write_sidecar(tmp_path / f"theirs-{frames}", run, data[:1], [block], config_of, {"backbone": name})
+        places.append([imported.path, own[1].path])
+        if frames == "native":
+            with pytest.raises(BadInput, match=r"different pictures.*--set embed\.frames=enlarged --fresh"):
+                Dataset.open([a.path for a in data], "walker", places[0])
+    assert Dataset.open([a.path for a in data], "walker", places[1]).dim_embedding == 12
 
 
 def test_rendering_over_processes_gives_the_same_bytes(tmp_path: Path) -> None:

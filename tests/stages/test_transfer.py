@@ -18,6 +18,7 @@ from stages.methods import open_model
 from stages.pretrain import Sections
 from stages.report import chapters
 from stages.report.scene import Scene
+from stages.report.tables import paired_gains
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -197,8 +198,8 @@ def test_another_budget_is_refused(base: Path, adapted: Artifact) -> None:
 
 
 def test_gain_is_paired_by_seed() -> None:
-    assert transfer.gain({0: 0.5, 1: 0.8, 2: 9.0}, {1: 0.4, 0: 0.3}) == pytest.approx([0.2, 0.4])
-    assert transfer.gain({0: 0.5, 1: 0.7}, {3: 0.1}) == pytest.approx([0.5])
+    assert paired_gains({0: 0.5, 1: 0.8, 2: 9.0}, {1: 0.4, 0: 0.3}) == pytest.approx([0.2, 0.4])
+    assert paired_gains({0: 0.5, 1: 0.7}, {3: 0.1}) == pytest.approx([0.5])
 
 
 def test_comparison_waits_for_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +219,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_evaluation(run, "walk", 0.1, method="bitagent")
     found = transfer.compare(run, src="quadruped")
     assert found is not None and found.path == run.root / "transfer" / "quadruped"
-    assert {"gain.md", "gain.csv", "gain.json", "gain.png"} == found.meta["files"].keys()
+    assert {"gain.md", "gain.csv", "gain.tex", "gain.json", "gain.png"} == found.meta["files"].keys()
     (row,) = json.loads((found.path / "gain.json").read_text())
     assert row["gain"] == pytest.approx(0.2) and row["paired_seeds"] == 2
     said = capsys.readouterr().out

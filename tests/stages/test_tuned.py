@@ -20,7 +20,7 @@ from stages.behave import encode_data, posterior_modes
 from stages.data.episodes import Dataset
 from stages.methods import open_model
 from stages.policies.goals import Ask, Variant
-from stages.policies.policy import Policy
+from stages.policies.policy import LatentPolicy, Policy
 from stages.pretrain import Sections
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -129,7 +129,7 @@ def test_a_backbone_trained_again_needs_new_embeddings(run: Run, tmp_path: Path)
     shutil.rmtree(root / "backbone")
     again = small_run.make_run(root)
     small_run.make_backbone(again, seed=1)
-    with pytest.raises(BadInput, match=r"embed it again: bitagent embed .*--backbone offline --fresh"):
+    with pytest.raises(BadInput, match=r"make it again with: bitagent embed .*--backbone offline --fresh"):
         train(again, "last-k", "again")
 
 
@@ -194,6 +194,37 @@ def test_from_prompt_to_score(run: Run) -> None:
     assert row_of_table["policy"] == policy_artifact.id and np.isfinite(row_of_table["return"])
 
 
+@pytest.mark.parametrize("frames", ["native", "enlarged"])
+def test_a_policy_reads_the_frames_that_its_data_was_embedded_from(tmp_path: Path, frames: str) -> None:
+    """Natively the world is rendered at the backbone's 32 pixels; else it reads the model's 64, bilinearly resized."""
+    clip = str(tmp_path / "clip")
+    save_tiny("clip", Path(clip))
+    here = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_data(here, "random")
+    embed.run(
+        embed.Config(
+            backbone=clip, frames=frames, batch=64, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE)
+        ),
+        here,
+    )
+    pretrain.run(small_run.pretrain_config(backbone=clip, updates=2), model_config(), here)
+    made = behave.run(behave_config(updates=2), here, task="walk")
+    policy = Policy.load(made.path)
+    assert isinstance(policy, LatentPolicy)
+    assert (policy.backbone_size, policy.backbone.enlarged) == ((32, False) if frames == "native" else (64, True))
+    assert policy.backbone.id == made.meta["extra"]["backbone_id"]
+    if frames == "enlarged":
+        assert policy.backbone.resample == "bilinear"
+        dataset = open_training_data(artifacts.load(here.root / "model" / "bitagent-s0"), here)
+        image = dataset.episode(0).image
+        assert image is not None
+        for row, frame in enumerate(image[:10]):
+            policy.act(frame)
+            assert policy.state is not None
+            wanted = policy.model.adapter(torch.from_numpy(dataset.rows("embedding", np.array([row]))).float())
+            torch.testing.assert_close(policy.held, wanted, rtol=0, atol=2e-3)
+
+
 # ---------------------------------------------------------------------------- another body, another kind of backbone
 
 
@@ -202,7 +233,9 @@ def test_a_tuned_backbone_goes_on_from_there_on_another_body(tmp_path: Path) -> 
     clip = str(tmp_path / "clip")
     save_tiny("clip", Path(clip))
     runs = {name: small_run.make_run(tmp_path / f"{name}-smoke", domain=name) for name in ("walker", "cheetah")}
-    sizes = embed.Config(backbone=clip, batch=64, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE))
+    sizes = embed.Config(
+        backbone=clip, frames="native", batch=64, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE)
+    )
     for one in runs.values():
         small_run.make_data(one, "random")
         embed.run(sizes, one)

@@ -201,7 +201,7 @@ class OfflineBackbone(Backbone):
 
     @torch.no_grad()
     def encode_episode(self, frames: np.ndarray, batch: int = BATCH) -> Tensor:
-        resized = resize(torch.from_numpy(frames.copy()).to(self.device), self.frame_size)
+        resized = resize(torch.from_numpy(frames.copy()).to(self.device), self.frame_size, self.resample)
         with torch.autocast(resized.device.type, torch.bfloat16, enabled=self.bf16):
             return self.video.episode(resized, batch)
 
