@@ -210,6 +210,8 @@ def rewards(scene: Scene) -> Chapter:
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, c.reward_horizon)
     shown = _policy_variant(scene)
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
+
+    # each task apart: how well every variant ranks the true reward, and the one shown along good episodes
     about: dict[str, Any] = {}
     traces = {}
     for k, task in enumerate(tasks.task_names(scene.run.domain)):  # the first prompts are the tasks
@@ -218,6 +220,7 @@ def rewards(scene: Scene) -> Chapter:
             dataset, task, episodes, mine, c.reward_windows, scene.run.seed, scene.held_out
         )
         traces[task] = _traces(dataset, task, episodes, mine[shown])
+
     save_json(scene.folder, "reward", about)
     made = save_tables(scene.folder, {"reward-rank": _reward_table(about, shown)})
     caption = f"Learned reward ({shown}) and true reward along whole episodes."
