@@ -71,9 +71,7 @@ def resolve_scale(scale: str, device: str) -> tuple[str, str]:
     """'auto' → the scale that suits the device, and the reason to print."""
     if scale != "auto":
         return scale, ""
-    if device == "cuda":
-        return "paper", " (auto: CUDA)"
-    return "laptop", " (auto: no CUDA)"
+    return ("paper", " (auto: CUDA)") if device == "cuda" else ("laptop", " (auto: no CUDA)")
 
 
 def announcement(stage: str, domain: str, scale: str, why: str, device: str, seed: int, root: Path) -> str:

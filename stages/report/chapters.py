@@ -78,10 +78,8 @@ def policies(scene: Scene) -> Chapter:
     if not films:
         raise BadInput(f"no evaluation with films yet; make one with: {_evaluate_command(scene)}")
     rows = [(word, [pair[i] for pair in films.values()]) for i, word in enumerate(("best", "worst"))]
-    film = figures.film(rows, columns=list(films))
-    picture = save_frames(
-        scene.folder, "policies.gif", "Best and worst evaluation episode of each task.", film, FILM_PAUSE
-    )
+    film, about = figures.film(rows, columns=list(films)), "Best and worst evaluation episode of each task."
+    picture = save_frames(scene.folder, "policies.gif", about, film, FILM_PAUSE)
     return Chapter("Policies", "Each policy in the real environment, faster than real time.", pictures=[picture])
 
 
@@ -159,10 +157,8 @@ def dreams(scene: Scene) -> Chapter:
     if scene.contexts.gates.shape[1]:
         gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
         save_json(scene.folder, "gates", {"prompts": scene.prompts, "gates": gates})
-        short = {n[:24]: g for n, g in gates.items()}
-        chapter.pictures.append(
-            _chart(scene, "gates.png", "Gate of each fusion layer (Eq. 5).", figures.gate_bars, short)
-        )
+        caption, short = "Gate of each fusion layer (Eq. 5).", {n[:24]: g for n, g in gates.items()}
+        chapter.pictures.append(_chart(scene, "gates.png", caption, figures.gate_bars, short))
 
     # Fig. 4
     if films := _films(scene):
@@ -214,6 +210,8 @@ def rewards(scene: Scene) -> Chapter:
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, c.reward_horizon)
     shown = _policy_variant(scene)
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
+
+    # each task apart: how well every variant ranks the true reward, and the one shown along good episodes
     about: dict[str, Any] = {}
     traces = {}
     for k, task in enumerate(tasks.task_names(scene.run.domain)):  # the first prompts are the tasks
@@ -222,6 +220,7 @@ def rewards(scene: Scene) -> Chapter:
             dataset, task, episodes, mine, c.reward_windows, scene.run.seed, scene.held_out
         )
         traces[task] = _traces(dataset, task, episodes, mine[shown])
+
     save_json(scene.folder, "reward", about)
     made = save_tables(scene.folder, {"reward-rank": _reward_table(about, shown)})
     caption = f"Learned reward ({shown}) and true reward along whole episodes."
@@ -337,9 +336,8 @@ def datasets(scene: Scene) -> Chapter:
     for name, dataset in opened.items():
         if dataset.has("image"):
             about = f"{name}: {dataset.n_episodes} episodes, {dataset.n_frames} frames."
-            chapter.pictures.append(
-                save_frames(scene.folder, f"data-{name}.png", about, figures.contact_sheet(dataset))
-            )
+            sheet = figures.contact_sheet(dataset)
+            chapter.pictures.append(save_frames(scene.folder, f"data-{name}.png", about, sheet))
     chapter.tables = save_tables(scene.folder, {"coverage": coverage_table(opened)})
     return chapter
 

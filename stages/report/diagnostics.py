@@ -72,14 +72,17 @@ def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context:
     device = next(model.parameters()).device
     length = context + horizon
     image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
+
+    # look: the state after the last frame of the context
     e = F.normalize(e.float(), dim=-1)
     task = model.task(F.normalize(e[:, :context].mean(1), dim=-1))
     is_first = torch.zeros(image.shape[:2], dtype=torch.bool, device=device)
     seen = model.observe(
         image[:, :context], action[:, :context], is_first[:, :context], model.adapter(e[:, :context]), task, None
     )
-    last = State(*(getattr(seen.state, k)[:, -1] for k in ("h", "z", "e")))
+    last = seen.state.map(lambda x: x[:, -1])
 
+    # imagine: once the most likely states, and often sampled ones
     def rollout(noise: Noise | None) -> Tensor:
         """(N, H, 3, 64, 64) uint8."""
         imagined, _, _ = model.imagine(last, lambda _, t: action[:, context + t], horizon, task, noise)
@@ -87,6 +90,8 @@ def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context:
 
     single = rollout(None)
     expected = sum(normalize_image(rollout(Noise(device))) for _ in range(SAMPLES)) / SAMPLES
+
+    # compare with what happened
     future = normalize_image(image[:, context:])
     guesses = expected, normalize_image(single), normalize_image(image[:, context - 1 : context])
     errors = [(guess - future).square().sum((2, 3, 4)) for guess in guesses]  # (N, H) each
@@ -233,6 +238,7 @@ def episode_rewards(
     index = torch.arange(count, device=device)[:, None] * horizon + torch.arange(horizon + 1, device=device)  # (n, H+1)
     found: dict[str, list[Tensor]] = {name: [] for name in model.measures}
     for chunk in _chunks(episodes, 4):
+        # what does not depend on the prompt: frames, posterior, embeddings
         starts = dataset.episode_info.start[chunk]
         image, action, e = (_window(dataset, k, starts, length, device) for k in ("image", "action", "embedding"))
         s = sample_one_hot(model.rssm.posterior(image), None)  # (B, T, S)
@@ -240,10 +246,11 @@ def episode_rewards(
         is_first = torch.zeros(image.shape[:2], dtype=torch.bool, device=device)
         is_first[:, 0] = True
         for k in range(len(prompts.tau)):
+            # filter the whole episodes, then cut them into stretches
             task = prompts.rows(torch.tensor([k], device=device))
             z = model.fuse(e, s, task.gates.unsqueeze(1))
             h = model.rssm.scan(z, action, is_first, model.rssm.first(len(chunk)))
-            state = State(*(x[:, index].flatten(0, 1) for x in (h, z, e)))  # (B·n, H+1, ·)
+            state = State(h, z, e).map(lambda x: x[:, index].flatten(0, 1))  # (B·n, H+1, ·)
             steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
             for name, measure in model.measures.items():
                 reward = model.reward(task.expand(len(steps)), state, steps, measure)  # (B·n, H)

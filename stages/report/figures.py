@@ -22,6 +22,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 INK, PAPER, SEEN, IMAGINED = (32, 32, 32), (255, 255, 255), (150, 150, 150), (213, 94, 0)
 GAP = 3
 HEADER = 16
+STYLE = {
+    "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+    "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.25, "grid.linewidth": 0.6, "axes.axisbelow": True,
+}  # fmt: skip
 SMOOTH = 10  # episodes behind a point of a learning curve
 
 Clip = np.ndarray  # frames (T, 3, H, W) uint8
@@ -158,13 +163,8 @@ def chart(
     """`count` axes of `width` × `height` inches in rows of `columns`, saved as PNG; unused ones are hidden."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    with figure(path, columns * width, rows * height) as drawn:
+    with figure(path, columns * width, rows * height, STYLE) as drawn:
         axes = list(np.atleast_1d(drawn.subplots(rows, columns)).ravel())
-        for ax in axes:
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.tick_params(labelsize=8)
-            ax.grid(alpha=0.25, linewidth=0.6)
-            ax.set_axisbelow(True)
         yield axes
         for ax in axes:
             ax.set_visible(ax.has_data())
@@ -180,11 +180,9 @@ def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
     with chart(path, width=5.5, height=3.2) as (ax,):
         for key, (label, color, style) in lines.items():
             ax.plot(summary["horizon"], summary[key], color=color, linestyle=style, label=label)
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("steps ahead", fontsize=9)
-        ax.set_ylabel("squared error a frame", fontsize=9)
-        ax.set_title(f"Open-loop prediction, mean over {summary['windows']} windows", fontsize=10)
-        ax.legend(fontsize=8, frameon=False)
+        title = f"Open-loop prediction, mean over {summary['windows']} windows"
+        ax.set(title=title, xlabel="steps ahead", ylabel="squared error a frame", ylim=(0, None))
+        ax.legend()
 
 
 def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> None:
@@ -194,10 +192,8 @@ def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> None:
     with chart(path, width=max(4.5, 1.4 * layers * len(gates) ** 0.5), height=3.0) as (ax,):
         _bars(ax, groups, list(gates))
         ax.axhline(0.5, color="#888888", linewidth=0.8)
-        ax.set_ylim(0, 1)
-        ax.set_ylabel("gate: semantic 0, dynamic 1", fontsize=9)
-        ax.set_title("Gates by prompt (Eq. 5)", fontsize=10)
-        ax.legend(fontsize=8, frameon=False, ncols=min(4, len(gates)))
+        ax.set(title="Gates by prompt (Eq. 5)", ylabel="gate: semantic 0, dynamic 1", ylim=(0, 1))
+        ax.legend(ncols=min(4, len(gates)))
 
 
 def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
@@ -214,15 +210,15 @@ def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray
             for column, (episode, (learned, true)) in enumerate(group.items()):
                 ax = axes[row * columns + column]
                 ax.plot(learned, color=COLORS[0], linewidth=0.9, label="learned")
-                ax.set_ylim(min(lows), max(highs))
+                ax.set(title=f"{task}: {episode}", ylim=(min(lows), max(highs)))
+                ax.tick_params(axis="y", colors=COLORS[0])
                 other = ax.twinx()
                 other.plot(true, color=COLORS[1], linewidth=0.9, label="true")
-                other.set_ylim(-0.02, 1.02)
-                other.tick_params(labelsize=8, colors=COLORS[1])
-                ax.tick_params(axis="y", colors=COLORS[0])
-                ax.set_title(f"{task}: {episode}", fontsize=9)
+                other.set(ylim=(-0.02, 1.02))
+                other.tick_params(colors=COLORS[1])
+                other.grid(visible=False)
                 if row == column == 0:
-                    ax.legend(handles=[*ax.get_lines(), *other.get_lines()], fontsize=7, loc="lower right")
+                    ax.legend(handles=[*ax.get_lines(), *other.get_lines()], loc="lower right", frameon=True)
 
 
 def score_bars(path: Path, panels: Mapping[str, Groups]) -> None:
@@ -236,10 +232,8 @@ def score_bars(path: Path, panels: Mapping[str, Groups]) -> None:
         for ax, (title, groups) in zip(axes, panels.items(), strict=False):
             _bars(ax, groups, methods)
             ax.axhline(0, color="#888888", linewidth=0.8)
-            low, high = ax.get_ylim()
-            ax.set_ylim(min(1.15 * low, 0.0), max(1.15 * high, 1.0))
-            ax.set_ylabel("normalised score", fontsize=8)
-            ax.set_title(title, fontsize=9)
+            low, high = (1.15 * limit for limit in ax.get_ylim())
+            ax.set(title=title, ylabel="normalised score", ylim=(min(low, 0.0), max(high, 1.0)))
         _legend_above(axes)
 
 
@@ -269,11 +263,8 @@ def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray
             mean = np.convolve(score, np.ones(width) / width, "valid")
             ax.plot(thousands[width - 1 :], mean, color=COLORS[0], linewidth=1.3)
             ax.axhline(0, color="#888888", linewidth=0.8)
-            ax.set_ylim(min(-0.1, score.min()), max(1.05, score.max()))
-            ax.set_title(name, fontsize=9)
-            ax.set_xlabel("thousand decisions", fontsize=8)
-        for ax in axes[::columns]:
-            ax.set_ylabel("score", fontsize=8)
+            limits = min(-0.1, score.min()), max(1.05, score.max())
+            ax.set(title=name, xlabel="thousand decisions", ylabel="score", ylim=limits)
 
 
 def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
@@ -290,7 +281,7 @@ def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]
                 series = [_series(run, key) for run in runs if any(key in row for row in run)]
                 if series:
                     _band(ax, series, name, color)
-            ax.set_title(key, fontsize=9)
+            ax.set(title=key)
         _legend_above(axes)
 
 
@@ -298,7 +289,7 @@ def _legend_above(axes: Sequence[Axes]) -> None:
     """One legend for the whole figure, outside its axes: each name once."""
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
     handles = {label: handle for pair in pairs for handle, label in pair}
-    axes[0].figure.legend(handles.values(), handles, loc="outside upper left", fontsize=8, frameon=False, ncols=4)
+    axes[0].figure.legend(handles.values(), handles, loc="outside upper left", ncols=4)
 
 
 def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -32,8 +32,8 @@ def find_runs(folder: Path, scale: str) -> dict[str, Path]:
 
 def find_reports(runs: dict[str, Path]) -> dict[str, Artifact]:
     """{domain: its report} of the runs that have one."""
-    made = {domain: root / "report" for domain, root in runs.items()}
-    return {d: artifacts.load(p, "visualize", domain=d) for d, p in made.items() if (p / "artifact.json").exists()}
+    made = {d: artifacts.find(root, "report", "visualize", domain=d) for d, root in runs.items()}
+    return {domain: found[0] for domain, found in made.items() if found}
 
 
 def chapters(folder: Path, found: Sequence[Result], reports: dict[str, Artifact]) -> list[Chapter]:

@@ -162,12 +162,6 @@ class Cell:
         return f"{self.mean:.2f} ± {self.stderr:.2f} ({len(self.scores)})"
 
 
-def cell(results: Sequence[Result], task: str, method: str) -> Cell | None:
-    """The scores of one task and method over seeds; None where it was not run."""
-    mine = [r for r in results if (r.task, r.method) == (task, method)]
-    return cell_of(mine) if mine else None
-
-
 def cell_of(results: Sequence[Result]) -> Cell:
     """The scores of results that differ in their seed alone."""
     return Cell(tuple(r.score for r in results), results[0].stderr)

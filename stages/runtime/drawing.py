@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # takes a second to import, and few of those that import this module draw
     from matplotlib.figure import Figure
@@ -17,11 +17,11 @@ DPI = 110
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure(path: Path, width: float, height: float, style: Mapping[str, Any] | None = None) -> Iterator[Figure]:
     """An empty figure of width × height inches, saved as PNG on the way out, its folder made.
 
-    A user's matplotlibrc and MPLBACKEND do not count here, and nothing here changes what they are for the rest of
-    the process: pyplot and its global state are not used.
+    `style` goes on top of matplotlib's default rcParams. A user's matplotlibrc and MPLBACKEND do not count here, and
+    nothing here changes what they are for the rest of the process: pyplot and its global state are not used.
     """
     matplotlib = import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +29,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["text.parse_math"] = False  # a `$` in a prompt is a dollar sign
+        matplotlib.rcParams.update({**(style or {}), "text.parse_math": False})  # a `$` in a prompt is a dollar sign
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
         yield drawn

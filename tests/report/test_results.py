@@ -264,11 +264,11 @@ def test_table_1_holds_every_task_of_the_paper_and_blanks(tmp_path: Path) -> Non
 
 
 def test_table_1_leaves_out_a_domain_that_the_paper_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tables.table_1([]).rows
+    rows = tables.paper_table([]).rows
     hop = replace(tasks.get_task("walker", "walk"), domain="hopper", name="hop")
     monkeypatch.setattr(tasks, "DOMAINS", (*tasks.DOMAINS, "hopper"))
     monkeypatch.setattr(tasks, "TASKS", (*tasks.TASKS, hop))
-    assert tasks.task_names("hopper") == ["hop"] and tables.table_1([]).rows == rows
+    assert tasks.task_names("hopper") == ["hop"] and tables.paper_table([]).rows == rows
 
 
 def test_transfers_stand_by_pair_and_task_and_not_among_the_scores(tmp_path: Path) -> None:
