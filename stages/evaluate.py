@@ -41,14 +41,7 @@ class Config(Section):
     video: bool
 
 
-def run(
-    config: Config,
-    run: Run,
-    ask: Ask,
-    *,
-    score_as: str | None = None,
-    method: str = "bitagent",
-) -> Artifact:
+def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, method: str = "bitagent") -> Artifact:
     """Evaluate one policy and save scores, table and videos.
 
     Args:

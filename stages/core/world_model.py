@@ -250,12 +250,7 @@ class WorldModel(nn.Module):
         return State(h, self.fuse(e, s, task.gates), e), prior
 
     def imagine(
-        self,
-        start: State,
-        act: Callable[[Tensor, int], Tensor],
-        horizon: int,
-        task: TaskContext,
-        noise: Noise | None,
+        self, start: State, act: Callable[[Tensor, int], Tensor], horizon: int, task: TaskContext, noise: Noise | None
     ) -> tuple[State, Tensor, Tensor]:
         """Roll the world model `horizon` steps from `start` (N, ...).
 
