@@ -43,18 +43,9 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
     if not quiet:
         print(announcement(stage, preset.domain, scale, why, device, common.seed, root), flush=True)
     run = Run(
-        domain=preset.domain,
-        scale=scale,
-        root=root,
-        seed=common.seed,
-        device=device,
-        fresh=common.fresh,
-        renew=common.renew,
-        quiet=quiet,
-        resolved={"scale": scale, **preset.model_dump(mode="json")},
-        preset=common.preset,
-        options=repeated(common),
-    )
+        preset.domain, scale, root, common.seed, device, fresh=common.fresh, renew=common.renew, quiet=quiet,
+        resolved={"scale": scale, **preset.model_dump(mode="json")}, preset=common.preset, options=repeated(common),
+    )  # fmt: skip
     return preset, run
 
 

@@ -113,14 +113,13 @@ class Noise:
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, ...) numbers in [0, 1); B is this process's share."""
-        batch = shape[0]
-        drawn = torch.rand(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
+        return self._rows(torch.rand, *shape)
 
     def normal(self, *shape: int) -> Tensor:
-        batch = shape[0]
-        drawn = torch.randn(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
+        return self._rows(torch.randn, *shape)
+
+    def _rows(self, draw: Callable[..., Tensor], batch: int, *rest: int) -> Tensor:
+        return draw(batch * self.world, *rest, device=self.device)[self.rank * batch : (self.rank + 1) * batch]
 
 
 class WorldModel(nn.Module):

@@ -91,10 +91,8 @@ class Founder(PlainWorldModel):
 
     def text_rollout(self, actions: Tensor, task: TaskContext, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """The goal state at every step."""
-        steps = actions.shape[1] + 1
-        return task.tau.unsqueeze(1).expand(-1, steps, -1), self.map(task.semantics).unsqueeze(1).expand(
-            -1, steps, -1, -1
-        )
+        steps, log_probs = actions.shape[1] + 1, self.map(task.semantics)
+        return task.tau.unsqueeze(1).expand(-1, steps, -1), log_probs.unsqueeze(1).expand(-1, steps, -1, -1)
 
     def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Minus the predicted distance to the goal state, in (-1, 0)."""

@@ -62,17 +62,11 @@ class PixelLearner(Resumable):
     """
 
     def __init__(
-        self,
-        config: OfflineRLConfig,
-        method: str,
-        action_dim: int,
-        seed: int,
-        device: torch.device,
-        reward: BatchReward,
+        self, config: OfflineRLConfig, kind: str, action_dim: int, seed: int, device: torch.device, reward: BatchReward
     ) -> None:
         self.config, self.device, self.reward, self.seed = config, device, reward, seed
         self.encoder = PixelEncoder(config.depth, config.stack, config.features).to(device)
-        self.agent = AGENTS[method](config, config.features, action_dim, seed, device)
+        self.agent = AGENTS[kind](config, config.features, action_dim, seed, device)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), config.td3.lr, fused=True)
         self.parts = {**self.agent.parts, "encoder": self.encoder, "encoder_optimizer": self.optimizer}
         self.generator = torch.Generator()

@@ -374,10 +374,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found | {"hardware": hardware()}
 
 
@@ -393,15 +391,9 @@ def hardware() -> str:
 
 def git_commit() -> str:
     """The commit of the code that runs, with '-dirty' for uncommitted changes; '' outside git."""
-    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""
