@@ -173,11 +173,7 @@ def load_episode(folder: Path, number: int) -> PlayedEpisode:
 
 
 def replay_facts(
-    job: ReplayJob,
-    returns: list[float],
-    env: tasks.Env,
-    policy: Callable[[np.ndarray], PolicyFunction],
-    episodes: int,
+    job: ReplayJob, returns: list[float], env: tasks.Env, policy: Callable[[np.ndarray], PolicyFunction], episodes: int
 ) -> dict[str, Any]:
     """Facts for artifact.json from the returns of the replay and of an evaluation, over episodes of their own seeds.
 
