@@ -59,6 +59,17 @@ class Observed:
         parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
         return Observed(state, *parts, self.action, self.is_first)
 
+    def stretches(self, horizon: int) -> tuple[State, Tensor, Tensor]:
+        """Every sequence cut into n stretches of H + 1 frames, where H is `horizon` or all there are but the first.
+
+        Returns:
+            states of their first frames (B·n, ...), positions (n, H) of the others, and actions (B·n, H, A) to these.
+        """
+        horizon = min(horizon, self.action.shape[1] - 1)
+        starts = torch.arange(self.action.shape[1] // (horizon + 1), device=self.action.device) * (horizon + 1)
+        steps = starts[:, None] + torch.arange(1, horizon + 1, device=self.action.device)  # (n, H)
+        return self.state.map(lambda x: x[:, starts].flatten(0, 1)), steps, self.action[:, steps].flatten(0, 1)
+
 
 @dataclass
 class TaskContext:

@@ -77,14 +77,9 @@ class Founder(PlainWorldModel):
 
     def rollouts(self, seen: Observed, horizon: int, noise: Noise) -> Tensor:
         """Stochastic states (N, H+1, C·K) imagined under the data's actions, from every (H+1)-th frame."""
-        action = seen.action
-        horizon = min(horizon, action.shape[1] - 1)
-        starts = torch.arange(action.shape[1] // (horizon + 1), device=action.device) * (horizon + 1)
-        start = seen.state.map(lambda x: x[:, starts].flatten(0, 1))
-        steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (n, H)
-        actions = action[:, steps].flatten(0, 1)  # (B·n, H, A)
+        start, steps, actions = seen.stretches(horizon)
         task = PlainWorldModel.task(self, start.e)
-        states, _, _ = self.imagine(start, lambda _, t: actions[:, t], horizon, task, noise)
+        states, _, _ = self.imagine(start, lambda _, t: actions[:, t], steps.shape[1], task, noise)
         return states.z
 
     # ------------------------------------------------------------------ reward
