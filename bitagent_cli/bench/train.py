@@ -130,8 +130,9 @@ def bench_behave(
     batch = synthetic_transitions(n, model, place.device)
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
     compiled, clipped = should_compile(config.compile, place.device), [(actor, config.clip), (critic, config.clip)]
-    how: dict[str, Any] = {"compiled": compiled, "captured": compiled, "after": learner.update_slow}
-    update = make_update(loss, clipped, place.device, bf16=config.bf16, **how)
+    update = make_update(
+        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow
+    )
     flops = count_flops(lambda: loss(batch)[0])
     learner.zero_grad(set_to_none=True)
     seconds = time_calls(lambda: update(batch), place.device, updates)
@@ -147,7 +148,9 @@ def bench_behave(
         **figures(seconds, flops, ceiling, place.device),
         "decisions_per_second": round(n / seconds),
         "imagined_steps_per_second": round(starts * h / seconds) if imagines else 0,
-        **{"decisions": n, "starts": starts, "horizon": h},
+        "decisions": n,
+        "starts": starts,
+        "horizon": h,
     }, split
 
 

@@ -42,7 +42,7 @@ class ExploreJob(OnlineJob):
     def make_reward(self) -> Reward:
         """The disagreement of a fresh ensemble."""
         sizes, c = self.agent.model, self.config
-        return Disagreement(Ensemble(c.members, sizes.deter, sizes.classes * sizes.categories, c.units, c.layers))
+        return Disagreement(Ensemble(c.members, sizes.deter, sizes.dim_s, c.units, c.layers))
 
     def facts(self, agent: Agent, env: Env, returns: list[float]) -> dict[str, Any]:
         return {"random_episodes": min(self.config.random_episodes, self.episodes)}

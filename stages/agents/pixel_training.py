@@ -196,7 +196,9 @@ def train_online(job: OnlineJob, channel: Channel) -> dict[str, Any] | None:
             if channel.stopped():
                 job.save(done, training)
                 return None
-            terms = _update(job, training, replay, done)
+            seed = job.seed_of(job.kind, "update", done)
+            torch.manual_seed(seed)
+            terms = training.update(replay.sample(config, np.random.default_rng(seed), job.device))
             done += 1
         figures = job.figures(number, terms)
         _play(job, env, training.agent, number)
@@ -231,9 +233,3 @@ def _play(job: OnlineJob, env: tasks.Env, agent: Agent, number: int) -> None:
     rollout = play_episode(env, seed, pixel_policy(agent, env, noise, frames))
     rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
     store_episode(job.replay, number, rollout)
-
-
-def _update(job: OnlineJob, training: Training, replay: PixelReplay, step: int) -> Terms:
-    seed = job.seed_of(job.kind, "update", step)
-    torch.manual_seed(seed)
-    return training.update(replay.sample(job.config, np.random.default_rng(seed), job.device))

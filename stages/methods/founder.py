@@ -41,7 +41,7 @@ class Founder(PlainWorldModel):
     def __init__(
         self, config: ModelConfig, dim_embedding: int, dim_action: int, horizon: int, far: float, noise: float
     ) -> None:
-        super().__init__(config, dim_embedding, dim_action, dim_tau=config.classes * config.categories)
+        super().__init__(config, dim_embedding, dim_action, dim_tau=config.dim_s)
         self.horizon, self.far, self.noise = horizon, far, noise
         self.aligner = Aligner(dim_embedding, config.units)
         self.mapping = MLP(dim_embedding, self.dim_z, config.units, LAYERS)

@@ -175,9 +175,8 @@ class PixelPolicy(Policy):
             encoder = PixelEncoder(config.depth, config.stack, config.features)
             precision = resolve_precision(config.td3.precision, device)
             actor = DeterministicActor(config.features, dim_action, config.td3.units, precision)
-        load_weights(encoder, tensors["encoder"], artifact.path)
-        load_weights(actor, tensors["actor"], artifact.path)
-        for module in (encoder, actor):
+        for module, name in ((encoder, "encoder"), (actor, "actor")):
+            load_weights(module, tensors[name], artifact.path)
             module.to(device).requires_grad_(False)
         return cls(encoder, actor, config.stack, torch.device(device))
 
