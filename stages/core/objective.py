@@ -137,9 +137,8 @@ def joint_loss(
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
     terms = world_model_loss(model, seen, batch["image"], config)
     terms |= mllm_loss(model, seen, task, prompts.shown, config)
-    total = (
-        config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
-    )
+    total = config.world_model * (terms["kl"] + terms["image"])
+    total = total + config.semantic_prediction * terms["semantic_prediction"]
     if config.mllm:
         total = total + config.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
     if config.text_imagination:

@@ -76,9 +76,8 @@ def input_path(artifact: Artifact, wanted: str) -> Path:
     """Where the input of this id lay when `artifact` was made. Raises BadInput when artifact.json does not say."""
     places: dict[str, str] = artifact.meta["input_paths"]
     if wanted not in places:
-        raise storage.corrupted(
-            artifact.path / "artifact.json", ValueError(f"it does not say where its input {wanted} is")
-        )
+        reason = ValueError(f"it does not say where its input {wanted} is")
+        raise storage.corrupted(artifact.path / "artifact.json", reason)
     return artifact.path / places[wanted]
 
 
@@ -200,9 +199,8 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
     if stage is not None and found_stage != stage:
         raise BadInput(f"{path} is a {found_stage} artifact, not {stage}; give the path of a {stage} artifact")
     if domain is not None and found_domain != domain:
-        raise BadInput(
-            f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path"
-        )
+        way = f"use --preset {found_domain} or another path"
+        raise BadInput(f"{path} belongs to domain {found_domain}, not {domain}; {way}")
     for name in meta["files"]:
         storage.check_name(path, name)
         if name.endswith(".safetensors"):
@@ -358,10 +356,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise BadInput(
-            f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh"
-        ) from None
+        reason = f"({str(error).splitlines()[1].strip()}); make it again with --fresh"
+        raise BadInput(f"the weights in {where} do not fit its configuration {reason}") from None
 
 
 # ---------------------------------------------------------------------------- provenance
