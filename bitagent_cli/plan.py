@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,6 @@ class Wanted:
     domain: str
     stage: str
     what: str
-
-    @property
-    def there(self) -> bool:
-        return self.file.exists()
 
 
 def parse(path: str) -> Wanted:
@@ -63,13 +59,13 @@ def estimate(item: Wanted, seconds: dict[Wanted, float]) -> float | None:
 
 def rows(wanted: Sequence[Wanted], seconds: dict[Wanted, float]) -> list[list[str]]:
     """One row a domain and stage, and the sum: domain, stage, made, missing, hours done, hours to go."""
-    keys = list(dict.fromkeys((item.domain, item.stage) for item in wanted))
+    keys = dict.fromkeys((item.domain, item.stage) for item in wanted)
     lines = [_sums(d, s, [i for i in wanted if (i.domain, i.stage) == (d, s)], seconds) for d, s in keys]
     return [*lines, _sums("all", "", wanted, seconds)]
 
 
 def _sums(domain: str, stage: str, items: Sequence[Wanted], seconds: dict[Wanted, float]) -> list[str]:
-    missing = [item for item in items if not item.there]
+    missing = [item for item in items if not item.file.exists()]
     guesses = [estimate(item, seconds) for item in missing]
     known = [guess for guess in guesses if guess is not None]
     unknown = len(guesses) - len(known)
@@ -85,18 +81,14 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.3f}" if seconds < 360 else f"{seconds / 3600:.1f}"
 
 
-def show(lines: Iterable[Sequence[str]]) -> None:
-    """Print rows as a table under their header."""
-    table = [["domain", "stage", "made", "missing", "hours done", "hours to go"], *lines]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+def main() -> None:
+    """Print the rows as a table under their header."""
+    wanted = [parse(path) for path in sys.stdin.read().split()]
+    table = [["domain", "stage", "made", "missing", "hours done", "hours to go"], *rows(wanted, measured(wanted))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(cells).rstrip())
-
-
-def main() -> None:
-    wanted = [parse(path) for path in sys.stdin.read().split()]
-    show(rows(wanted, measured(wanted)))
 
 
 if __name__ == "__main__":

@@ -165,10 +165,9 @@ def _setting(text: str) -> dict[str, Any]:
 
 def _merge(tree: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        elif isinstance(value, Mapping):
-            tree[key] = {}
+        if isinstance(value, Mapping):
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
             _merge(tree[key], value)
         elif value is not None or not isinstance(tree.get(key), dict):  # an empty section overrides nothing
             tree[key] = value
@@ -258,16 +257,8 @@ def known_keys(model: type[BaseModel] = Preset, prefix: str = "") -> list[str]:
     return keys
 
 
-_WANTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a block of keys",
-    "model": "a block of keys",
-}
+_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+_WANTED |= dict.fromkeys(("list", "tuple"), "a list") | dict.fromkeys(("dict", "model"), "a block of keys")
 
 
 def _explain(error: ValidationError, origin: dict[str, str]) -> BadInput:

@@ -44,8 +44,8 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         print(announcement(stage, preset.domain, scale, why, device, common.seed, root), flush=True)
     run = Run(
         domain=preset.domain, scale=scale, root=root, seed=common.seed, device=device, fresh=common.fresh,
-        renew=common.renew, quiet=quiet, resolved=preset.model_dump(mode="json"), preset=common.preset,
-        options=repeated(common),
+        renew=common.renew, quiet=quiet, resolved={"scale": scale, **preset.model_dump(mode="json")},
+        preset=common.preset, options=repeated(common),
     )  # fmt: skip
     return preset, run
 

@@ -19,9 +19,7 @@ def transfer_tasks(preset: Preset, run: Run, *, src: str, task: str | None, cont
     """
     names = [tasks.get_task(run.domain, task).name] if task else tasks.task_names(run.domain)
     for scratch in (False, True) if control else (False,):
-        transfer.run(
-            preset.transfer, preset.sections, run, src=src, method=method, control=scratch
-        )  # fmt: skip
+        transfer.run(preset.transfer, preset.sections, run, src=src, method=method, control=scratch)
         adapted = transfer.method_name(method, src, scratch)
         for name in names:
             behave.run(preset.behave, run, Ask(name), Variant(adapted))

@@ -27,7 +27,6 @@ from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import seed_everything
 from stages.worlds import tasks
-from stages.worlds.tasks import Env
 
 VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
 
@@ -41,14 +40,7 @@ class Config(Section):
     video: bool
 
 
-def run(
-    config: Config,
-    run: Run,
-    ask: Ask,
-    *,
-    score_as: str | None = None,
-    method: str = "bitagent",
-) -> Artifact:
+def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, method: str = "bitagent") -> Artifact:
     """Evaluate one policy and save scores, table and videos.
 
     Args:
@@ -103,7 +95,7 @@ def random_returns(domain: str, task: str, episodes: int) -> np.ndarray:
     rng = np.random.default_rng(FIRST_SEED)
     out = []
     for i in range(episodes):
-        env: Env = tasks.make_env(domain, task, seed=FIRST_SEED + i)
+        env = tasks.make_env(domain, task, seed=FIRST_SEED + i)
         step, total = env.reset(seed=FIRST_SEED + i), 0.0
         while not step.is_last:
             step = env.step(rng.uniform(-1, 1, env.action_dim))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,11 +86,7 @@ def run(
     width = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings]).dim_embedding
     check_fit(found, sections.model, width)
     check_tuning(found, job.mllm)
-    tensors = found.tensors("model")
-
-    def init(model: WorldModel) -> None:
-        carry_over(model, tensors, found.path)
-
+    init = partial(carry_over, tensors=found.tensors("model"), where=found.path)
     return train_or_reuse(replace(job, about={"source": src}, source=found, init=init))
 
 
@@ -151,10 +148,10 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
         t for t in tasks.task_names(run.domain) if {r.method for r in found if r.task == t} == set(names.values())
     ]
     if not shared:
-        missing = next((c for c, name in names.items() if not any(r.method == name for r in found)), False)
         if not run.quiet:
-            options = "--control" if missing else ""
-            print(f"no comparison yet; first: bitagent transfer --src {src} --dst {run.domain} {options}".rstrip())
+            adapted, control = (any(r.method == name for r in found) for name in names.values())
+            option = " --control" if adapted and not control else ""
+            print(f"no comparison yet; first: bitagent transfer --src {src} --dst {run.domain}{option}")
         return None
     mine = [r for r in found if r.task in shared]
     table = tables.gain_table(mine, run.domain, shared, names[False], names[True])

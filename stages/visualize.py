@@ -12,12 +12,9 @@ The parts are in stages/report/chapters.py. One whose input is missing is left o
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from stages.report import paper_page, results
 from stages.report.chapters import PARTS
@@ -25,7 +22,7 @@ from stages.report.lineage import provenance
 from stages.report.page import Chapter, write_report
 from stages.report.scene import Scene, ViewConfig, find_artifacts
 from stages.runtime import artifacts, logs, storage
-from stages.runtime.artifacts import Artifact
+from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 
@@ -43,28 +40,15 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
 
     Raises BadInput when there is nothing to show.
     """
-    path = run.root / "report"
-    made = list(find_artifacts(run))
-    record = {
-        "visualize": config.model_dump(),
-        "method": method,
-        "reward": reward,
-        "from": {str(a.path.relative_to(run.root)): a.id for a in made},
-        "logs": logs.sizes(run.root),
-    }
-    found = None if run.fresh else unchanged(path, record, run.seed)
-    if found:
-        if not run.quiet:
-            print(f"reusing {path}: nothing changed since it was made")
-        return artifacts.current(found)
+    path, made = run.root / "report", list(find_artifacts(run))
+    record = {"visualize": config.model_dump(), "method": method, "reward": reward}
+    record |= {"from": {str(a.path.relative_to(run.root)): a.id for a in made}, "logs": logs.sizes(run.root)}
+    recipe = Recipe(run, path, "visualize", record, made)
+    if found := unchanged(recipe):
+        return found
     with storage.locked(path):
-        write_run_report(Scene(config, run, method, reward, path), made, record)
-    if not run.quiet:
-        scores = path / "scores.md"
-        if scores.exists():
-            print(scores.read_text())
-        print(f"pictures and tables are in {path}; open {path / 'report.html'}")
-    return artifacts.load(path, "visualize")
+        write(Scene(config, run, method, reward, path), recipe)
+    return shown(recipe, "scores.md", "pictures and tables")
 
 
 def run_paper(run: Run) -> Artifact:
@@ -72,7 +56,7 @@ def run_paper(run: Run) -> Artifact:
 
     Raises BadInput when no policy was scored in any of them.
     """
-    path, beside, began = run.root / "report", run.root.parent, time.time()
+    path, beside = run.root / "report", run.root.parent
     runs = paper_page.find_runs(beside, run.scale)
     scored = [result for domain, root in runs.items() for result in results.gather(root, domain)]
     if not scored:
@@ -80,21 +64,15 @@ def run_paper(run: Run) -> Artifact:
     reports = paper_page.find_reports(runs)
     made = list({a.id: a for a in (*(r.artifact for r in scored), *reports.values())}.values())
     record = {"from": {os.path.relpath(a.path, beside): a.id for a in made}}
-    found = None if run.fresh else unchanged(path, record, run.seed)
-    if found:
-        if not run.quiet:
-            print(f"reusing {path}: nothing changed since it was made")
-        return artifacts.current(found)
-    about: dict[str, Any] = {"domain": run.domain, "config": record, "seed": run.seed, "inputs": made, "began": began}
-    with storage.locked(path), artifacts.writing(path, "visualize", **about) as draft:
+    recipe = Recipe(run, path, "visualize", record, made)
+    if found := unchanged(recipe):
+        return found
+    with storage.locked(path), recipe.writing() as draft:
         chapters = paper_page.chapters(draft, scored, reports)
         facts = {"scale": run.scale, "made": time.strftime("%Y-%m-%d %H:%M"), "domains": ", ".join(runs)}
         last = [a for a in made if a.meta["stage"] == "evaluate"]
         write_report(draft, "BiTAgent: the paper's tables and figures", facts, chapters, provenance(last, beside))
-    if not run.quiet:
-        print((path / "table1.md").read_text())
-        print(f"tables and figures are in {path}; open {path / 'report.html'}")
-    return artifacts.load(path, "visualize")
+    return shown(recipe, "table1.md", "tables and figures")
 
 
 def serve(config: Config, run: Run, *, method: str, port: int | None, check: Callable[[str], str]) -> None:
@@ -110,40 +88,41 @@ def serve(config: Config, run: Run, *, method: str, port: int | None, check: Cal
     serve_page(Scene(config, run, method, judge_reward=False, folder=run.root / "report"), port, check)
 
 
-def unchanged(path: Path, record: dict[str, Any], seed: int) -> Artifact | None:
+def unchanged(recipe: Recipe) -> Artifact | None:
     """The report that is there, if it shows just this. A report holds nothing of its own: any other is replaced."""
-    if not (path / "artifact.json").exists():
+    run, path = recipe.run, recipe.path
+    if run.fresh or not (path / "artifact.json").exists():
         return None
     found = artifacts.load(path, "visualize")
-    same = found.meta["seed"] == seed and found.meta["config"] == json.loads(json.dumps(record))
-    return found if same else None
+    if (found.meta["seed"], found.meta["config"]) != (run.seed, storage.plain(recipe.config)):
+        return None
+    if not run.quiet:
+        print(f"reusing {path}: nothing changed since it was made")
+    return artifacts.current(found)
 
 
-def write_run_report(scene: Scene, made: list[Artifact], record: dict[str, Any]) -> None:
+def shown(recipe: Recipe, table: str, what: str) -> Artifact:
+    """The report that was made, having printed its main table, if there is one, and where it is."""
+    path = recipe.path
+    if not recipe.run.quiet:
+        if (path / table).exists():
+            print((path / table).read_text())
+        print(f"{what} are in {path}; open {path / 'report.html'}")
+    return artifacts.load(path, "visualize")
+
+
+def write(scene: Scene, recipe: Recipe) -> None:
     """Every part that has its input, then the page."""
-    run, path, began = scene.run, scene.folder, time.time()
-    with artifacts.writing(
-        path,
-        "visualize",
-        domain=run.domain,
-        config=record,
-        seed=run.seed,
-        inputs=made,
-        resolved=run.resolved,
-        began=began,
-    ) as draft:
+    run = scene.run
+    with recipe.writing() as draft:
         scene.folder = draft
         chapters = [chapter for part in PARTS if (chapter := attempt(part, scene))]
         if not chapters:
             raise BadInput(f"there is nothing to show in {run.root} yet; begin with: {run.command('collect')}")
-        facts = {
-            "scale": run.scale,
-            "method": scene.method,
-            "seed": str(run.seed),
-            "made": time.strftime("%Y-%m-%d %H:%M"),
-        }
+        facts = {"scale": run.scale, "method": scene.method, "seed": str(run.seed)}
+        facts |= {"made": time.strftime("%Y-%m-%d %H:%M")}
         facts |= {name: version for name, version in artifacts.versions().items() if name in ("torch", "mujoco")}
-        last = [a for a in made if a.meta["stage"] == "evaluate"] or made[-1:]
+        last = [a for a in recipe.inputs if a.meta["stage"] == "evaluate"] or recipe.inputs[-1:]
         write_report(draft, f"BiTAgent: {run.domain}", facts, chapters, provenance(last, run.root.parent))
 
 

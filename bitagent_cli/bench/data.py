@@ -53,12 +53,13 @@ def measure_data(gigabytes: float = 2.0, batches: int = 60, folder: Path | None 
             "memory_copy": copies(frame_bytes),
         }
         found = {name: measure(load, batches, frame_bytes) for name, load in loaders.items()}
-        memory = peak_memory(path, passes=2.0)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            memory = pool.submit(sample_all, path, 2.0).result()
         in_memory = [_read(file) for file in sorted(files.iterdir())]
         found["episodes_in_memory"] = measure(list_loader(episodes, in_memory.__getitem__), batches, frame_bytes)
         size = sum(file.stat().st_size for file in path.iterdir())
-    others = ("episodes_on_disk", "episodes_in_memory", "memory_copy")
-    ratios = {f"times_{name}": round(found[name]["ms"] / found["sampler"]["ms"], 2) for name in others}
+    own = found["sampler"]["ms"]
+    ratios = {f"times_{name}": round(other["ms"] / own, 2) for name, other in found.items() if name != "sampler"}
     about = {"dataset_gb": round(size / 1e9, 2), "episodes": episodes, "batch": [BATCH, LENGTH]}
     return {**about, **found, **ratios, **memory}
 
@@ -70,12 +71,11 @@ def write_episodes(path: Path, files: Path, episodes: int) -> None:
     writer = DatasetWriter(path, Run("walker", "bench", path.parent), {"bench": episodes}, facts)
     for number in range(episodes):
         random = np.random.default_rng(number)
-        first = np.arange(ROWS) == 0
         episode = Episode(
             image=np.frombuffer(random.bytes(ROWS * int(np.prod(FRAME))), np.uint8).reshape(ROWS, *FRAME),
             action=random.uniform(-1, 1, (ROWS, ACTIONS)).astype(np.float32),
             reward=random.random(ROWS, np.float32),
-            is_first=first,
+            is_first=np.arange(ROWS) == 0,
             is_terminal=np.zeros(ROWS, bool),
             state=random.normal(size=(ROWS, STATES)),
             seed=number,
@@ -110,8 +110,7 @@ def list_loader(episodes: int, read: Callable[[int], dict[str, np.ndarray]]) -> 
 
 def copies(size: int) -> Callable[[int], np.ndarray]:
     """Copies of `size` bytes out of a block larger than the caches: what one thread's memory bandwidth allows."""
-    blocks = np.zeros((20, size), np.uint8)
-    blocks[:] = np.arange(20, dtype=np.uint8)[:, None]
+    blocks = np.repeat(np.arange(20, dtype=np.uint8)[:, None], size, 1)
     return lambda step: blocks[step % 20].copy()
 
 
@@ -135,14 +134,9 @@ def measure(load: Callable[[int], Any], batches: int, frame_bytes: int) -> dict[
     }
 
 
-def peak_memory(path: Path, passes: float) -> dict[str, Any]:
-    """Sample about `passes` times the dataset's frames in a process of its own; see `_sample_all`."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_sample_all, path, passes).result()
-
-
-def _sample_all(path: Path, passes: float) -> dict[str, Any]:
-    before = _peak_bytes()
+def sample_all(path: Path, passes: float) -> dict[str, Any]:
+    """What it takes to sample about `passes` times the dataset's frames; in a process of its own."""
+    before = peak_bytes()
     began = time.perf_counter()
     dataset = Dataset.open([path], "walker")
     opened = time.perf_counter() - began
@@ -151,12 +145,12 @@ def _sample_all(path: Path, passes: float) -> dict[str, Any]:
         sampler.sample(step)
     return {
         "open_ms": round(opened * 1e3, 2),
-        "peak_rss_gb": round(_peak_bytes() / 1e9, 3),
+        "peak_rss_gb": round(peak_bytes() / 1e9, 3),
         "peak_rss_before_opening_gb": round(before / 1e9, 3),
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak resident memory of this program; /proc where there is one, as ru_maxrss may be the parent's."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:

@@ -31,6 +31,8 @@ GALLERIES = 500  # a sentence
 EXPERT = 0.9  # an expert's episode reaches this share of its part's best return
 BATCH = 512
 
+Sentences = Mapping[str, Sequence[str]]  # {class: its paraphrases}
+
 
 def measure_backbone(root: Path, domain: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
     """Measure the backbone of a run on episodes it never saw.
@@ -92,18 +94,12 @@ def class_clips(
     classes = membership[:, :CLASSES]
     best = classes.argmax(1)  # (N,)
     clear = (classes.max(1) > 0.5) & np.repeat(held, dataset.episode_length)
-    return [
-        windows[_some(random, np.flatnonzero(clear & (best == k)), CLIPS)]
-        for k in range(min(CLASSES, membership.shape[1]))
-    ]
+    kinds = range(classes.shape[1])
+    return [windows[_some(random, np.flatnonzero(clear & (best == k)), CLIPS)] for k in kinds]
 
 
 def retrieval(
-    dataset: Dataset,
-    backbone: OfflineBackbone,
-    clips: Sequence[np.ndarray],
-    sentences: Mapping[str, Sequence[str]],
-    seed: int,
+    dataset: Dataset, backbone: OfflineBackbone, clips: Sequence[np.ndarray], sentences: Sentences, seed: int
 ) -> dict[str, Any]:
     """Text-to-video retrieval among the behaviour classes on paraphrases never trained on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import tempfile
 import time
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitagent_cli.bench.data import write_episodes
+from bitagent_cli.bench.data import peak_bytes, write_episodes
 from stages import behave, pretrain
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior
@@ -27,7 +26,7 @@ from stages.core.world_model import Labels, Noise, State, TaskContext
 from stages.data.episodes import Dataset
 from stages.data.sampler import Sampler, data_device, prefetch
 from stages.runtime.distributed import World, keep_freed_memory
-from stages.runtime.update import autocast, fast_bf16, make_optimizer, make_update, should_compile
+from stages.runtime.update import Update, autocast, fast_bf16, make_optimizer, make_update, should_compile
 
 DIM_EMBEDDING = {"internvideo2": 512}  # of the backbones that are not trained here
 EPISODES = 4  # of random pixels, behind the time an update waits for data
@@ -75,11 +74,7 @@ def bench_pretrain(
 ) -> dict[str, Any]:
     """The joint update on one resident batch."""
     reset_peak(place.device)
-    batch = synthetic_batch(config, model, place.device)
-    labels = synthetic_labels(model, place.device)
-    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
-    objective = pretrain.JointObjective(model, labels, config.objective, place)
-    update = pretrain.build_update(objective, optimizer, config, place)
+    batch, objective, update = joint_update(config, model, place)
     flops = count_flops(lambda: objective(batch)[0])
     model.zero_grad(set_to_none=True)
     seconds = time_calls(lambda: update(batch), place.device, updates)
@@ -91,21 +86,25 @@ def bench_pretrain(
     }
 
 
+def joint_update(
+    config: pretrain.Config, model: JointModel, place: World
+) -> tuple[dict[str, Tensor], nn.Module, Update]:
+    """A resident batch, the objective, and its update."""
+    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
+    objective = pretrain.JointObjective(model, synthetic_labels(model, place.device), config.objective, place)
+    update = pretrain.build_update(objective, optimizer, config, place)
+    return synthetic_batch(config, model, place.device), objective, update
+
+
 def bench_data_wait(config: pretrain.Config, model: JointModel, place: World, updates: int) -> float:
     """Milliseconds an update waits for its batch, made ahead from episodes on disk as in `pretrain`."""
-    labels = synthetic_labels(model, place.device)
-    optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
-    objective = pretrain.JointObjective(model, labels, config.objective, place)
-    update = pretrain.build_update(objective, optimizer, config, place)
-    rest = synthetic_batch(config, model, place.device)
+    rest, _, update = joint_update(config, model, place)
     waits = []
     with tempfile.TemporaryDirectory(prefix="bitagent-bench-") as folder:
         write_episodes(Path(folder) / "data", Path(folder) / "npz", EPISODES)
         dataset = Dataset.open([Path(folder) / "data"], "walker")
-        sampler = Sampler(
-            dataset, config.batch, config.length, seed=0, keys=("image", "action", "is_first"),
-            device=data_device(dataset, place.device),
-        )  # fmt: skip
+        keys, device = ("image", "action", "is_first"), data_device(dataset, place.device)
+        sampler = Sampler(dataset, config.batch, config.length, seed=0, keys=keys, device=device)
         batches = prefetch(sampler, 0, updates + 3, device=str(place.device))
         for _ in range(updates + 3):
             synchronize(place.device)
@@ -123,23 +122,16 @@ def bench_behave(
     """The behaviour update on one batch of latents, and its parts: forward and backward of each alone, eager."""
     reset_peak(place.device)
     model.requires_grad_(False)
-    c = model.config
     n, starts, h = config.decisions, config.imagined, config.horizon
     with torch.no_grad():
-        prompts = model.task(F.normalize(torch.randn(1, model.dim_embedding, device=place.device), dim=-1))
-    learner = ActorCritic(c.deter + c.dim_z + c.dim_task, model.dim_action, config.actor_critic).to(place.device)
+        prompts = model.task(synthetic_labels(model, place.device).text)
+    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     batch = synthetic_transitions(n, model, place.device)
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
-    compiled = should_compile(config.compile, place.device)
+    compiled, clipped = should_compile(config.compile, place.device), [(actor, config.clip), (critic, config.clip)]
     update = make_update(
-        loss,
-        [(actor, config.clip), (critic, config.clip)],
-        place.device,
-        bf16=config.bf16,
-        compiled=compiled,
-        captured=compiled,
-        after=learner.update_slow,
+        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow
     )
     flops = count_flops(lambda: loss(batch)[0])
     learner.zero_grad(set_to_none=True)
@@ -253,16 +245,13 @@ def synthetic_labels(model: JointModel, device: torch.device) -> Labels:
 
 def figures(seconds: float, flops: int, ceiling: float, device: torch.device) -> dict[str, Any]:
     tflops = flops / seconds / 1e12
-    found = {
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
+    return {
         "ms": round(seconds * 1e3, 2),
         "tflops": round(tflops, 3),
         "share_of_matmul_ceiling": round(tflops / ceiling, 3),
+        "peak_gib": round(peak / 2**30, 2),
     }
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
-    return {**found, "peak_gib": round(peak / 2**30, 2)}
 
 
 def count_flops(forward: Callable[[], Tensor]) -> int:

@@ -1,6 +1,6 @@
 """The online expert from pixels: our world model with a reward head, and a policy in imagination (Dreamer).
 
-    train_dreamer(job, channel)     # runs or continues; returns when the replay holds every episode
+    train_online(DreamerJob(...), channel)      # runs or continues; returns when the replay holds every episode
 
 World model, imagination, replay and stops are those of pixel_training.py; the reward is a two-hot head fitted to the
 true one (Hafner et al. 2023), whose gradient reaches the world model too.
@@ -11,17 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import PositiveInt
 from torch import Tensor
 
-from stages.agents.pixel_agent import OnlineConfig, Reward
+from stages.agents.pixel_agent import Agent, OnlineConfig, Reward
 from stages.agents.pixel_training import OnlineJob, pixel_policy, train_online
-from stages.agents.replay import PolicyFunction, evaluation_returns, replay_facts
+from stages.agents.replay import replay_facts
 from stages.core.nets import TwoHotHead
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
-from stages.runtime.workers import Channel
 from stages.worlds import tasks
 
 
@@ -38,12 +36,16 @@ class DreamerJob(OnlineJob):
     config: DreamerConfig
     evaluation_episodes: int = field(kw_only=True)
     kind: ClassVar[str] = "dreamer"
-    section: ClassVar[str] = "collect.dreamer"
 
     def make_reward(self) -> Reward:
         """A fresh head on the world model's states."""
         sizes, c = self.agent.model, self.config
         return TaskReward(sizes.deter + sizes.dim_z, c.units, c.layers)
+
+    def facts(self, agent: Agent, env: tasks.Env, returns: list[float]) -> dict[str, Any]:
+        """Those of `train_expert`."""
+        judged = replay_facts(self, returns, env, lambda n: pixel_policy(agent, env, n, []), self.evaluation_episodes)
+        return {"algo": "dreamer", **judged}
 
 
 class TaskReward(Reward):
@@ -63,18 +65,4 @@ class TaskReward(Reward):
         return self.head.mean(self.head(state.features))
 
 
-def train_dreamer(job: DreamerJob, channel: Channel) -> dict[str, Any] | None:
-    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
-
-    Returns:
-        facts for artifact.json: those of `train_expert`, and the number of updates.
-    """
-    found = train_online(job, channel)
-    if found is None:
-        return None
-
-    def policy(noise: np.ndarray) -> PolicyFunction:
-        return pixel_policy(found.agent, found.env, noise, [])
-
-    scores = evaluation_returns(job, found.env, policy, job.evaluation_episodes)
-    return {"algo": "dreamer", "updates": found.updates, **replay_facts(job, found.returns, scores)}
+train_dreamer = train_online  # the name that collect gives it

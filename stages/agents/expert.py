@@ -26,7 +26,6 @@ from stages.agents.replay import (
     PolicyFunction,
     ReplayJob,
     correlated_noise,
-    evaluation_returns,
     load_episode,
     play_episode,
     random_policy,
@@ -35,10 +34,8 @@ from stages.agents.replay import (
 )
 from stages.core.nets import symlog
 from stages.methods.td3 import TD3, TD3Config
-from stages.runtime import checkpoints
 from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Metrics, require_finite
 from stages.runtime.workers import Channel
 from stages.worlds import tasks
 
@@ -85,10 +82,12 @@ class ExpertJob(ReplayJob):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be continued."""
         config = self.config.model_dump(exclude={"decisions", "keep_episodes", "settled_episodes"})
-        budget = {"seed": self.seed, "episodes": self.episodes, "settled": self.settled}
-        return {"domain": self.domain, "task": self.task, **budget, "config": config}
+        return super().about | {"settled": self.settled, "config": config}
+
+    @property
+    def rate(self) -> tuple[str, float]:
+        return "collect.expert.td3.lr", self.config.td3.lr
 
 
 def actor_policy(agent: TD3, noise: np.ndarray) -> PolicyFunction:
@@ -166,10 +165,10 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
     job.replay.mkdir(parents=True, exist_ok=True)
     done, returns = _resume_expert(job, agent, replay)
     channel.report(done * DECISIONS, returns[-1] if returns else None)
-    metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=done)
+    metrics = job.metrics(done)
     for number in range(done, job.total):
         if channel.stopped():
-            _save_expert(job, number, agent)
+            job.save(number, agent)
             return None
         settled = number >= job.episodes
         rollout = _settled(job, env, agent, number) if settled else _explore(job, env, agent, number)
@@ -179,11 +178,10 @@ def train_expert(job: ExpertJob, channel: Channel) -> dict[str, Any] | None:
         metrics.log(number, {"decisions": (number + 1) * DECISIONS, "return": returns[-1], **terms})
         channel.report(DECISIONS, returns[-1])
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.total:
-            _save_expert(job, number + 1, agent)
+            job.save(number + 1, agent)
     metrics.close()
-    scores = evaluation_returns(job, env, partial(actor_policy, agent), config.evaluation_episodes)
-    precision = str(agent.actor.dtype).removeprefix("torch.")
-    return {"algo": "td3", **replay_facts(job, returns, scores), "hidden_dtype": precision}
+    facts = replay_facts(job, returns, env, partial(actor_policy, agent), config.evaluation_episodes)
+    return {"algo": "td3", **facts, "hidden_dtype": str(agent.actor.dtype).removeprefix("torch.")}
 
 
 def _explore(job: ExpertJob, env: tasks.Env, agent: TD3, number: int) -> PlayedEpisode:
@@ -236,23 +234,12 @@ def _improve(job: ExpertJob, agent: TD3, replay: Replay, number: int) -> dict[st
     generator = torch.Generator().manual_seed(job.seed_of(number, "updates"))
     for step in range(round(DECISIONS * config.updates_per_decision)):
         terms |= agent.update(replay.sample(config.td3.batch, generator), step, generator)
-    figures = {name: float(value) for name, value in terms.items()}
-    lower = f"collect.expert.td3.lr={config.td3.lr / 3:.2g}"
-    require_finite(number, figures, checkpoints.folder(job.path), lower)
-    return figures
-
-
-def _save_expert(job: ExpertJob, episodes: int, agent: TD3) -> None:
-    checkpoints.write(job.path, episodes, agent.tensors(), job.about)
+    return job.figures(number, terms)
 
 
 def _resume_expert(job: ExpertJob, agent: TD3, replay: Replay) -> tuple[int, list[float]]:
     """Restore networks and replay from the last checkpoint; (episodes done, their returns)."""
-    found = checkpoints.read(job.path, job.about)
-    if found is None:
-        return 0, []
-    done, groups = found
-    agent.load(groups)
+    done = job.resume(agent)
     rollouts = (load_episode(job.replay, number) for number in range(done))
     return done, [r.episode_return if n >= job.episodes else _remember(replay, r) for n, r in enumerate(rollouts)]
 

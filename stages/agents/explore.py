@@ -1,6 +1,6 @@
 """The online explorer: Plan2Explore on our world model, its whole replay kept on disk.
 
-    train_explorer(job, channel)    # runs or continues; returns when the replay holds every episode
+    train_online(ExploreJob(...), channel)      # runs or continues; returns when the replay holds every episode
 
 No reward of a task: the policy seeks states where an ensemble of one-step predictors disagrees (Sekar et al. 2020).
 World model, imagination, replay and stops are those of stages/agents/pixel_training.py.
@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from stages.agents.pixel_agent import OnlineConfig, Reward
+from stages.agents.pixel_agent import Agent, OnlineConfig, Reward
 from stages.agents.pixel_training import OnlineJob, train_online
 from stages.core.nets import MLP
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
-from stages.runtime.workers import Channel
+from stages.worlds.tasks import Env
 
 
 class ExploreConfig(OnlineConfig):
@@ -38,12 +38,14 @@ class ExploreJob(OnlineJob):
 
     config: ExploreConfig
     kind: ClassVar[str] = "explore"
-    section: ClassVar[str] = "collect.explore"
 
     def make_reward(self) -> Reward:
         """The disagreement of a fresh ensemble."""
         sizes, c = self.agent.model, self.config
-        return Disagreement(Ensemble(c.members, sizes.deter, sizes.classes * sizes.categories, c.units, c.layers))
+        return Disagreement(Ensemble(c.members, sizes.deter, sizes.dim_s, c.units, c.layers))
+
+    def facts(self, agent: Agent, env: Env, returns: list[float]) -> dict[str, Any]:
+        return {"random_episodes": min(self.config.random_episodes, self.episodes)}
 
 
 class Ensemble(nn.Module):
@@ -91,13 +93,4 @@ class Disagreement(Reward):
         return self.ensemble.disagreement(state.h) / self.usual.clamp(min=1e-8)
 
 
-def train_explorer(job: ExploreJob, channel: Channel) -> dict[str, Any] | None:
-    """Explore, or go on exploring, until the replay holds `job.episodes`; None when told to stop before.
-
-    Returns:
-        facts for artifact.json.
-    """
-    found = train_online(job, channel)
-    if found is None:
-        return None
-    return {"updates": found.updates, "random_episodes": min(job.config.random_episodes, job.episodes)}
+train_explorer = train_online  # the name that collect gives it

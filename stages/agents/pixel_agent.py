@@ -60,8 +60,7 @@ class AgentConfig:
     @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        parts = {"model": self.model, "objective": self.objective, "actor_critic": self.actor_critic}
-        return {name: part.model_dump() for name, part in parts.items()}
+        return {name: part.model_dump() for name, part in vars(self).items()}
 
 
 class Reward(nn.Module):
@@ -143,16 +142,12 @@ class Agent(nn.Module):
 
         start = State(batch["h"], batch["z"], e)
         states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
-        arrived = State(states.h[:, 1:], states.z[:, 1:], states.e[:, 1:])
-        reward = self.reward(arrived) * (1 - self.learner.config.discount)  # (N, H)
+        reward = self.reward(states.map(lambda x: x[:, 1:])) * (1 - self.learner.config.discount)  # (N, H)
         actor, critic, terms = self.learner.imagination_losses(states.features, reward, torch.stack(stds, 1))
         raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
         loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
-        return loss, terms | {
-            "actor": actor.detach(),
-            "critic": critic.detach(),
-            "policy_mean": raw.abs().mean().detach(),
-        }
+        terms |= {"actor": actor, "critic": critic, "policy_mean": raw.abs().mean()}
+        return loss, {k: v.detach() for k, v in terms.items()}
 
     @torch.no_grad()
     def act(self, image: Tensor, state: State | None, action: Tensor, normal: Tensor) -> tuple[Tensor, State]:

@@ -1,6 +1,6 @@
 """An agent that learns online from pixels: our world model, and a policy in imagination for a reward of its own.
 
-    found = train_online(job, channel)  # runs or continues; None when told to stop before the replay is full
+    facts = train_online(job, channel)  # runs or continues; None when told to stop before the replay is full
     load_episode(job.replay, 12)        # any episode of the replay
 
 No language: the world model is the joint model read without semantics. What the policy is rewarded for is a module
@@ -13,7 +13,6 @@ run continues to the same bits as an undisturbed one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +34,8 @@ from stages.agents.replay import (
     store_episode,
 )
 from stages.data.shards import Shard, allow_open_files, read_sealed
-from stages.runtime import checkpoints
-from stages.runtime.loop import Metrics, require_finite
-from stages.runtime.update import Batch, Terms, load_optimizer_tensors, make_optimizer, make_update, optimizer_tensors
+from stages.runtime.checkpoints import Resumable
+from stages.runtime.update import Batch, Terms, make_optimizer, make_update
 from stages.runtime.workers import Channel
 from stages.worlds import tasks
 from stages.worlds.render import render_states
@@ -55,28 +53,27 @@ class OnlineJob(ReplayJob):
     correlation: float
     device: str = "cpu"
 
-    kind: ClassVar[str]  # tells its seeds from those of other agents on the same task
-    section: ClassVar[str]  # of the preset
+    kind: ClassVar[str]  # its section of `collect`; tells its seeds from those of other agents on the same task
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be continued."""
-        facts = {"domain": self.domain, "task": self.task, "seed": self.seed, "episodes": self.episodes}
-        config = self.config.model_dump(exclude={"in_all", "episodes"})
-        return {
-            **facts,
-            "kind": self.kind,
-            "correlation": self.correlation,
-            "config": config,
-            "agent": self.agent.record,
-        }
+        made = {"config": self.config.model_dump(exclude={"in_all", "episodes"}), "agent": self.agent.record}
+        return super().about | {"kind": self.kind, "correlation": self.correlation, **made}
+
+    @property
+    def rate(self) -> tuple[str, float]:
+        return f"collect.{self.kind}.lr", self.config.lr
 
     def make_reward(self) -> Reward:
         """A fresh module for what this agent is rewarded for."""
         raise NotImplementedError
 
+    def facts(self, agent: Agent, env: tasks.Env, returns: list[float]) -> dict[str, Any]:
+        """Facts for artifact.json of a finished training, from the true returns of every episode."""
+        raise NotImplementedError
 
-class Training:
+
+class Training(Resumable):
     """An agent and its optimizers; `update` is one step of world model, reward and policy."""
 
     def __init__(self, job: OnlineJob, dim_action: int) -> None:
@@ -89,11 +86,12 @@ class Training:
             "model": (trained, config.lr), "reward": ([agent.reward], config.lr),
             "actor": ([learner.actor], config.policy_lr), "critic": ([learner.critic], config.policy_lr),
         }  # fmt: skip
-        self.optimizers = {
+        optimizers = {
             name: make_optimizer([p for m in modules for p in m.parameters() if p.requires_grad], lr, 0.0)
             for name, (modules, lr) in parts.items()
         }
-        clipped = {name: (optimizer, config.clip) for name, optimizer in self.optimizers.items()}
+        self.parts = {"agent": agent, **optimizers}
+        clipped = {name: (optimizer, config.clip) for name, optimizer in optimizers.items()}
         make = partial(make_update, device=torch.device(job.device), bf16=config.bf16, compiled=False)
         self.learn = make(agent.model_loss, [clipped["model"], clipped["reward"]])
         self.improve = make(agent.policy_loss, [clipped["actor"], clipped["critic"]], after=learner.update_slow)
@@ -114,17 +112,6 @@ class Training:
     def _freeze(self, frozen: bool) -> None:
         for module in (self.agent.model, self.agent.reward):
             module.requires_grad_(not frozen)
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint needs to continue bit for bit."""
-        groups = {name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
-        return {"agent": self.agent.state_dict()} | groups
-
-    def load(self, groups: Mapping[str, dict[str, Tensor]]) -> None:
-        """Inverse of `tensors`."""
-        self.agent.load_state_dict(groups["agent"])
-        for name, optimizer in self.optimizers.items():
-            load_optimizer_tensors(optimizer, groups[name])
 
 
 # ---------------------------------------------------------------------------- replay and playing
@@ -176,23 +163,17 @@ def pixel_policy(agent: Agent, env: tasks.Env, noise: np.ndarray, frames: list[n
 # ---------------------------------------------------------------------------- training
 
 
-@dataclass
-class Trained:
-    """An agent whose replay is full: after `updates`, with the true returns of every episode."""
+def train_online(job: OnlineJob, channel: Channel) -> dict[str, Any] | None:
+    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before.
 
-    agent: Agent
-    env: tasks.Env
-    returns: list[float]
-    updates: int
-
-
-def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
-    """Train, or go on training, until the replay holds `job.episodes`; None when told to stop before."""
+    Returns:
+        facts for artifact.json: the number of updates, and those of the job.
+    """
     torch.set_num_threads(1)
     config, env = job.config, tasks.make_env(job.domain, job.task)
     training = Training(job, env.action_dim)
     job.replay.mkdir(parents=True, exist_ok=True)
-    done = _resume_training(job, training)
+    done = job.resume(training)
     first = min(config.random_episodes, job.episodes)
     begun = max(first, done // config.updates + 1)  # episodes played so far: number n after n * updates updates
     if done:
@@ -208,24 +189,26 @@ def train_online(job: OnlineJob, channel: Channel) -> Trained | None:
 
     for number in range(begun):
         remember(number)
-    metrics = Metrics(job.path.parent / f"{job.path.name}.log", start_step=begun)
+    metrics = job.metrics(begun)
     for number in range(begun, job.episodes):
         terms: Terms = {}
         while done < number * config.updates:
             if channel.stopped():
-                _save_training(job, done, training)
+                job.save(done, training)
                 return None
-            terms = _update(job, training, replay, done)
+            seed = job.seed_of(job.kind, "update", done)
+            torch.manual_seed(seed)
+            terms = training.update(replay.sample(config, np.random.default_rng(seed), job.device))
             done += 1
-        figures = _figures(job, number, terms)
+        figures = job.figures(number, terms)
         _play(job, env, training.agent, number)
         remember(number)
         metrics.log(number, {"decisions": number * DECISIONS, "return": returns[-1], **figures})
         channel.report(DECISIONS, f"return {returns[-1]:.0f}, image {figures['image']:.0f}")
         if (number + 1) % config.checkpoint_episodes == 0 or number + 1 == job.episodes:
-            _save_training(job, done, training)
+            job.save(done, training)
     metrics.close()
-    return Trained(training.agent, env, returns, done)
+    return {"updates": done, **job.facts(training.agent, env, returns)}
 
 
 def _play_randomly(job: OnlineJob, env: tasks.Env, episodes: int, channel: Channel) -> bool:
@@ -250,31 +233,3 @@ def _play(job: OnlineJob, env: tasks.Env, agent: Agent, number: int) -> None:
     rollout = play_episode(env, seed, pixel_policy(agent, env, noise, frames))
     rollout.episode.image = np.stack([*frames, env.render()])  # (T, 3, 64, 64); no action follows the last
     store_episode(job.replay, number, rollout)
-
-
-def _update(job: OnlineJob, training: Training, replay: PixelReplay, step: int) -> Terms:
-    seed = job.seed_of(job.kind, "update", step)
-    torch.manual_seed(seed)
-    return training.update(replay.sample(job.config, np.random.default_rng(seed), job.device))
-
-
-def _figures(job: OnlineJob, number: int, terms: Terms) -> dict[str, float]:
-    """The terms as floats. Raises BadInput when one is not finite."""
-    figures = {name: float(value) for name, value in terms.items()}
-    lower = f"{job.section}.lr={job.config.lr / 3:.2g}"
-    require_finite(number, figures, checkpoints.folder(job.path), lower)
-    return figures
-
-
-def _save_training(job: OnlineJob, updates: int, training: Training) -> None:
-    checkpoints.write(job.path, updates, training.tensors(), job.about)
-
-
-def _resume_training(job: OnlineJob, training: Training) -> int:
-    """Restore networks and optimizers from the last checkpoint; the number of updates done."""
-    found = checkpoints.read(job.path, job.about)
-    if found is None:
-        return 0
-    done, groups = found
-    training.load(groups)
-    return done

@@ -18,7 +18,10 @@ import numpy as np
 import torch
 
 from stages.data.shards import Episode, episode_arrays, read_sealed, write_shard
-from stages.runtime import storage
+from stages.runtime import checkpoints, storage
+from stages.runtime.checkpoints import Resumable
+from stages.runtime.loop import Metrics, require_finite
+from stages.runtime.update import Terms
 from stages.worlds import tasks
 
 DECISIONS = 500  # an episode: 1000 control steps at action repeat 2
@@ -49,6 +52,38 @@ class ReplayJob:
         """The seed of one thing in this job: an episode's number, "networks", ..."""
         return derive_seed(self.seed, self.domain, self.task, *parts)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        return {"domain": self.domain, "task": self.task, "seed": self.seed, "episodes": self.episodes}
+
+    @property
+    def rate(self) -> tuple[str, float]:
+        """Key and value of the learning rate, which a non-finite loss says to lower."""
+        raise NotImplementedError
+
+    def resume(self, learner: Resumable) -> int:
+        """Restore the learner from the last checkpoint; how far that was, 0 without one."""
+        done, groups = checkpoints.read(self.path, self.about) or (0, None)
+        if groups:
+            learner.load(groups)
+        return done
+
+    def save(self, done: int, learner: Resumable) -> None:
+        """Replace the checkpoint."""
+        checkpoints.write(self.path, done, learner.tensors(), self.about)
+
+    def metrics(self, start: int) -> Metrics:
+        """The log, from episode `start` on."""
+        return Metrics(self.path.parent / f"{self.path.name}.log", start)
+
+    def figures(self, number: int, terms: Terms) -> dict[str, float]:
+        """The terms behind episode `number` as floats. Raises BadInput when one is not finite."""
+        found = {name: float(value) for name, value in terms.items()}
+        key, value = self.rate
+        require_finite(number, found, checkpoints.folder(self.path), f"{key}={value / 3:.2g}")
+        return found
+
 
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed from anything printable: stable over processes and machines."""
@@ -75,17 +110,15 @@ def play_episode(env: tasks.Env, seed: int, policy: PolicyFunction) -> PlayedEpi
     step = env.reset(seed)
     steps, actions = [step], [np.zeros(env.action_dim, np.float32)]
     for decision in range(DECISIONS):
-        action = np.asarray(policy(step.observation, decision), np.float32)
-        step = env.step(action)
+        actions.append(np.asarray(policy(step.observation, decision), np.float32))
+        step = env.step(actions[-1])
         steps.append(step)
-        actions.append(action)
         if step.is_last:
             break
-    rewards = [0.0, *(s.reward for s in steps[1:])]
     episode = Episode(
         image=None,
         action=np.stack(actions),
-        reward=np.asarray(rewards, np.float32),
+        reward=np.asarray([s.reward for s in steps], np.float32),  # 0 at the reset
         is_first=np.arange(len(steps)) == 0,
         is_terminal=np.asarray([s.is_terminal for s in steps]),
         state=np.stack([s.state for s in steps]),
@@ -139,16 +172,17 @@ def load_episode(folder: Path, number: int) -> PlayedEpisode:
 # ---------------------------------------------------------------------------- judging
 
 
-def evaluation_returns(
-    job: ReplayJob, env: tasks.Env, policy: Callable[[np.ndarray], PolicyFunction], episodes: int
-) -> list[float]:
-    """Returns of episodes of their own seeds; `policy` makes one from noise (DECISIONS, A), which is none here."""
+def replay_facts(
+    job: ReplayJob, returns: list[float], env: tasks.Env, policy: Callable[[np.ndarray], PolicyFunction], episodes: int
+) -> dict[str, Any]:
+    """Facts for artifact.json from the returns of the replay and of an evaluation, over episodes of their own seeds.
+
+    Args:
+        policy: makes one from noise (DECISIONS, A), which is none here.
+    """
     quiet = np.zeros((DECISIONS, env.action_dim))
-    return [play_episode(env, job.seed_of("evaluation", i), policy(quiet)).episode_return for i in range(episodes)]
-
-
-def replay_facts(job: ReplayJob, returns: list[float], scores: list[float]) -> dict[str, Any]:
-    """Facts for artifact.json from the returns of the replay and of the evaluation."""
+    played = [play_episode(env, job.seed_of("evaluation", i), policy(quiet)) for i in range(episodes)]
+    scores = [p.episode_return for p in played]
     mean = float(np.mean(scores))
     return {
         "learning_curve": [[(i + 1) * DECISIONS, round(r, 2)] for i, r in enumerate(returns[: job.episodes])],

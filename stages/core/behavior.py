@@ -50,11 +50,9 @@ class Behavior(nn.Module):
         loss, terms = self.data_loss(batch, task)
         if weights.imagination:
             # Spread over the batch, so that the shares of several processes are the rows of one.
-            spread = slice(None, None, max(1, self.config.decisions // self.config.imagined))
-            start = State.read(batch).map(lambda x: x[spread][: self.config.imagined])
-            imagined, more = self.imagined_loss(
-                start, self.prompts.rows(batch["prompt"][spread][: self.config.imagined])
-            )
+            every, count = max(1, self.config.decisions // self.config.imagined), self.config.imagined
+            start, prompt = State.read(batch).map(lambda x: x[::every][:count]), batch["prompt"][::every][:count]
+            imagined, more = self.imagined_loss(start, self.prompts.rows(prompt))
             loss, terms = loss + imagined, terms | more
         return loss, terms
 
@@ -68,8 +66,10 @@ class Behavior(nn.Module):
         return self.config.actor_critic.anchor * actor + critic, terms
 
     def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
-        """Weighted actor and critic losses on rollouts from `start` (N, ...)."""
-        actor, critic, terms = self.from_imagination(start, task)
+        """Weighted actor and critic losses on rollouts of the model under the policy from `start` (Eq. 6, 8, 10)."""
+        states, actions, std = self.rollout(start, task, self.config.horizon)
+        reward = self.reward(task, states, actions)
+        actor, critic, terms = self.learner.imagination_losses(self.inputs(states, task), reward, std)
         loss = self.config.actor_critic.imagination * (actor + critic)
         return loss, terms | {"actor": actor.detach(), "critic": critic.detach()}
 
@@ -82,12 +82,6 @@ class Behavior(nn.Module):
         step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
         row = torch.arange(count, device=step.device)
         return states.map(lambda x: x[row, step])
-
-    def from_imagination(self, start: State, task: TaskContext) -> tuple[Tensor, Tensor, Terms]:
-        """Actor and critic losses on rollouts of the model under the policy (Eq. 6, 8, 10)."""
-        states, actions, std = self.rollout(start, task, self.config.horizon)
-        reward = self.reward(task, states, actions)
-        return self.learner.imagination_losses(self.inputs(states, task), reward, std)
 
     def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
         """The model under the policy's sampled actions: states (N, H+1, ...), actions and deviations (N, H, A)."""

@@ -47,18 +47,17 @@ class JointModel(WorldModel):
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
         self.dim_z, self.dim_tau = config.dim_z, config.dim_task
         c = config
-        dim_s = c.classes * c.categories
         self.adapter = Adapter(dim_embedding) if adapter else nn.Identity()  # e_v = f_mllm(x), trainable part
         self.task_encoder = MLP(dim_embedding, c.dim_task, c.units, 1)  # f_task
         self.rssm = RSSM(c, c.dim_z, dim_action)
         self.fusion = TAMF(c, dim_embedding)
         self.decoder = ImageDecoder(c.dim_z, c.depth)  # p(x | z), Eq. 12
         self.semantic_decoder = MLP(c.dim_z, dim_embedding, c.units, 1)  # f_dec, Eq. 13
-        self.semantic_predictor = MLP(c.deter + dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
+        self.semantic_predictor = MLP(c.deter + c.dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
         self.aligner = MLP(c.dim_task, dim_embedding, c.units, 1)  # f_ψ, Eq. 13
         self.semantic_origin: Tensor
         self.register_buffer("semantic_origin", torch.zeros(dim_embedding))  # see `conclude`
-        self.text_map = MLP(c.dim_task, c.deter + dim_s, c.units, 1)  # f_map, Eq. 7
+        self.text_map = MLP(c.dim_task, c.deter + c.dim_s, c.units, 1)  # f_map, Eq. 7
         self.text_dynamics = Dynamics(c, c.dim_z, dim_action)  # p̃_ψ, Eq. 8
 
     # ------------------------------------------------------------------ task
@@ -91,12 +90,8 @@ class JointModel(WorldModel):
 
     def text_start(self, task: TaskContext) -> tuple[Tensor, Tensor]:
         """f_map(τ) (Eq. 7): first recurrent state (B, deter) and log-probabilities of s^τ (B, C, K)."""
-        h, logits = self.text_map(task.tau).float().split([self.config.deter, self._dim_s], -1)
+        h, logits = self.text_map(task.tau).float().split([self.config.deter, self.config.dim_s], -1)
         return torch.tanh(h), unimix_log_probs(logits.unflatten(-1, self.rssm.shape), self.config.unimix)
-
-    @property
-    def _dim_s(self) -> int:
-        return self.config.classes * self.config.categories
 
     def text_action(self, action: Tensor) -> Tensor:
         """The executed action as the text imagination sees it: itself (`policy`) or nothing (`none`)."""

@@ -59,9 +59,8 @@ def label_rewards(latents: Latents, reward: PromptReward, horizon: int, rows_at_
         rows = start[:, None] + torch.arange(horizon + 1, device=start.device)  # (M, H+1)
         for k in range(len(found)):
             prompt = torch.full_like(rows, k)
-            found[k, rows[:, 1:]] = reward(
-                prompt[:, 0], latents.state(rows, prompt), latents.action[rows[:, 1:]]
-            ).float()
+            earned = reward(prompt[:, 0], latents.state(rows, prompt), latents.action[rows[:, 1:]])
+            found[k, rows[:, 1:]] = earned.float()
     return found
 
 

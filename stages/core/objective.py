@@ -102,19 +102,14 @@ def joint_behavior_loss(
     the posterior of the frame they predict, and the error of the semantics they predict. A stretch counts
     up to where an episode begins in it.
     """
-    action, is_first = seen.action, seen.is_first
-    horizon = min(config.horizon, action.shape[1] - 1)
-    count = action.shape[1] // (horizon + 1)
-    starts = torch.arange(count, device=action.device) * (horizon + 1)
-    start = seen.state.map(lambda x: x[:, starts].flatten(0, 1))  # (B·count, ...)
-    steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (count, H)
-    actions = action[:, steps].flatten(0, 1)  # (B·count, H, A)
+    start, steps, actions = seen.stretches(config.horizon)  # (B·count, ...), (count, H), (B·count, H, A)
+    count, horizon = steps.shape
     repeated = task.repeat_interleave(count)
     states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
     _, text = model.text_rollout(actions, repeated, noise)
-    weight = config.discount ** torch.arange(1, horizon + 1, device=action.device)
+    weight = config.discount ** torch.arange(1, horizon + 1, device=steps.device)
     weight = weight / weight.sum()
-    weight = weight * (~is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
+    weight = weight * (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
     kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (B·count,)
     reality = categorical_kl(seen.posterior[:, steps].flatten(0, 1).detach(), prior)  # (B·count, H)
     e = seen.state.e[:, steps].flatten(0, 1).detach()  # (B·count, H, dim_e)
@@ -142,9 +137,8 @@ def joint_loss(
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
     terms = world_model_loss(model, seen, batch["image"], config)
     terms |= mllm_loss(model, seen, task, prompts.shown, config)
-    total = (
-        config.world_model * (terms["kl"] + terms["image"]) + config.semantic_prediction * terms["semantic_prediction"]
-    )
+    total = config.world_model * (terms["kl"] + terms["image"])
+    total = total + config.semantic_prediction * terms["semantic_prediction"]
     if config.mllm:
         total = total + config.mllm * (terms["semantic_reconstruction"] + terms["alignment"])
     if config.text_imagination:

@@ -27,7 +27,7 @@ class Dynamics(nn.Module):
         self.shape = (config.classes, config.categories)
         self.unimix = config.unimix
         self.gru = NormGRU(dim_z + dim_action, config.deter)
-        self.prior_net = MLP(config.deter, config.classes * config.categories, config.units, 1)
+        self.prior_net = MLP(config.deter, config.dim_s, config.units, 1)
 
     def prior(self, h: Tensor) -> Tensor:
         """h (..., deter) → log-probabilities (..., C, K)."""
@@ -60,7 +60,7 @@ class RSSM(Dynamics):
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
         self.encoder = ImageEncoder(config.depth)
-        self.posterior_net = MLP(self.encoder.out_features, config.classes * config.categories, config.units, 1)
+        self.posterior_net = MLP(self.encoder.out_features, config.dim_s, config.units, 1)
         self.h_first = nn.Parameter(torch.zeros(config.deter))
 
     def posterior(self, image: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class ModelConfig(Section):
     imagined_semantics: Literal["predict", "hold"]
     text_actions: Literal["policy", "none"]
 
+    @property
+    def dim_s(self) -> int:
+        """Width of s: classes one-hot variables, flattened."""
+        return self.classes * self.categories
+
 
 class ObjectiveConfig(Section):
     """Weights and constants of the objective; defaults and comments in presets/paper.yaml."""

@@ -60,7 +60,7 @@ class TAMF(nn.Module):
 
     def __init__(self, config: ModelConfig, dim_semantic: int) -> None:
         super().__init__()
-        c, dim, dim_state = config, config.dim_z, config.classes * config.categories
+        c, dim, dim_state = config, config.dim_z, config.dim_s
         enabled = c.fusion == "tamf"
         self.layers = c.fusion_layers if enabled else 0
         self.fuse_semantic = nn.Linear(dim_semantic, dim)

@@ -59,6 +59,17 @@ class Observed:
         parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
         return Observed(state, *parts, self.action, self.is_first)
 
+    def stretches(self, horizon: int) -> tuple[State, Tensor, Tensor]:
+        """Every sequence cut into n stretches of H + 1 frames, where H is `horizon` or all there are but the first.
+
+        Returns:
+            states of their first frames (B·n, ...), positions (n, H) of the others, and actions (B·n, H, A) to these.
+        """
+        horizon = min(horizon, self.action.shape[1] - 1)
+        starts = torch.arange(self.action.shape[1] // (horizon + 1), device=self.action.device) * (horizon + 1)
+        steps = starts[:, None] + torch.arange(1, horizon + 1, device=self.action.device)  # (n, H)
+        return self.state.map(lambda x: x[:, starts].flatten(0, 1)), steps, self.action[:, steps].flatten(0, 1)
+
 
 @dataclass
 class TaskContext:
@@ -113,14 +124,13 @@ class Noise:
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, ...) numbers in [0, 1); B is this process's share."""
-        batch = shape[0]
-        drawn = torch.rand(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
+        return self._rows(torch.rand, *shape)
 
     def normal(self, *shape: int) -> Tensor:
-        batch = shape[0]
-        drawn = torch.randn(batch * self.world, *shape[1:], device=self.device)
-        return drawn[self.rank * batch : (self.rank + 1) * batch]
+        return self._rows(torch.randn, *shape)
+
+    def _rows(self, draw: Callable[..., Tensor], batch: int, *rest: int) -> Tensor:
+        return draw(batch * self.world, *rest, device=self.device)[self.rank * batch : (self.rank + 1) * batch]
 
 
 class WorldModel(nn.Module):
@@ -250,12 +260,7 @@ class WorldModel(nn.Module):
         return State(h, self.fuse(e, s, task.gates), e), prior
 
     def imagine(
-        self,
-        start: State,
-        act: Callable[[Tensor, int], Tensor],
-        horizon: int,
-        task: TaskContext,
-        noise: Noise | None,
+        self, start: State, act: Callable[[Tensor, int], Tensor], horizon: int, task: TaskContext, noise: Noise | None
     ) -> tuple[State, Tensor, Tensor]:
         """Roll the world model `horizon` steps from `start` (N, ...).
 

@@ -41,7 +41,7 @@ class Founder(PlainWorldModel):
     def __init__(
         self, config: ModelConfig, dim_embedding: int, dim_action: int, horizon: int, far: float, noise: float
     ) -> None:
-        super().__init__(config, dim_embedding, dim_action, dim_tau=config.classes * config.categories)
+        super().__init__(config, dim_embedding, dim_action, dim_tau=config.dim_s)
         self.horizon, self.far, self.noise = horizon, far, noise
         self.aligner = Aligner(dim_embedding, config.units)
         self.mapping = MLP(dim_embedding, self.dim_z, config.units, LAYERS)
@@ -77,24 +77,17 @@ class Founder(PlainWorldModel):
 
     def rollouts(self, seen: Observed, horizon: int, noise: Noise) -> Tensor:
         """Stochastic states (N, H+1, C·K) imagined under the data's actions, from every (H+1)-th frame."""
-        action = seen.action
-        horizon = min(horizon, action.shape[1] - 1)
-        starts = torch.arange(action.shape[1] // (horizon + 1), device=action.device) * (horizon + 1)
-        start = seen.state.map(lambda x: x[:, starts].flatten(0, 1))
-        steps = starts[:, None] + torch.arange(1, horizon + 1, device=action.device)  # (n, H)
-        actions = action[:, steps].flatten(0, 1)  # (B·n, H, A)
+        start, steps, actions = seen.stretches(horizon)
         task = PlainWorldModel.task(self, start.e)
-        states, _, _ = self.imagine(start, lambda _, t: actions[:, t], horizon, task, noise)
+        states, _, _ = self.imagine(start, lambda _, t: actions[:, t], steps.shape[1], task, noise)
         return states.z
 
     # ------------------------------------------------------------------ reward
 
     def text_rollout(self, actions: Tensor, task: TaskContext, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """The goal state at every step."""
-        steps = actions.shape[1] + 1
-        return task.tau.unsqueeze(1).expand(-1, steps, -1), self.map(task.semantics).unsqueeze(1).expand(
-            -1, steps, -1, -1
-        )
+        steps, log_probs = actions.shape[1] + 1, self.map(task.semantics)
+        return task.tau.unsqueeze(1).expand(-1, steps, -1), log_probs.unsqueeze(1).expand(-1, steps, -1, -1)
 
     def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Minus the predicted distance to the goal state, in (-1, 0)."""

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
-from stages.methods.td3 import IQL, TD3, TD3BC, IQLConstants, TD3Config
+from stages.methods.td3 import IQL, TD3, TD3BC, OfflineTD3, TD3Config
+from stages.runtime.checkpoints import Resumable
 from stages.runtime.config import Section, Share
 from stages.runtime.errors import BadInput
 from stages.runtime.names import MODEL_FREE
-from stages.runtime.update import autocast, load_optimizer_tensors, optimizer_tensors
+from stages.runtime.update import autocast
 
 REWARD_ROWS = 65536  # behind mean and spread of the reward
 
@@ -47,32 +48,27 @@ class OfflineRLConfig(Section):
 
 MakeAgent = Callable[[OfflineRLConfig, int, int, int, torch.device], TD3]
 AGENTS: dict[str, MakeAgent] = {
-    "td3": lambda c, *sizes: TD3(c.td3, *sizes, delayed_targets=True),
+    "td3": lambda c, *sizes: OfflineTD3(c.td3, *sizes),
     "td3-bc": lambda c, *sizes: TD3BC(c.td3, *sizes, alpha=c.alpha),
-    "iql": lambda c, *sizes: IQL(c.td3, *sizes, constants=IQLConstants(c.expectile, c.temperature, c.updates)),
+    "iql": lambda c, *sizes: IQL(c.td3, *sizes, expectile=c.expectile, temperature=c.temperature, updates=c.updates),
 }
 assert set(AGENTS) == set(MODEL_FREE)
 
 
-class PixelLearner:
+class PixelLearner(Resumable):
     """Encoder and agent; `update` is one step on a batch of windows.
 
     Everything random in an update is drawn from a generator seeded by (seed, step): a checkpoint needs no random state.
     """
 
     def __init__(
-        self,
-        config: OfflineRLConfig,
-        method: str,
-        action_dim: int,
-        seed: int,
-        device: torch.device,
-        reward: BatchReward,
+        self, config: OfflineRLConfig, kind: str, action_dim: int, seed: int, device: torch.device, reward: BatchReward
     ) -> None:
         self.config, self.device, self.reward, self.seed = config, device, reward, seed
         self.encoder = PixelEncoder(config.depth, config.stack, config.features).to(device)
-        self.agent = AGENTS[method](config, config.features, action_dim, seed, device)
+        self.agent = AGENTS[kind](config, config.features, action_dim, seed, device)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), config.td3.lr, fused=True)
+        self.parts = {**self.agent.parts, "encoder": self.encoder, "encoder_optimizer": self.optimizer}
         self.generator = torch.Generator()
 
     def update(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -95,17 +91,6 @@ class PixelLearner:
         with autocast(self.device, self.config.bf16):
             return self.encoder(random_shift(image, shift.to(image.device)))
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint needs to continue bit for bit."""
-        encoder = {"encoder": dict(self.encoder.state_dict()), "encoder_optimizer": optimizer_tensors(self.optimizer)}
-        return self.agent.tensors() | encoder
-
-    def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Inverse of `tensors`."""
-        self.agent.load(groups)
-        self.encoder.load_state_dict(dict(groups["encoder"]))
-        load_optimizer_tensors(self.optimizer, groups["encoder_optimizer"])
-
 
 # ---------------------------------------------------------------------------- reward
 
@@ -118,13 +103,12 @@ def make_reward(dataset: Dataset, prompt: Tensor, task: str, device: torch.devic
     Standardised by its mean and spread over the data that is used. Raises BadInput when there is none of the task.
     """
 
-    def similarity(batch: Mapping[str, Tensor]) -> Tensor:
-        return F.normalize(batch["embedding"].float(), dim=-1) @ prompt.to(batch["embedding"].device)
+    key = "reward" if task else "embedding"
 
-    def true(batch: Mapping[str, Tensor]) -> Tensor:
-        return batch["reward"].float()
+    def raw(batch: Mapping[str, Tensor]) -> Tensor:
+        found = batch[key].float()
+        return found if task else F.normalize(found, dim=-1) @ prompt.to(found.device)
 
-    raw, key = (true, "reward") if task else (similarity, "embedding")
     used = np.flatnonzero(part_weights(dataset, task)) if task else np.arange(len(dataset.parts))
     share = REWARD_ROWS // len(used)
     parts = [dataset.parts[int(i)] for i in used]

@@ -31,7 +31,7 @@ class PlainWorldModel(WorldModel):
     def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, dim_tau: int | None = None) -> None:
         super().__init__()
         self.config, self.dim_embedding, self.dim_action = config, dim_embedding, dim_action
-        self.dim_z = config.classes * config.categories
+        self.dim_z = config.dim_s
         self.dim_tau = dim_embedding if dim_tau is None else dim_tau
         self.adapter = nn.Identity()
         self.rssm = RSSM(config, self.dim_z, dim_action)

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.actor_critic import smoothed_target
+from stages.runtime.checkpoints import Resumable
 from stages.runtime.config import Section
-from stages.runtime.update import fast_bf16, load_optimizer_tensors, optimizer_tensors, set_lr
+from stages.runtime.update import fast_bf16, set_lr
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LN_EPS = 1e-5
@@ -138,25 +138,19 @@ class Critics(FusedMLP):
         return self(torch.cat([x, action], -1), members)[..., 0]
 
 
-class TD3:
+class TD3(Resumable):
     """Actor, twin critics, their targets and optimizers; `update` is one gradient step of TD3.
 
-    Args:
-        delayed_targets: the slow networks move only when the actor does (TD3, Algorithm 1), as in the offline rows.
-            The online experts move them at every update: what every dataset of theirs was made with stays so.
+    `delayed_targets`: the slow networks move only when the actor does (TD3, Algorithm 1), as in the offline rows.
+    The online experts move them at every update: what every dataset of theirs was made with stays so.
     """
 
+    delayed_targets: ClassVar[bool] = False
+
     def __init__(
-        self,
-        config: TD3Config,
-        inp: int,
-        action_dim: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        *,
-        delayed_targets: bool = False,
+        self, config: TD3Config, inp: int, action_dim: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.config, self.delayed_targets = config, delayed_targets
+        self.config, self.inp, self.seed, self.device = config, inp, seed, device
         dtype = resolve_precision(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -168,6 +162,11 @@ class TD3:
         self.critics_target.load_state_dict(self.critics.state_dict())
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
+        self.parts = {
+            "actor": self.actor, "critics": self.critics,
+            "actor_target": self.actor_target, "critics_target": self.critics_target,
+            "actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer,
+        }  # fmt: skip
 
     def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One update: critics always, actor every `actor_every` steps, then the slow targets.
@@ -208,42 +207,18 @@ class TD3:
         values = partial(self.critics_target.value, obs)
         return smoothed_target(batch["reward"], batch["discount"], self.actor_target(obs), smooth, values)
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint needs to continue bit for bit."""
-        groups = {name: dict(module.state_dict()) for name, module in self.modules().items()}
-        return groups | {name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers().items()}
 
-    def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Inverse of `tensors`."""
-        for name, module in self.modules().items():
-            module.load_state_dict(dict(groups[name]))
-        for name, optimizer in self.optimizers().items():
-            load_optimizer_tensors(optimizer, groups[name])
+class OfflineTD3(TD3):
+    """TD3 as in the offline rows."""
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The networks, by the names they are saved under."""
-        targets = {"actor_target": self.actor_target, "critics_target": self.critics_target}
-        return {"actor": self.actor, "critics": self.critics, **targets}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers, by the names they are saved under."""
-        return {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+    delayed_targets = True
 
 
-class TD3BC(TD3):
-    """TD3+BC: the actor also imitates the data's actions; `alpha` weighs the value against that."""
+class TD3BC(OfflineTD3):
+    """TD3+BC: the actor also imitates the data's actions; `alpha` weighs the value against that. `args`: see TD3."""
 
-    def __init__(
-        self,
-        config: TD3Config,
-        inp: int,
-        action_dim: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        *,
-        alpha: float,
-    ) -> None:
-        super().__init__(config, inp, action_dim, seed, device, delayed_targets=True)
+    def __init__(self, *args: Any, alpha: float) -> None:
+        super().__init__(*args)
         self.alpha = alpha
 
     def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -254,40 +229,26 @@ class TD3BC(TD3):
         return -scale * value.mean() + F.mse_loss(action, batch["action"])
 
 
-@dataclass(frozen=True)
-class IQLConstants:
-    """What IQL has beside TD3's settings: τ of the state value, β of the policy, and the updates of the whole run."""
-
-    expectile: float
-    temperature: float
-    updates: int
-
-
 class IQL(TD3):
     """IQL: values of the data's own actions alone, and a policy by advantage-weighted regression on them.
 
     The policy is the deterministic actor of TD3: a Gaussian of fixed width, whose log-likelihood is a squared error.
     Its step size falls to zero over the run by half a cosine, as in the authors' code.
+
+    Args:
+        args: see TD3. expectile: τ of the state value. temperature: β of the policy. updates: of the whole run.
     """
 
     MAX_WEIGHT = 100.0
 
-    def __init__(
-        self,
-        config: TD3Config,
-        inp: int,
-        action_dim: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        *,
-        constants: IQLConstants,
-    ) -> None:
-        super().__init__(config, inp, action_dim, seed, device)
-        self.constants = constants
+    def __init__(self, *args: Any, expectile: float, temperature: float, updates: int) -> None:
+        super().__init__(*args)
+        self.expectile, self.temperature, self.updates = expectile, temperature, updates
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
-            self.value = FusedMLP(1, inp, 1, config.units, resolve_precision(config.precision, device)).to(device)
-        self.value_optimizer = torch.optim.Adam(self.value.parameters(), config.lr, fused=True)
+            torch.manual_seed(self.seed + 1)
+            self.value = FusedMLP(1, self.inp, 1, self.config.units, self.actor.dtype).to(self.device)
+        self.value_optimizer = torch.optim.Adam(self.value.parameters(), self.config.lr, fused=True)
+        self.parts |= {"value": self.value, "value_optimizer": self.value_optimizer}
 
     def update(self, batch: Mapping[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """State value (IQL, Eq. 5), critics and actor; all three read the state value of before this update.
@@ -295,8 +256,8 @@ class IQL(TD3):
         Args:
             step: counted from 1.
         """
-        loss = expectile_loss(self.advantage({**batch, "obs": batch["obs"].detach()}), self.constants.expectile)
-        done = (step - 1) / self.constants.updates
+        loss = expectile_loss(self.advantage({**batch, "obs": batch["obs"].detach()}), self.expectile)
+        done = (step - 1) / self.updates
         set_lr(self.actor_optimizer, self.config.lr * 0.5 * (1 + math.cos(math.pi * done)))
         terms = super().update(batch, step, generator)
         _minimise(loss, self.value_optimizer)
@@ -315,14 +276,8 @@ class IQL(TD3):
 
     def actor_objective(self, batch: Mapping[str, Tensor]) -> Tensor:
         """exp(β A) (π(s) - a)² (IQL, Eq. 7)."""
-        weight = (self.constants.temperature * self.advantage(batch)).detach().exp().clamp(max=self.MAX_WEIGHT)  # (B,)
+        weight = (self.temperature * self.advantage(batch)).detach().exp().clamp(max=self.MAX_WEIGHT)  # (B,)
         return (weight * (self.actor(batch["obs"]) - batch["action"]).square().sum(-1)).mean()
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return super().optimizers() | {"value_optimizer": self.value_optimizer}
 
 
 def critic_loss(critics: Critics, obs: Tensor, action: Tensor, target: Tensor) -> Tensor:

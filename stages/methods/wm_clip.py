@@ -30,5 +30,5 @@ class WMCLIP(PlainWorldModel):
 
     def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
         """Cosine of the state's embedding and the text's."""
-        seen = self.embed(State(state.h[:, 1:], state.z[:, 1:], state.e[:, 1:]))  # (N, H, dim_e)
+        seen = self.embed(state.map(lambda x: x[:, 1:]))  # (N, H, dim_e)
         return (seen * task.semantics.unsqueeze(1)).sum(-1)

@@ -91,16 +91,10 @@ class LatentPolicy(Policy):
     """Filters frames with the world model; see `Policy.load` for the arguments."""
 
     def __init__(
-        self,
-        model: WorldModel,
-        learner: ActorCritic,
-        backbone: Backbone,
-        embedding: Tensor,
-        backbone_size: int,
-        acting: Acting,
+        self, model: WorldModel, learner: ActorCritic, backbone: Backbone, embedding: Tensor, size: int, acting: Acting
     ) -> None:
         self.model, self.learner, self.backbone = model, learner, backbone
-        self.backbone_size, self.acting, self.device = backbone_size, acting, torch.device(acting.device)
+        self.backbone_size, self.acting, self.device = size, acting, torch.device(acting.device)
         with torch.no_grad():
             self.contexts = model.task(embedding.to(self.device))
         self.reset()
@@ -178,12 +172,10 @@ class PixelPolicy(Policy):
             artifacts.require_fit(tensors["encoder"], (config.depth, config.stack, config.features))
             artifacts.require_fit(tensors["actor"], (config.td3.units, dim_action))
             encoder = PixelEncoder(config.depth, config.stack, config.features)
-            actor = DeterministicActor(
-                config.features, dim_action, config.td3.units, resolve_precision(config.td3.precision, device)
-            )
-        load_weights(encoder, tensors["encoder"], artifact.path)
-        load_weights(actor, tensors["actor"], artifact.path)
-        for module in (encoder, actor):
+            precision = resolve_precision(config.td3.precision, device)
+            actor = DeterministicActor(config.features, dim_action, config.td3.units, precision)
+        for module, name in ((encoder, "encoder"), (actor, "actor")):
+            load_weights(module, tensors[name], artifact.path)
             module.to(device).requires_grad_(False)
         return cls(encoder, actor, config.stack, torch.device(device))
 

@@ -76,9 +76,8 @@ def input_path(artifact: Artifact, wanted: str) -> Path:
     """Where the input of this id lay when `artifact` was made. Raises BadInput when artifact.json does not say."""
     places: dict[str, str] = artifact.meta["input_paths"]
     if wanted not in places:
-        raise storage.corrupted(
-            artifact.path / "artifact.json", ValueError(f"it does not say where its input {wanted} is")
-        )
+        reason = ValueError(f"it does not say where its input {wanted} is")
+        raise storage.corrupted(artifact.path / "artifact.json", reason)
     return artifact.path / places[wanted]
 
 
@@ -200,9 +199,8 @@ def load(path: Path, stage: str | None = None, *, domain: str | None = None, mad
     if stage is not None and found_stage != stage:
         raise BadInput(f"{path} is a {found_stage} artifact, not {stage}; give the path of a {stage} artifact")
     if domain is not None and found_domain != domain:
-        raise BadInput(
-            f"{path} belongs to domain {found_domain}, not {domain}; use --preset {found_domain} or another path"
-        )
+        way = f"use --preset {found_domain} or another path"
+        raise BadInput(f"{path} belongs to domain {found_domain}, not {domain}; {way}")
     for name in meta["files"]:
         storage.check_name(path, name)
         if name.endswith(".safetensors"):
@@ -261,18 +259,14 @@ def check_file(artifact: Artifact, name: str) -> None:
 
 
 def verify(*found: Artifact) -> None:
-    """Recompute every checksum and every id. Raises BadInput naming a file that differs.
+    """Recompute every checksum, as `load` did every id. Raises BadInput naming a file that differs.
 
     hashlib works outside the interpreter's lock: the threads share the files of all artifacts, so that all cores work
     to the end.
     """
     files = [(artifact, name) for artifact in found for name in artifact.meta["files"]]
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda file: check_file(*file), files):
-            pass
-    for artifact in found:
-        if storage.digest({k: artifact.meta[k] for k in CONTENT}) != artifact.id:
-            raise storage.corrupted(artifact.path / "artifact.json", ValueError("its content does not match its id"))
+        list(pool.map(lambda file: check_file(*file), files))
 
 
 def _rebuilding(path: Path) -> Path:
@@ -362,10 +356,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise BadInput(
-            f"the weights in {where} do not fit its configuration ({reason}); make it again with --fresh"
-        ) from None
+        reason = f"({str(error).splitlines()[1].strip()}); make it again with --fresh"
+        raise BadInput(f"the weights in {where} do not fit its configuration {reason}") from None
 
 
 # ---------------------------------------------------------------------------- provenance
@@ -374,10 +366,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found | {"hardware": hardware()}
 
 
@@ -393,15 +383,9 @@ def hardware() -> str:
 
 def git_commit() -> str:
     """The commit of the code that runs, with '-dirty' for uncommitted changes; '' outside git."""
-    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""

@@ -9,9 +9,30 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.runtime import storage
+from stages.runtime.update import load_optimizer_tensors, optimizer_tensors
+
+Groups = dict[str, dict[str, Tensor]]  # a checkpoint's tensors: {file: {name: tensor}}
+
+
+class Resumable:
+    """What is trained: `parts` are its modules and optimizers, by the names they are saved under."""
+
+    parts: dict[str, nn.Module | torch.optim.Optimizer]
+
+    def tensors(self) -> Groups:
+        """Everything a checkpoint needs to continue bit for bit."""
+        return {k: v.state_dict() if isinstance(v, nn.Module) else optimizer_tensors(v) for k, v in self.parts.items()}
+
+    def load(self, groups: Groups) -> None:
+        """Inverse of `tensors`."""
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                part.load_state_dict(groups[name])
+            else:
+                load_optimizer_tensors(part, groups[name])
 
 
 def folder(path: Path) -> Path:
@@ -30,7 +51,7 @@ def write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], ab
         storage.replace_folder(draft, target)
 
 
-def read(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
+def read(path: Path, about: Mapping[str, Any]) -> tuple[int, Groups] | None:
     """The checkpoint of artifact `path` when it was made with the same `about`, else None.
 
     A checkpoint that does not verify is refused (BadInput) rather than silently dropped.

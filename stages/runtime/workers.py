@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -39,29 +39,20 @@ Report = Callable[[str, int, Figure], None]
 POLL_SECONDS = 0.2
 
 
-class Channel(Protocol):
-    """What a job is handed to talk to the process that shows the progress bar."""
-
-    def report(self, frames: int, figure: Figure = None) -> None:
-        """Tell that `frames` more are done, and the return of the last episode or other words for the bar."""
-
-    def stopped(self) -> bool:
-        """Whether the job should save what it has and return."""
-
-
 @dataclass
-class LocalChannel:
-    """For a job in this process."""
+class Channel:
+    """What a job is handed to talk to the process that shows the progress bar.
+
+    `stopped` tells whether the job should save what it has and return.
+    """
 
     label: str
-    stop: Callable[[], bool]
+    stopped: Callable[[], bool]
     on_report: Report
 
     def report(self, frames: int, figure: Figure = None) -> None:
+        """Tell that `frames` more are done, and the return of the last episode or other words for the bar."""
         self.on_report(self.label, frames, figure)
-
-    def stopped(self) -> bool:
-        return self.stop()
 
 
 _reports: Any = None  # the worker process's queue to its parent
@@ -91,7 +82,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _call(label: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return function(*args, LocalChannel(label, _stop.is_set, lambda *what: _reports.put(what)))
+    return function(*args, Channel(label, _stop.is_set, lambda *what: _reports.put(what)))
 
 
 @dataclass
@@ -115,9 +106,7 @@ class Pool:
             self.executor = ProcessPoolExecutor(self.workers, context, _start_worker, (self.reports, self.event))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.workers > 1:
             self.event.set()
             self.executor.shutdown(wait=True, cancel_futures=True)
@@ -137,7 +126,7 @@ class Pool:
     def _inline(self) -> Iterator[tuple[str, Any]]:
         while self.waiting and not self.stop():
             label, function, args = self.waiting.popleft()
-            yield label, function(*args, LocalChannel(label, self.stop, self.report))
+            yield label, function(*args, Channel(label, self.stop, self.report))
 
     def _parallel(self) -> Iterator[tuple[str, Any]]:
         running: dict[Future[Any], str] = {}
@@ -160,8 +149,6 @@ class Pool:
                     ) from None
 
     def _drain(self) -> None:
-        while True:
-            try:
+        with suppress(queue.Empty):
+            while True:
                 self.report(*self.reports.get_nowait())
-            except queue.Empty:
-                return

@@ -47,20 +47,15 @@ class TaskEnv(gymnasium.Env):
         get_task(domain, task)
         if obs not in OBSERVATIONS:
             raise BadInput(f"unknown observation {obs!r}: use pixels or state")
-        self.metadata = {
-            **self.metadata,
-            "render_fps": round(1 / (worlds.BODIES[domain].control_timestep * ACTION_REPEAT)),
-        }
+        rate = round(1 / (worlds.BODIES[domain].control_timestep * ACTION_REPEAT))
+        self.metadata = {**self.metadata, "render_fps": rate}
         if render_mode not in (None, "rgb_array"):
             raise BadInput(f"unknown render mode {render_mode!r}: use rgb_array or none")
         self.render_mode, self.obs, self.size, self.backend = render_mode, obs, size, backend
         self.env = make_env(domain, task)
         self.action_space = spaces.Box(-1, 1, (self.env.action_dim,), np.float32)
-        self.observation_space = (
-            spaces.Box(0, 255, (size, size, 3), np.uint8)
-            if obs == "pixels"
-            else spaces.Box(-np.inf, np.inf, (self.env.observation_dim,), np.float32)
-        )
+        seen = spaces.Box(-np.inf, np.inf, (self.env.observation_dim,), np.float32)
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8) if obs == "pixels" else seen
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -91,8 +86,7 @@ def register() -> None:
     for task in TASKS:
         name = f"bitagent/{task.domain}-{task.name.replace('_', '-')}-v0"
         if name not in gymnasium.registry:
-            settings = {"domain": task.domain, "task": task.name}
-            gymnasium.register(name, entry_point=TaskEnv, kwargs=settings)
+            gymnasium.register(name, entry_point=TaskEnv, kwargs={"domain": task.domain, "task": task.name})
 
 
 register()

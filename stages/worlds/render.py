@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -26,20 +25,11 @@ CHUNK = 2048  # states a worker takes at a time
 class Renderer:
     """Draws the states of one domain.
 
-    `camera` is the model's camera index (None: the side view used by all tasks), `supersample` renders at
-    twice the size and averages 2 x 2 pixels, `effects` (gl only) adds shadows, reflections and multisampling.
+    `camera` is the model's camera index (None: the side view used by all tasks).
     Raises BadInput for an unknown domain, backend or camera, and for gl where no OpenGL works.
     """
 
-    def __init__(
-        self,
-        domain: str,
-        size: int = 64,
-        camera: int | None = None,
-        backend: str = "ray",
-        supersample: bool = False,
-        effects: bool = False,
-    ) -> None:
+    def __init__(self, domain: str, size: int = 64, camera: int | None = None, backend: str = "ray") -> None:
         if domain not in worlds.BODIES:
             raise BadInput(f"unknown domain {domain!r}: {nearest(domain, worlds.BODIES)}")
         if backend not in BACKENDS:
@@ -47,18 +37,12 @@ class Renderer:
         if size < 1:
             raise BadInput(f"image size {size} is not positive: give at least 1")
         self.model = worlds.compile_model(domain)
-        self.domain, self.size, self.backend, self.supersample = domain, size, backend, supersample
+        self.domain, self.size, self.backend = domain, size, backend
         self.camera = worlds.BODIES[domain].camera if camera is None else camera
         if not 0 <= self.camera < self.model.ncam:
             raise BadInput(f"{domain} has no camera {camera}: choose 0 to {self.model.ncam - 1}")
-        if effects and backend != "gl":
-            raise BadInput("shadows, reflections and multisampling need the gl renderer: choose it or leave them out")
-        drawn = size * 2 if supersample else size
-        self._draw: Callable[[np.ndarray], np.ndarray] = (  # (nq,) → (3, drawn, drawn) uint8
-            RayCaster(self.model, drawn, self.camera)
-            if backend == "ray"
-            else GLDrawer(self.model, drawn, self.camera, effects)
-        )
+        draw: type[RayCaster | GLDrawer] = RayCaster if backend == "ray" else GLDrawer
+        self._draw = draw(self.model, size, self.camera)  # (nq,) → (3, size, size) uint8
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput for another length, NaN or infinity."""
@@ -67,15 +51,7 @@ class Renderer:
             raise BadInput(f"a {self.domain} state has {expected} numbers, got shape {np.shape(state)}")
         if not np.isfinite(state).all():
             raise BadInput(f"a {self.domain} state holds NaN or infinity: it was damaged, or its simulation diverged")
-        image = self._draw(np.asarray(state[: self.model.nq], np.float64))
-        return halve(image) if self.supersample else image
-
-
-def halve(image: np.ndarray) -> np.ndarray:
-    """(3, 2S, 2S) → (3, S, S): rounded mean of 2 x 2 pixels."""
-    wide = image.astype(np.uint16)
-    total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
-    return ((total + 2) // 4).astype(np.uint8)
+        return self._draw(np.asarray(state[: self.model.nq], np.float64))
 
 
 def render_states(
@@ -84,11 +60,10 @@ def render_states(
     size: int = 64,
     camera: int | None = None,
     backend: str = "ray",
-    supersample: bool = False,
     workers: int = 1,
 ) -> np.ndarray:
     """(N, nq + nv) physics states → (N, 3, size, size) uint8, over `workers` processes."""
-    options = (size, camera, backend, supersample)
+    options = (size, camera, backend)
     if workers <= 1 or len(states) <= CHUNK:
         return _render_chunk(domain, states, *options)
     chunks = [states[i : i + CHUNK] for i in range(0, len(states), CHUNK)]
@@ -97,10 +72,8 @@ def render_states(
         return np.concatenate([future.result() for future in futures])
 
 
-def _render_chunk(
-    domain: str, states: np.ndarray, size: int, camera: int | None, backend: str, supersample: bool
-) -> np.ndarray:
-    renderer = Renderer(domain, size, camera, backend, supersample)
+def _render_chunk(domain: str, states: np.ndarray, size: int, camera: int | None, backend: str) -> np.ndarray:
+    renderer = Renderer(domain, size, camera, backend)
     frames = np.empty((len(states), 3, size, size), np.uint8)
     for i, state in enumerate(states):
         frames[i] = renderer.render(state)

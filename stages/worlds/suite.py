@@ -30,18 +30,7 @@ with warnings.catch_warnings():
             "unset it: the default renderer needs none"
         ) from None
 
-__all__ = [
-    "Physics",
-    "base",
-    "cheetah",
-    "common",
-    "flatten_observation",
-    "mujoco",
-    "no_compiler_advice",
-    "quadruped",
-    "tolerance",
-    "walker",
-]
+__all__ = ["Physics", "base", "cheetah", "common", "flatten_observation", "mujoco", "quadruped", "tolerance", "walker"]
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitagent_cli import presets
-from stages.core.model_free import AGENTS
 from stages.methods import td3
+from stages.methods.model_free import AGENTS
 from stages.methods.td3 import (
     IQL,
     TD3,
@@ -19,7 +19,7 @@ from stages.methods.td3 import (
     Critics,
     DeterministicActor,
     FusedMLP,
-    IQLConstants,
+    OfflineTD3,
     TD3Config,
     expectile_loss,
 )
@@ -122,8 +122,8 @@ def test_an_update_moves_the_actor_on_its_turn_only_and_targets_slowly() -> None
 def test_the_offline_rows_move_their_targets_with_the_actor_alone(kind: str) -> None:
     """As CORL does; at the actor's turn target ← 0.9 target + 0.1 online, for both networks."""
     agents = {
-        "td3": lambda: TD3(config(), OBS, ACTION, seed=0, delayed_targets=True),
-        "td3-bc": lambda: TD3BC(config(), OBS, ACTION, seed=0, alpha=2.5),
+        "td3": lambda: OfflineTD3(config(), OBS, ACTION, 0),
+        "td3-bc": lambda: TD3BC(config(), OBS, ACTION, 0, alpha=2.5),
     }
     agent, g = agents[kind](), torch.Generator().manual_seed(0)
     pairs = [(agent.critics_target, agent.critics), (agent.actor_target, agent.actor)]
@@ -139,7 +139,7 @@ def test_the_offline_rows_move_their_targets_with_the_actor_alone(kind: str) -> 
 
 def test_the_models_of_the_table_have_delayed_targets_and_iql_acts_at_every_update() -> None:
     for name, make in AGENTS.items():
-        settings = presets.load("walker", "laptop", (), name).offline_rl
+        settings = presets.resolve("walker", "laptop", (), name).offline_rl
         agent = make(settings, OBS, ACTION, 0, torch.device("cpu"))
         assert agent.delayed_targets == (name != "iql")
         assert agent.config.actor_every == (1 if name == "iql" else 2)
@@ -218,7 +218,7 @@ def frozen(agent: TD3, data: dict[str, Tensor]) -> Tensor:
 
 def test_td3_bc_weighs_the_value_against_imitation() -> None:
     """TD3+BC, Eq. 3 and 5; the weight is no path for gradients."""
-    agent, data = TD3BC(config(), OBS, ACTION, seed=0, alpha=2.5), batch()
+    agent, data = TD3BC(config(), OBS, ACTION, 0, alpha=2.5), batch()
     action = agent.actor(data["obs"])
     q = agent.critics.value(data["obs"], action)[0]
     weight = 2.5 / sum(abs(float(x.detach())) for x in q) * BATCH
@@ -229,7 +229,7 @@ def test_td3_bc_weighs_the_value_against_imitation() -> None:
 
 
 def test_td3_bc_without_value_clones_the_data() -> None:
-    agent, g = TD3BC(config(actor_every=1), OBS, ACTION, seed=0, alpha=0.0), torch.Generator().manual_seed(1)
+    agent, g = TD3BC(config(actor_every=1), OBS, ACTION, 0, alpha=0.0), torch.Generator().manual_seed(1)
     for step in range(300):
         obs = torch.randn(64, OBS, generator=g)
         rest = {"next_obs": obs, "discount": torch.zeros(64), "reward": torch.zeros(64)}
@@ -250,8 +250,7 @@ def test_the_expectile_of_a_sample_minimises_its_loss() -> None:
 
 
 def iql(seed: int = 0, updates: int = 10_000, **changes: object) -> IQL:
-    constants = IQLConstants(expectile=0.7, temperature=3.0, updates=updates)
-    return IQL(config(**changes), OBS, ACTION, seed, constants=constants)
+    return IQL(config(**changes), OBS, ACTION, seed, expectile=0.7, temperature=3.0, updates=updates)
 
 
 def test_iql_never_asks_for_the_value_of_an_action_outside_the_data() -> None:
@@ -315,7 +314,7 @@ def test_iql_finds_the_better_of_two_actions_in_the_data() -> None:
 def test_an_encoder_learns_from_the_critics_alone(kind: str) -> None:
     """The gradient it receives in an update that moves the actor too is that of the critics' loss."""
     agent = {"td3": lambda: TD3(config(actor_every=1), OBS, ACTION, seed=0),
-             "td3-bc": lambda: TD3BC(config(actor_every=1), OBS, ACTION, seed=0, alpha=2.5),
+             "td3-bc": lambda: TD3BC(config(actor_every=1), OBS, ACTION, 0, alpha=2.5),
              "iql": lambda: iql(actor_every=1)}[kind]()  # fmt: skip
     data = batch()
     noise = torch.randn(BATCH, ACTION, generator=torch.Generator().manual_seed(3))

@@ -97,15 +97,6 @@ def test_body_is_seen_and_the_floor_moves_under_it(domain: str) -> None:
     assert (renderer.render(moved) != here).any(0).mean() < 0.01
 
 
-def test_one_size_down_is_the_mean_of_four_pixels() -> None:
-    state = drawn_state("walker")
-    large = Renderer("walker", size=32).render(state).astype(float)
-    small = Renderer("walker", size=16, supersample=True).render(state)
-    assert small.shape == (3, 16, 16)
-    mean = large.reshape(3, 16, 2, 16, 2).mean((2, 4))
-    np.testing.assert_allclose(small, mean, atol=0.5)
-
-
 def test_sizes_agree_on_what_they_show() -> None:
     state = drawn_state("stickman")
     shares = [body(Renderer("stickman", size=size).render(state)).mean() for size in (64, 224)]
@@ -127,7 +118,6 @@ def test_env_renders_its_present_state() -> None:
         ({"camera": 2}, "no camera 2"),
         ({"camera": -1}, "no camera -1"),
         ({"size": 0}, "not positive"),
-        ({"effects": True}, "gl renderer"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], words: str) -> None:
