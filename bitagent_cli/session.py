@@ -77,10 +77,10 @@ def prepare_paper(common: Common) -> Run:
 def note_missing_weights(preset: Preset) -> None:
     """Say on stderr, before hours of collecting, that `embed` will need weights that are not there.
 
-    Only a note: the data is of use by itself, and the weights may come meanwhile.
+    Only a note: the data is of use by itself, and the weights may come meanwhile or be downloaded by `embed`.
     """
     if "internvideo2" in (preset.embed.backbone, preset.pretrain.backbone) and (missing := missing_weights()):
-        print(f"note: collect goes on, but embed will stop: {missing}", file=sys.stderr, flush=True)
+        print(f"note: collect goes on, but for embed {missing}", file=sys.stderr, flush=True)
 
 
 def repeated(common: Common) -> tuple[str, ...]:

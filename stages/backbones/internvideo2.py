@@ -341,9 +341,9 @@ def missing_weights() -> str:
     if Path(named).expanduser().is_file() if named else isinstance(try_to_load_from_cache(REPOSITORY, FILE), str):
         return ""
     return (
-        f"the weights of InternVideo2 are not on this machine ({VARIABLE} is {named or 'not set'}) and are gated: accept "
-        f"their licence at https://huggingface.co/{REPOSITORY} and set {VARIABLE} to the path of {FILE}, "
-        "or do without: --set embed.backbone=offline --set pretrain.backbone=offline"
+        f"the weights of InternVideo2 are not on this machine ({VARIABLE} is {named or 'not set'}) and are gated: "
+        f"accept their licence at https://huggingface.co/{REPOSITORY}, then run `hf auth login` or set {VARIABLE} to "
+        f"the path of {FILE}; to do without: --set embed.backbone=offline --set pretrain.backbone=offline"
     )
 
 
