@@ -27,11 +27,12 @@ help: ## list the targets
 venv: $(READY) ## make the virtual environment (TORCH=torch for a CUDA build of your choice, PYTHON=..., VENV=...)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed; this is %d.%d: make PYTHON=/path/to/python3.11" % v[:2] or 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed; this is %d.%d: make PYTHON=/path/to/python3.11" % v or 0)'
 	$(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q "$(TORCH)" -c $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q -e ".[dev,offline,gym,lora,logs]" -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q --no-deps dm_control -c $(VENV)/constraints.txt
 	@touch $@
 
 # ------------------------------------------------------------------ checks

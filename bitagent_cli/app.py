@@ -91,7 +91,10 @@ def collect(
     if domain is not None:
         common = dataclasses.replace(common, preset=domain)
     preset, run = set_up(common, "collect")
+    from bitagent_cli.session import note_missing_weights
     from stages import collect as stage
+
+    note_missing_weights(preset)
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
     stage.run(preset.collect, run, stage.Order(**vars(options)), agent)

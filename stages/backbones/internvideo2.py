@@ -342,6 +342,23 @@ def find_checkpoint() -> Path:
         raise BadInput(f"{reason}; or set {VARIABLE} to the path of {FILE}") from None
 
 
+def missing_weights() -> str:
+    """A sentence on how to get the weights where neither BITAGENT_INTERNVIDEO2 nor the cache has them, else ''.
+
+    Nothing is downloaded.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    named = os.environ.get(VARIABLE)
+    if Path(named).expanduser().is_file() if named else isinstance(try_to_load_from_cache(REPOSITORY, FILE), str):
+        return ""
+    return (
+        f"the weights of InternVideo2 are not on this machine ({VARIABLE} is {named or 'not set'}) and are gated: "
+        f"accept their licence at https://huggingface.co/{REPOSITORY}, then run `hf auth login` or set {VARIABLE} to "
+        f"the path of {FILE}; to do without: --set embed.backbone=offline --set pretrain.backbone=offline"
+    )
+
+
 def find_tokenizer() -> Any:
     """BERT's uncased word pieces: from the installed MiniLM package, which has the same vocabulary, or the hub."""
     from transformers import AutoTokenizer

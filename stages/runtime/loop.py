@@ -79,7 +79,7 @@ def stop_signals() -> Iterator[StopRequest]:
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`; mirrors to TensorBoard when installed.
 
-    On resume, lines at or after `start_step` are dropped, so a step is never logged twice.
+    On resume, lines and points at or after `start_step` are dropped, so a step is never logged twice.
     """
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
@@ -88,7 +88,7 @@ class Metrics:
         kept = [json.dumps(row) for row in logs.read_log(self.path) if row["step"] < start_step]
         replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
-        self.board = _board(folder)
+        self.board = _board(folder / "tensorboard", start_step, anew=not kept)
         self.began = time.time()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -107,12 +107,16 @@ class Metrics:
             self.board.close()
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, start_step: int, anew: bool) -> Any:
+    """TensorBoard's writer. Points of an earlier process at or after `start_step` are not shown, `anew` none."""
+    if anew:
+        for file in folder.glob("events.out.tfevents.*"):
+            file.unlink()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # optional: the JSON lines hold everything
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder), purge_step=start_step)
 
 
 def progress(total: int, initial: int, desc: str, unit: str, quiet: bool) -> tqdm[Any]:

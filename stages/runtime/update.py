@@ -6,8 +6,13 @@ clipping and the optimizer step as one graph leaves a single launch.
 
 from __future__ import annotations
 
+import mmap
+import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,12 +34,39 @@ Update = Callable[[Batch], Terms]
 
 
 def should_compile(choice: Compile, device: torch.device) -> bool:
-    """`auto` compiles on CUDA only. Raises BadInput for `on` without a C compiler on CPU."""
-    if choice == "auto":
-        return device.type == "cuda"
-    if choice == "on" and device.type == "cpu" and not any(shutil.which(c) for c in ("cc", "gcc", "g++", "clang")):
-        raise BadInput("compile=on needs a C compiler on this machine; install one (gcc) or use compile=off")
-    return choice == "on"
+    """`auto` compiles on CUDA only. Raises BadInput for `on` where nothing can be compiled for the CPU."""
+    if choice == "on" and device.type == "cpu" and (lack := compiler_lack()):
+        raise BadInput(f"compile=on cannot be used: {lack[0]}; {lack[1]}, or use compile=off")
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
+def cpp_compiler() -> str | None:
+    """The path of the C++ compiler that torch.compile runs: CXX, else g++ (macOS: clang++); None without one."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+
+
+def compiler_lack() -> tuple[str, str] | None:
+    """What torch.compile lacks on this machine to compile for the CPU, and what to do; None when it lacks nothing."""
+    if cpp_compiler() is None:
+        return "no C++ compiler was found", "install g++, or set CXX to the path of one"
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not runs_code(folder):
+        remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written and is not mounted noexec"
+        return f"compiled code cannot be kept and run in {folder}", remedy
+    return None
+
+
+def runs_code(folder: Path) -> bool:
+    """Whether files can be made in a folder and mapped as code, as a library is that is loaded from there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(mmap.PAGESIZE)
+            mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+    except OSError:
+        return False
+    return True
 
 
 def fast_bf16(device: str | torch.device) -> bool:

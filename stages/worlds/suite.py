@@ -22,7 +22,9 @@ with warnings.catch_warnings():
         from dm_control.rl.control import flatten_observation
         from dm_control.suite import base, cheetah, common, quadruped, walker
         from dm_control.utils.rewards import tolerance
-    except (ImportError, AttributeError, RuntimeError, OSError):
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        if isinstance(error, ImportError) and error.name == "dm_control":
+            raise BadInput("dm_control is not installed: pip install --no-deps dm_control -c constraints.txt") from None
         if "MUJOCO_GL" not in os.environ:
             raise
         raise BadInput(

@@ -13,12 +13,15 @@ from torch import Tensor
 from stages.backbones import load_backbone
 from stages.backbones.bert import BertSizes
 from stages.backbones.internvideo2 import (
+    FILE,
+    REPOSITORY,
     InternVideo2,
     InternVideo2Backbone,
     Sizes,
     find_tokenizer,
     interpolate_time,
     load_public_weights,
+    missing_weights,
     read_checkpoint,
     word_pieces,
 )
@@ -277,3 +280,21 @@ def test_missing_file_names_the_variable(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("BITAGENT_INTERNVIDEO2", str(tmp_path / "nothing.pt"))
     with pytest.raises(BadInput, match="BITAGENT_INTERNVIDEO2"):
         load_backbone("internvideo2", tmp_path, "cpu")
+
+
+def test_missing_weights_are_known_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("BITAGENT_INTERNVIDEO2", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    sentence = missing_weights()
+    for words in ("BITAGENT_INTERNVIDEO2", "licence", "--set embed.backbone=offline --set pretrain.backbone=offline"):
+        assert words in sentence
+    cached = tmp_path / f"models--{REPOSITORY.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "snapshots" / "abc" / FILE).touch()
+    assert missing_weights() == ""
+    monkeypatch.setenv("BITAGENT_INTERNVIDEO2", str(tmp_path / "moved.pt"))
+    assert "moved.pt" in missing_weights(), "what the variable names comes first, as when the weights are loaded"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import Result
 
 from bitagent_cli.options import Common
 from bitagent_cli.session import announcement, duration, prepare, resolve_scale
@@ -22,6 +24,7 @@ def test_prepare_resolves_everything(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (run.domain, run.scale, run.device, run.seed) == ("cheetah", "laptop", "cpu", 3)
     assert run.root == Path("runs/cheetah-laptop")
     assert preset.model.deter == run.resolved["model"]["deter"] == 96
+    assert run.resolved["scale"] == "laptop", "an evaluation's scale is the policy's own"
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(
         "pretrain: cheetah, scale laptop (auto: no CUDA), cpu, seed 3, in runs/cheetah-laptop; about "
@@ -53,3 +56,17 @@ def test_no_estimate_is_made_up() -> None:
 
 def test_durations() -> None:
     assert [duration(m) for m in (0.2, 1.4, 12, 89, 90)] == ["12 s", "84 s", "12 min", "89 min", "1.5 h"]
+
+
+def test_collecting_for_a_backbone_that_is_not_there_is_noted(
+    bitagent: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The data is made all the same, and nothing is said where the backbone is another one."""
+    monkeypatch.setenv("BITAGENT_INTERNVIDEO2", str(tmp_path / "nowhere.pt"))
+    words = ("collect", "--scale", "smoke", "--source", "random", "--workers", "1", "--quiet")
+    tiny = ("--set", "collect.random_episodes=1")
+    assert bitagent(*words, *tiny).stderr == ""
+    made = bitagent(*words, *tiny, "--set", "embed.backbone=internvideo2", "--out", tmp_path / "other")
+    assert made.exit_code == 0 and (tmp_path / "other" / "data" / "random" / "artifact.json").exists()
+    assert made.stderr.startswith("note: ") and made.stderr.count("\n") == 1
+    assert "nowhere.pt" in made.stderr and "--set embed.backbone=offline" in made.stderr

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
+import mmap
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +23,7 @@ from tests.core.helpers import make_batch, make_labels, make_model, objective_co
 CPU = torch.device("cpu")
 Loss = Callable[[updates.Batch], tuple[Tensor, updates.Terms]]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-compiler = any(map(shutil.which, ("cc", "gcc", "g++", "clang")))
-needs_compiler = pytest.mark.skipif(not compiler, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(updates.compiler_lack() is not None, reason="needs a C++ compiler")
 
 
 def joint(model: JointModel, device: torch.device = CPU) -> Loss:
@@ -238,11 +240,45 @@ def test_when_to_compile() -> None:
     assert not updates.should_compile("off", torch.device("cuda"))
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(BadInput, match=r"C compiler.*compile=off"):
+def test_compiling_without_a_cpp_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A C compiler alone does not do; CXX names another one, or one that is not there."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake_program(tmp_path / "gcc")
+    with pytest.raises(BadInput, match=r"no C\+\+ compiler.*install g\+\+.*compile=off"):
         updates.should_compile("on", CPU)
-    assert updates.should_compile("on", torch.device("cuda"))
+    assert updates.should_compile("on", torch.device("cuda")) and not updates.should_compile("auto", CPU)
+    fake_program(tmp_path / "mine++")
+    monkeypatch.setenv("CXX", "mine++")
+    assert updates.should_compile("on", CPU) and updates.cpp_compiler() == str(tmp_path / "mine++")
+    monkeypatch.setenv("CXX", "yours++")
+    with pytest.raises(BadInput, match="CXX"):
+        updates.should_compile("on", CPU)
+
+
+def test_compiling_where_no_code_may_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where /tmp is mounted noexec: mapping a file as code fails there."""
+    real, refused = mmap.mmap, {tmp_path / "noexec"}
+    (tmp_path / "noexec").mkdir()
+    fake_program(tmp_path / "g++")
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "noexec" / "not yet made"))
+
+    def refuse(descriptor: int, *rest: int) -> mmap.mmap:
+        if refused & set(Path(os.readlink(f"/proc/self/fd/{descriptor}")).parents):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return real(descriptor, *rest)
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(BadInput, match=r"noexec; set TORCHINDUCTOR_CACHE_DIR"):
+        updates.should_compile("on", CPU)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert updates.should_compile("on", CPU)
+
+
+def fake_program(file: Path) -> None:
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
 
 
 def test_no_graph_breaks() -> None:
