@@ -15,6 +15,7 @@ import re
 import tokenize
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,8 +89,28 @@ def import_genrl(
 
 
 def find_episodes(folder: Path) -> dict[str, Path]:
-    """{relative name: file} of every .npz below a folder, in natural order. Raises BadInput when there is none."""
-    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.npz") if file.is_file()}
+    """{relative name: file} of every .npz below a folder, links followed, in natural order.
+
+    What several paths lead to counts once, by the path without links where there is one. Raises BadInput when there is
+    none.
+    """
+    files: list[Path] = []
+    seen: set[Path] = set()
+    folders = deque([folder] if folder.is_dir() else [])
+    while folders:
+        here = folders.popleft()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        for entry in sorted(here.iterdir()):
+            if entry.is_dir():  # links to folders last
+                (folders.append if entry.is_symlink() else folders.appendleft)(entry)
+            elif entry.name.endswith(".npz") and entry.is_file():
+                files.append(entry)
+    known: dict[Path, Path] = {}  # the file itself → the path it goes by
+    for file in sorted(files, key=Path.is_symlink):
+        known.setdefault(file.resolve(), file)
+    found = {file.relative_to(folder).as_posix(): file for file in known.values()}
     if not found:
         raise BadInput(f"{folder} holds no .npz episode; give the folder of a GenRL dataset")
     return {name: found[name] for name in sorted(found, key=lambda n: [*map(_natural, re.split(r"(\d+)", n))])}
