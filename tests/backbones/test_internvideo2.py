@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -269,3 +271,16 @@ def test_missing_file_names_the_variable(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("BITAGENT_INTERNVIDEO2", str(tmp_path / "nothing.pt"))
     with pytest.raises(BadInput, match="BITAGENT_INTERNVIDEO2"):
         load_backbone("internvideo2", tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENODEV])
+def test_a_checkpoint_that_cannot_be_read_is_not_to_be_downloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(BadInput, match="cannot be read") as caught:
+        read_checkpoint(tmp_path / "weights.pt")
+    assert "download" not in str(caught.value)
