@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import lzma
 import math
-import re
 import tokenize
 import zipfile
 import zlib
@@ -31,6 +30,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
+from stages.runtime.names import natural_key
 from stages.worlds.tasks import action_dim
 
 BACKBONE = "internvideo2"
@@ -113,11 +113,7 @@ def find_episodes(folder: Path) -> dict[str, Path]:
     found = {file.relative_to(folder).as_posix(): file for file in known.values()}
     if not found:
         raise BadInput(f"{folder} holds no .npz episode; give the folder of a GenRL dataset")
-    return {name: found[name] for name in sorted(found, key=lambda n: [*map(_natural, re.split(r"(\d+)", n))])}
-
-
-def _natural(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
+    return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
 def _refusal(folder: Path, skip: Skipped) -> BadInput:

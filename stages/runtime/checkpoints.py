@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,9 +49,12 @@ def read(path: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, dict[str,
     tensors = {}
     for name, wanted in state["files"].items():
         storage.check_name(target, name)
-        if storage.file_sha256(target / name) != wanted:
-            raise storage.corrupted(target / name, ValueError("checksum differs"))
-        tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
+        try:
+            if storage.file_sha256(target / name) != wanted:
+                raise ValueError("checksum differs")
+            tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise storage.corrupted(target / name, error) from None
     return int(state["step"]), tensors
 
 
