@@ -26,12 +26,12 @@ from stages.backbones.tuning import mllm_of
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
 from stages.core.latents import Latents
-from stages.core.nets import MLP
+from stages.core.nets import IMAGE_SIZE, MLP
 from stages.core.settings import BehaviorConfig as Config
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
-from stages.data.sampler import Sampler, Windows, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
 from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
@@ -383,6 +383,7 @@ def learn_from_pixels(config: OfflineRLConfig, backbone: str, run: Run, goal: Go
     with world(run.device) as place, storage.locked(path):
         # Inputs: windows of frames; the reward is the similarity to the prompt, or the true one of the task's own data.
         dataset = Dataset.open([a.path for a in data], run.domain, [a.path for a in embeddings])
+        check_frame_size(dataset, IMAGE_SIZE)
         seed_everything(run.seed)
         task = goal.tasks[0] if variant.oracle else ""
         reward = make_reward(dataset, embedding[0].to(place.device), task, place.device)

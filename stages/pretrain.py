@@ -24,11 +24,12 @@ from stages import methods
 from stages.backbones import Backbone, backbone_id, load_backbone
 from stages.backbones.embeddings import tuned_embeddings
 from stages.backbones.tuning import ADAPTER, MllmConfig, load_tower, load_tuned, tuned_tensors, window_embeddings
+from stages.core.nets import IMAGE_SIZE
 from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.inputs import find_inputs
-from stages.data.sampler import Sampler, Windows, data_device, prefetch
+from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import PartShare, Run, Section, Share
@@ -185,6 +186,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
 
     # Inputs: the datasets with their embeddings. Some episodes are held out, for judging the model.
     dataset = Dataset.open([a.path for a in job.data], run.domain, [a.path for a in job.embeddings])
+    check_frame_size(dataset, IMAGE_SIZE)
     held_out = held_out_episodes(dataset, config.holdout)  # (E,)
     seed_everything(run.seed)
 

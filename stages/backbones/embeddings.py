@@ -102,7 +102,8 @@ class FrameSource:
 class PartialEmbeddings:
     """Rows embedded so far, in `<path>.partial/`: a later run of the same work goes on after the last episode.
 
-    Rows left by other work, and rows that differ from their checksum, are made again.
+    Rows left by other work, and rows that differ from their checksum, are made again; rows that cannot be read for a
+    reason of the environment are kept, and BadInput says the reason.
 
     Args:
         about: config and inputs.
@@ -128,13 +129,22 @@ class PartialEmbeddings:
             self._hash.update(rows.data)
             if state["about"] == self.about and state["sha256"] == self._hash.hexdigest():
                 return self.episodes
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise storage.corrupted(self.folder / "progress.json", error) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         return 0
 
     def _open(self) -> np.memmap[Any, np.dtype[np.float16]]:
-        """The file of all rows, mapped. Raises ValueError when it has another size."""
-        return np.memmap(self.folder / "rows.f16", np.float16, "r+", shape=self.shape)
+        """The file of all rows, mapped. Raises ValueError when it has another size, FileNotFoundError, or BadInput."""
+        file = self.folder / "rows.f16"
+        try:
+            return np.memmap(file, np.float16, "r+", shape=self.shape)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise storage.corrupted(file, error) from None
 
     def _allocate(self) -> None:
         """Make the file anew with every block of it reserved: on a full disk, writing to a hole kills the process."""

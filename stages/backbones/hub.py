@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.backbones.base import Backbone, linears_of, resize
+from stages.runtime import storage
 from stages.runtime.errors import BadInput
 from stages.worlds.motion import window_rows
 
@@ -297,6 +298,9 @@ def explain(name: str, error: Exception) -> BadInput:
         )
     if any(isinstance(e, ImportError) for e in chain):
         return BadInput(f"{name} needs a package that is not installed: {_first_line(error)}")
+    for link in chain:
+        if isinstance(link, OSError) and link.filename and link.errno in storage.ENVIRONMENT:
+            return storage.corrupted(Path(str(link.filename)), link)
     if any(isinstance(e, SafetensorError | OSError | ValueError | KeyError | RuntimeError) for e in chain):
         return BadInput(f"{name} cannot be loaded ({_first_line(error)}); download it again")
     raise error

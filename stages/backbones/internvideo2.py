@@ -231,6 +231,8 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise BadInput(f"{file} does not exist; set {VARIABLE} to the path of {FILE}") from None
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise storage.corrupted(file, error) from None
         raise BadInput(f"{file} is not a readable checkpoint ({str(error)[:120]!r}); download it again") from None
     for key in ("model", "module"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.backbones.base import Backbone
+from stages.backbones.base import Backbone, resize
 from stages.runtime.errors import BadInput
 from stages.runtime.names import natural_key
 
@@ -21,22 +22,24 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MAX_FRAMES = 1000
 MAX_PIXELS = 4096 * 4096
 BATCH = 64
+BLOCK = 2**20  # bytes read at a time
 
 
 def embed_prompt_video(backbone: Backbone, path: Path) -> Tensor:
     """What a video shows, as one unit vector (dim,): the mean over its windows of 8 frames.
 
     Frames are taken as they come, one a decision of the environment (walker: 20 a second); a shorter
-    video than 8 frames begins with its first frame repeated. At most 1000 frames are read. A backbone that
+    video than 8 frames begins with its first frame repeated. At most the first 1000 frames are used. A backbone that
     reads enlarged frames is shown what GenRL's is: the first 8 frames alone, stretched to the square.
 
     Raises:
         BadInput: no such path, not a video nor a folder of images, or not readable.
     """
     if backbone.enlarged:
-        frames = read_frames(path, partial(_stretched, size=backbone.frame_size))[: backbone.window]
+        stretched = partial(_stretched, size=backbone.frame_size)
+        frames = read_frames(path, backbone.frame_size, square=stretched)[: backbone.window]
     else:
-        frames = read_frames(path)  # (T, 3, S, S)
+        frames = read_frames(path, backbone.frame_size, backbone.resample)  # (T, 3, S, S)
     found = backbone.encode_episode(frames, BATCH)  # (T, dim)
     whole = found[min(backbone.window, len(found)) - 1 :]  # windows without repeated frames
     return F.normalize(whole.mean(0), dim=-1)
@@ -50,7 +53,9 @@ def video_digest(path: Path) -> bytes:
     found = hashlib.sha256()
     for file in image_files(path) if path.is_dir() else [path]:
         try:
-            found.update(file.read_bytes())
+            with file.open("rb") as handle:
+                while block := handle.read(BLOCK):
+                    found.update(block)
         except OSError as error:
             raise BadInput(
                 f"{file} cannot be read ({error.strerror}); give a video file or a folder of frames"
@@ -66,44 +71,61 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda f: natural_key(f.name))
 
 
-def read_frames(path: Path, square: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-    """A video file, or a folder of images in natural order of their names → uint8 (T, 3, S, S).
+def read_frames(
+    path: Path, size: int, mode: str = "bicubic", square: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
+    """A video file, or a folder of images in natural order of their names → uint8 (T, 3, size, size).
+
+    Each frame is made square and resized as it is decoded: no more than one is held as it lies in the
+    file, whatever the length. Of more than 1000 frames the first 1000 are taken, and a line on stderr says so.
 
     Args:
+        mode: bicubic or bilinear, as in `resize`.
         square: makes (3, S, S) of a frame (H, W, 3); by default by cutting out the middle.
+    Raises:
+        BadInput: no such path, not a video nor a folder of images, not readable, or frames of several sizes.
     """
+    frames: list[Tensor] = []
+    sides: set[int] = set()
+    for picture in _pictures(path):
+        if len(frames) == MAX_FRAMES:
+            print(f"note: {path} has more than {MAX_FRAMES} frames; the first {MAX_FRAMES} are used", file=sys.stderr)
+            break
+        cut = torch.from_numpy((square or _middle)(picture))  # (3, side, side)
+        sides.add(len(cut[0]))
+        if len(sides) > 1:
+            raise BadInput(f"the frames in {path} differ in size; give frames of one size")
+        frames.append(resize(cut[None], size, mode))
+    return torch.cat(frames).numpy()
+
+
+def _pictures(path: Path) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) of a video file, or the first one of each image of a folder, decoded one by one."""
     if path.is_dir():
-        frames = [_checked(f, picture) for f in image_files(path)[:MAX_FRAMES] for picture in _read_images(f)[:1]]
+        for file in image_files(path):
+            yield _checked(file, next(_decoded(file)))
     elif path.is_file():
         if path.suffix.lower() not in VIDEOS:
             raise BadInput(f"{path} is not a video: give one of {', '.join(VIDEOS)}, or a folder of frames")
-        frames = [_checked(path, picture) for picture in _read_images(path)]
+        for frame in _decoded(path):
+            yield _checked(path, frame)
     else:
         raise BadInput(f"{path} does not exist; give a video file or a folder of frames")
-    squares = [(square or _middle)(f) for f in frames]
-    if len({s.shape for s in squares}) > 1:
-        raise BadInput(f"the frames in {path} differ in size; give frames of one size")
-    return np.stack(squares)
 
 
-def _read_images(file: Path) -> list[np.ndarray]:
-    """The first frames of a file, at least one. Raises BadInput when it cannot be decoded."""
+def _decoded(file: Path) -> Iterator[np.ndarray]:
+    """The frames of a file as they are decoded, at least one. Raises BadInput when that fails."""
     import imageio.v3 as iio
 
-    def some() -> Iterator[np.ndarray]:
-        for number, frame in enumerate(iio.imiter(file)):
-            if number == MAX_FRAMES:
-                return
-            yield np.asarray(frame)
-
+    frame = None
     try:
-        frames = list(some())
+        for frame in iio.imiter(file):
+            yield np.asarray(frame)
     except Exception as error:  # every decoder has its own errors
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise BadInput(f"{file} cannot be decoded ({reason}); give an mp4, a gif or a folder of PNG frames") from None
-    if not frames:
+    if frame is None:
         raise BadInput(f"{file} holds no frame; give another video")
-    return frames
 
 
 def _checked(file: Path, frame: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGE_CHANNELS = 3
+IMAGE_SIZE = 64  # height and width of the frames that encoder and decoder are made for
 
 
 class MLP(nn.Sequential):

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import lzma
 import math
-import re
 import tokenize
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
+from stages.runtime.names import natural_key
 from stages.worlds.tasks import action_dim
 
 BACKBONE = "internvideo2"
@@ -87,15 +88,31 @@ def import_genrl(
 
 
 def find_episodes(folder: Path) -> dict[str, Path]:
-    """{relative name: file} of every .npz below a folder, in natural order. Raises BadInput when there is none."""
-    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.npz") if file.is_file()}
+    """{relative name: file} of every .npz below a folder, links followed, in natural order.
+
+    What several paths lead to counts once, by the path without links where there is one. Raises BadInput when there is
+    none.
+    """
+    files: list[Path] = []
+    seen: set[Path] = set()
+    folders = deque([folder] if folder.is_dir() else [])
+    while folders:
+        here = folders.popleft()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        for entry in sorted(here.iterdir()):
+            if entry.is_dir():  # links to folders last
+                (folders.append if entry.is_symlink() else folders.appendleft)(entry)
+            elif entry.name.endswith(".npz") and entry.is_file():
+                files.append(entry)
+    known: dict[Path, Path] = {}  # the file itself → the path it goes by
+    for file in sorted(files, key=Path.is_symlink):
+        known.setdefault(file.resolve(), file)
+    found = {file.relative_to(folder).as_posix(): file for file in known.values()}
     if not found:
         raise BadInput(f"{folder} holds no .npz episode; give the folder of a GenRL dataset")
-    return {name: found[name] for name in sorted(found, key=lambda n: [*map(_natural, re.split(r"(\d+)", n))])}
-
-
-def _natural(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
+    return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
 def _refusal(folder: Path, skip: Skipped) -> BadInput:

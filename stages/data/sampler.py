@@ -143,6 +143,15 @@ class Sampler:
         return torch.from_numpy(self.dataset.rows("image", rows))
 
 
+def check_frame_size(dataset: Dataset, size: int) -> None:
+    """Raise BadInput when the dataset's frames are not of the height and width that a model reads."""
+    if dataset.has("image") and dataset.image_size != size:
+        raise BadInput(
+            f"{dataset.parts[0].artifact.path} holds frames of {dataset.image_size} pixels and the model reads {size}: "
+            f"collect with --size {size} into another --out, and embed that"
+        )
+
+
 def data_device(dataset: Dataset, device: torch.device) -> str:
     """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
     row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1

@@ -186,7 +186,10 @@ def allow_open_files(count: int) -> None:
 def read_sealed(file: Path) -> dict[str, np.ndarray]:
     """All arrays of a small sealed file, in memory. Raises BadInput when it is not what was written."""
     entries, header, base = _read_header(file)
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise corrupted(file, error) from None
     try:
         seal = header.pop("__metadata__")["sha256"]
     except (KeyError, TypeError):

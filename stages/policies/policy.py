@@ -18,6 +18,7 @@ from torch import Tensor
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune
 from stages.core.actor_critic import ActorCritic
+from stages.core.nets import IMAGE_SIZE
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
 from stages.methods import open_model
@@ -28,8 +29,6 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
-
-IMAGE_SIZE = 64  # of the frames the world model reads
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -69,9 +70,12 @@ def read(path: Path, about: Mapping[str, Any]) -> tuple[int, Groups] | None:
     tensors = {}
     for name, wanted in state["files"].items():
         storage.check_name(target, name)
-        if storage.file_sha256(target / name) != wanted:
-            raise storage.corrupted(target / name, ValueError("checksum differs"))
-        tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
+        try:
+            if storage.file_sha256(target / name) != wanted:
+                raise ValueError("checksum differs")
+            tensors[name.removesuffix(".safetensors")] = load_file(str(target / name))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise storage.corrupted(target / name, error) from None
     return int(state["step"]), tensors
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +185,14 @@ def test_what_the_hub_says_becomes_one_sentence() -> None:
         assert words in message and "some/model" in message and "\n" not in message
     with pytest.raises(ZeroDivisionError):
         explain("some/model", ZeroDivisionError())
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENODEV])
+def test_a_cache_that_cannot_be_read_is_not_to_be_downloaded_again(code: int) -> None:
+    error = OSError(code, os.strerror(code), "/cache/model.safetensors")
+    try:
+        raise RuntimeError("loading failed") from error
+    except RuntimeError as raised:
+        message = str(explain("some/model", raised))
+    assert message.startswith("/cache/model.safetensors cannot be read: ")
+    assert "download" not in message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -298,3 +300,16 @@ def test_missing_weights_are_known_without_a_download(monkeypatch: pytest.Monkey
     assert missing_weights() == ""
     monkeypatch.setenv("BITAGENT_INTERNVIDEO2", str(tmp_path / "moved.pt"))
     assert "moved.pt" in missing_weights(), "what the variable names comes first, as when the weights are loaded"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENODEV])
+def test_a_checkpoint_that_cannot_be_read_is_not_to_be_downloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(BadInput, match="cannot be read") as caught:
+        read_checkpoint(tmp_path / "weights.pt")
+    assert "download" not in str(caught.value)

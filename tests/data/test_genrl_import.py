@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from stages.data import genrl_import
 from stages.data.episodes import Dataset
-from stages.data.genrl_import import BROKEN, import_genrl, read_episode
+from stages.data.genrl_import import BROKEN, find_episodes, import_genrl, read_episode
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput, Interrupted
 from tests.data.synthetic import make_run
@@ -140,6 +140,40 @@ def test_extra_arrays_are_ignored(folder: Path) -> None:
     save(folder / name_of(4), genrl_arrays(4) | extra)
     artifact, embeddings, skipped = run(folder)
     assert skipped == [] and artifact.meta["extra"]["episodes"] == 4 and embeddings is not None
+
+
+# ---------------------------------------------------------------------------- links
+
+
+def test_links_are_followed_and_nothing_counts_twice(folder: Path, tmp_path: Path) -> None:
+    """A linked folder of episodes and a linked episode are imported; what has a path of its own keeps that."""
+    save(tmp_path / "disk" / name_of(3), genrl_arrays(3))
+    save(tmp_path / "other" / name_of(4), genrl_arrays(4))
+    before = list(find_episodes(folder))
+    (folder / "a-disk").symlink_to(tmp_path / "disk")
+    (folder / "again").symlink_to(tmp_path / "disk")
+    (folder / name_of(4)).symlink_to(tmp_path / "other" / name_of(4))
+    (folder / "0.npz").symlink_to(folder / "more" / name_of(1))  # the same episode, before its own place
+    (folder / "0-more").symlink_to(folder / "more")
+    (folder / "gone.npz").symlink_to(tmp_path / "nowhere")
+    found = find_episodes(folder)
+    assert sorted(found) == sorted([*before, f"a-disk/{name_of(3)}", name_of(4)])
+    assert run(folder)[0].meta["extra"]["episodes"] == 5
+
+
+def test_links_in_a_circle_end(folder: Path) -> None:
+    wanted = find_episodes(folder)
+    (folder / "more" / "up").symlink_to(folder)
+    (folder / "self").symlink_to(folder / "self")
+    assert find_episodes(folder) == wanted
+
+
+def test_a_linked_folder_is_imported_like_the_folder(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    (folder / "deeper").symlink_to(folder / "more")
+    assert list(find_episodes(link)) == list(find_episodes(folder))
+    assert run(link)[0].id == run(folder)[0].id
 
 
 # ---------------------------------------------------------------------------- broken and hostile files

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from stages.data.episodes import Dataset
 from stages.data.shards import CODES, read_header
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
-from tests.data.synthetic import make_dataset, start, write_meta
+from tests.data.synthetic import make_dataset, make_episode, make_writer, start, write_meta
 
 # ---------------------------------------------------------------------------- broken files
 
@@ -86,6 +88,31 @@ def test_our_own_reading_of_headers_suffices(tmp_path: Path, name: str) -> None:
     BREAK[name](artifact.path / "shard-00000.safetensors")
     with pytest.raises(BadInput, match="corrupted"):
         catalog.open_shards(artifact)
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ENOMEM, errno.EACCES, errno.EIO])
+def test_a_shard_that_cannot_be_read_is_not_called_corrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Neither where mapping is refused, nor where opening is; chmod does not bind root, so the calls are refused."""
+    path = make_dataset(tmp_path / "data").path
+    writer = make_writer(tmp_path / "other")
+    writer.append(0, make_episode(0))
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    for place, name, read in (
+        (mmap, "mmap", lambda: Dataset.open([path], "walker")),
+        (Path, "open", lambda: read_header(path / "shard-00000.safetensors")),
+        (Path, "read_bytes", lambda: writer.read(0)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            with pytest.raises(BadInput, match=r"\.safetensors cannot be read: ") as caught:
+                read()
+        assert "corrupted" not in str(caught.value) and "delete" not in str(caught.value)
+    assert len(Dataset.open([path], "walker").shards) == 1 and len(writer.read(0))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

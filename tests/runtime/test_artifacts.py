@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -153,6 +155,29 @@ def test_embedded_rows_that_changed_are_made_again(tmp_path: Path) -> None:
     assert partial().episodes == 0
     (tmp_path / "embeddings.partial" / "progress.json").write_text("[" * 10_000)
     assert partial().episodes == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ENOMEM, errno.EACCES])
+def test_embedded_rows_that_cannot_be_read_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """A map or a file that the environment refuses is no reason to embed all of it again."""
+    dataset = Dataset.open([make_dataset(tmp_path / "data").path], "walker")
+
+    def partial() -> PartialEmbeddings:
+        return PartialEmbeddings(tmp_path / "embeddings", dataset, 3, {"backbone": "x"})
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    first = partial()
+    first.append(np.full((dataset.episode_length[0], 3), 0.5, np.float32))
+    first.save()
+    for module, name, file in ((mmap, "mmap", "rows.f16"), (Path, "read_text", "progress.json")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            with pytest.raises(BadInput, match=f"{file} cannot be read: ") as caught:
+                partial()
+        assert "corrupted" not in str(caught.value) and "delete" not in str(caught.value)
+        assert partial().episodes == 1
 
 
 def test_renewing_allows_for_inputs_made_again_and_nothing_else(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from stages.runtime import checkpoints
+from stages.runtime import checkpoints, storage
 from stages.runtime.errors import BadInput
 
 
@@ -37,3 +39,22 @@ def test_an_edited_checkpoint_is_refused(tmp_path: Path, edit: dict[str, object]
     file.write_text(json.dumps(json.loads(file.read_text()) | edit))
     with pytest.raises(BadInput, match=r"checkpoint.json is missing or corrupted"):
         checkpoints.read(tmp_path / "a", {"lr": 1})
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENOMEM])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_corrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    about = {"config": {}, "inputs": {}}
+    checkpoints.write(tmp_path / "a", 1, {"model": {"x": torch.zeros(2)}}, about)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for module, name in ((storage, "file_sha256"), (checkpoints, "load_file")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            with pytest.raises(BadInput, match=r"model.safetensors cannot be read: ") as caught:
+                checkpoints.read(tmp_path / "a", about)
+        assert "corrupted" not in str(caught.value) and "delete" not in str(caught.value)
+    assert checkpoints.read(tmp_path / "a", about)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from stages.runtime.errors import BadInput
-from stages.runtime.workers import Channel, Pool
+from stages.runtime.workers import Channel, Pool, usable_cores
 
 
 def double(number: int, channel: Channel) -> int:
@@ -61,3 +61,12 @@ def test_a_failing_job_ends_the_pool_with_a_message(job: object, message: str) -
     with pytest.raises(BadInput, match=message), Pool(2, lambda: False, lambda *_: None) as pool:
         pool.submit("a", job)  # type: ignore[arg-type]
         list(pool.results())
+
+
+def test_only_cores_that_may_be_used_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container or taskset that allows three of 64 gets three workers; a system that cannot tell, all of them."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == 64

@@ -67,13 +67,13 @@ def make_run(root: Path, **changes: Any) -> Run:
     return Run(**{"domain": "walker", "scale": "smoke", "root": root, "quiet": True, **changes})
 
 
-def make_episode(number: int, rows: int = ROWS) -> Episode:
+def make_episode(number: int, rows: int = ROWS, size: int = 64) -> Episode:
     random = np.random.default_rng(number)
     action = random.uniform(-1, 1, (rows, ACTIONS)).astype(np.float32)
     reward = random.random(rows, np.float32)
     action[0], reward[0] = 0.0, 0.0
     return Episode(
-        image=random.integers(0, 256, (rows, 3, 64, 64), dtype=np.uint8),
+        image=random.integers(0, 256, (rows, 3, size, size), dtype=np.uint8),
         action=action,
         reward=reward,
         is_first=np.arange(rows) == 0,
@@ -83,12 +83,14 @@ def make_episode(number: int, rows: int = ROWS) -> Episode:
     )
 
 
-def make_data(run: Run, name: str, task: str = "", episodes: int = 3, first: int = 0, rows: int = ROWS) -> Artifact:
+def make_data(
+    run: Run, name: str, task: str = "", episodes: int = 3, first: int = 0, rows: int = ROWS, size: int = 64
+) -> Artifact:
     """A dataset of random pixels at runs/.../data/<name>."""
-    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray", "image_size": 64}
+    facts = {"source": "expert" if task else "random", "task": task, "renderer": "ray", "image_size": size}
     writer = DatasetWriter(run.root / "data" / name, replace(run, seed=0), {"made": "by a test"}, facts)
     for number in range(episodes):
-        writer.append(number, make_episode(first + number, rows))
+        writer.append(number, make_episode(first + number, rows, size))
     return writer.finish()
 
 

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from bitagent_cli.presets import resolve as load_preset
 from stages import embed
 from stages.backbones import backbone_id, load_backbone
+from stages.backbones.base import resize
 from stages.backbones.offline import tower
+from stages.backbones.offline.contrast import Lessons, draw_lesson
 from stages.backbones.offline.tower import OfflineBackbone, TextTower
 from stages.data.episodes import Dataset, DatasetWriter, held_out_episodes, write_sidecar
 from stages.data.genrl_import import import_genrl
@@ -34,6 +36,7 @@ from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.names import backbone_folder
 from stages.worlds import tasks
+from stages.worlds.motion import window_rows
 from stages.worlds.render import render_states
 from stages.worlds.tasks import make_env
 from tests.backbones.tiny import SIZE, save_tiny
@@ -90,6 +93,26 @@ def run(tmp_path: Path) -> Run:
     run = Run(domain="walker", scale="smoke", root=tmp_path / "walker-smoke", quiet=True)
     write_data(run.root)
     return run
+
+
+def test_the_offline_tower_learns_from_frames_of_any_size(tmp_path: Path) -> None:
+    """Those of 128 pixels end in embeddings like any others."""
+    run = Run(domain="walker", scale="smoke", root=tmp_path / "walker-smoke", quiet=True)
+    source = write_data(run.root, size=128)
+    made = embed.run(config(), run)[0]
+    assert made.meta["extra"]["frame_size"] == tower.FRAME_SIZE
+    assert Dataset.open([source.path], "walker", [made.path]).dim_embedding
+
+
+def test_a_lesson_is_resized_to_what_the_tower_reads(tmp_path: Path) -> None:
+    dataset = Dataset.open([write_data(tmp_path, episodes=1, size=128).path], "walker")
+    windows = window_rows(np.array([0, ROWS]))  # (N, 8)
+    draw, membership = np.arange(1, ROWS + 1) / ROWS, np.ones((ROWS, 1), np.float32)
+    lesson = draw_lesson(Lessons(dataset, [], windows, membership, draw, [torch.zeros(2, 384)]), 0, 0, 4, 1)
+    rows = np.searchsorted(draw, np.random.default_rng([0, 0]).random(4), side="right")
+    stored = torch.from_numpy(dataset.rows("image", windows[rows]))  # (4, 8, 3, 128, 128)
+    assert lesson["frames"].shape == (4, 8, 3, 64, 64) and lesson["frames"].dtype == torch.uint8
+    assert torch.equal(lesson["frames"].flatten(0, 1), resize(stored.flatten(0, 1), 64))
 
 
 def files_of(artifact: Artifact) -> dict[str, str]:

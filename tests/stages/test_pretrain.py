@@ -16,14 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bitagent_cli.presets import resolve as load_preset
 from stages import pretrain
 from stages.backbones import load_backbone
 from stages.backbones.embeddings import open_training_data
+from stages.behave import learn_from_pixels
 from stages.core import bitagent
 from stages.core.joint_model import JointModel
 from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
+from stages.policies.goals import Ask, Variant, parse_goal
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
@@ -53,6 +56,20 @@ def whole(run: Run) -> Artifact:
 
 def weights(artifact: Artifact) -> str:
     return str(artifact.meta["files"]["model.safetensors"])
+
+
+def test_frames_of_another_size_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    """Before the first update, by the stages that read frames; the embeddings are made all the same."""
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_data(run, "random", size=128)
+    small_run.make_backbone(run)
+    small_run.make_embeddings(run)
+    said = "data/random holds frames of 128 pixels and the model reads 64: collect with --size 64"
+    with pytest.raises(BadInput, match=said):
+        train(run, "whole")
+    config = load_preset("walker", "smoke", [])
+    with pytest.raises(BadInput, match=said):
+        learn_from_pixels(config.offline_rl, "offline", run, parse_goal("walker", Ask("walk")), Variant("td3"))
 
 
 # ---------------------------------------------------------------------------- what it makes

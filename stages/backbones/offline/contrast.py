@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages import worlds
+from stages.backbones.base import resize
 from stages.backbones.offline import captions
 from stages.backbones.offline.captions import Concept
-from stages.backbones.offline.tower import Student, TextTower
+from stages.backbones.offline.tower import FRAME_SIZE, Student, TextTower
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.worlds import motion, tasks
 
@@ -66,7 +67,7 @@ def prepare_lessons(dataset: Dataset, holdout: float, text_tower: TextTower) -> 
 
 
 def draw_lesson(lessons: Lessons, seed: int, step: int, size: int, captions_each: int) -> dict[str, Tensor]:
-    """The batch of one step, a function of (seed, step) alone.
+    """The batch of one step, a function of (seed, step) alone; frames of another size than the tower's are resized.
 
     Returns:
         frames uint8 (B, 8, 3, 64, 64), sentences (K·C, 384), membership (B, K·C).
@@ -74,8 +75,9 @@ def draw_lesson(lessons: Lessons, seed: int, step: int, size: int, captions_each
     random = np.random.default_rng([seed, step])
     rows = np.searchsorted(lessons.draw, random.random(size), side="right").clip(max=len(lessons.draw) - 1)
     sentences = [s[torch.from_numpy(random.integers(len(s), size=captions_each))] for s in lessons.sentences]
+    frames = torch.from_numpy(lessons.dataset.rows("image", lessons.windows[rows]))  # (B, 8, 3, H, H)
     return {
-        "frames": torch.from_numpy(lessons.dataset.rows("image", lessons.windows[rows])),
+        "frames": resize(frames.flatten(0, 1), FRAME_SIZE).unflatten(0, frames.shape[:2]),
         "sentences": torch.cat(sentences),
         "membership": torch.from_numpy(lessons.membership[rows]).repeat_interleave(captions_each, 1),
     }
