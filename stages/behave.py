@@ -35,7 +35,7 @@ from stages.data.sampler import Sampler, Windows, check_frame_size, data_device,
 from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
-from stages.policies.play import play_policy
+from stages.policies.play import play_policy, training_renderer
 from stages.policies.policy import Acting, LatentPolicy
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
@@ -159,7 +159,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         update = make_update(
             loss, clipped, device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
         )
-        watched = None
+        watched, renderer = None, training_renderer(source) or "ray"
         if config.watch_every and place.is_main:
             with torch.random.fork_rng():  # loading a backbone draws numbers
                 watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, Acting(str(device)))
@@ -180,7 +180,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
                 batch = draw_batch(latents, found_outcomes, config, noise, len(prompts.tau))
                 terms = update(batch)
                 if watched and step % config.watch_every == 0:
-                    loop.log(step, watch(behavior, watched, batch, run, goal))
+                    loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
                 loop.after(step, terms, tensors, show=("imagined_reward", "imitation", "data_value"))
 
         # Artifact: actor and critic with the model and the prompt they go with.
@@ -213,7 +213,9 @@ def share(config: Config, place: World, prompts: int) -> Config:
 
 
 @torch.no_grad()
-def watch(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal: Goal) -> dict[str, float]:
+def watch(
+    behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal: Goal, renderer: str
+) -> dict[str, float]:
     """The policy as it is: the mean reward of its imagined rollouts beside its score in the real environment.
 
     Nothing is learned from it, and random numbers go on as if nobody had looked.
@@ -226,7 +228,7 @@ def watch(behavior: Behavior, policy: LatentPolicy, batch: Batch, run: Run, goal
         seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
         for index, name in enumerate(goal.tasks):
             policy.reset(index)
-            returns = play_policy(policy, run.domain, name, config.watch_episodes).returns
+            returns = play_policy(policy, run.domain, name, config.watch_episodes, renderer=renderer).returns
             about = tasks.get_task(run.domain, name)
             seen[f"watch/score_{name}"] = float(np.mean([tasks.normalized_score(about, r) for r in returns]))
     return seen

@@ -9,15 +9,16 @@ Reads runs/<run>/policy/<method>-s<seed>/<name>; writes runs/<run>/evaluation/<m
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import imageio.v3 as iio
 import numpy as np
 import torch
 
 from stages.policies.goals import Ask, behave_command, parse_goal
-from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy
+from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy, training_renderer
 from stages.policies.policy import Policy
 from stages.report.page import save_table
 from stages.report.tables import markdown, score_table
@@ -27,6 +28,7 @@ from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import seed_everything
 from stages.worlds import tasks
+from stages.worlds.render import Renderer
 
 VIDEO_STRIDE = 4  # every fourth decision is a frame of the GIF
 
@@ -38,6 +40,7 @@ class Config(Section):
     sample: bool
     semantics_every: int
     video: bool
+    renderer: Literal["auto", "ray", "gl", "genrl"]
 
 
 def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, method: str = "bitagent") -> Artifact:
@@ -58,6 +61,7 @@ def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, meth
     recipe = Recipe(run, path, "evaluate", record, [source])
     if found := recipe.reuse():
         return found
+    renderer = choose_renderer(config, run, source)
     policy = Policy.load(source.path, run.device, semantics_every=config.semantics_every, sample=config.sample)
     seed_everything(run.seed)
     rows: list[dict[str, Any]] = []
@@ -65,7 +69,7 @@ def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, meth
     for index, task_name in enumerate(scored):
         policy.reset(index if ask.many else 0)
         rollouts[task_name] = play_policy(
-            policy, run.domain, task_name, config.episodes,
+            policy, run.domain, task_name, config.episodes, renderer=renderer,
             keep_every=VIDEO_STRIDE if config.video else 0, quiet=run.quiet,
         )  # fmt: skip
         rows.append(score_row(run, task_name, source, rollouts[task_name].returns, config.episodes))
@@ -88,6 +92,28 @@ def scored_tasks(source: Artifact, run: Run, score_as: str | None) -> list[str]:
         known = ", ".join(tasks.task_names(run.domain, training_only=False))
         raise BadInput(f"a policy for a free prompt has no reward of its own: add --score-as TASK, one of {known}")
     return [tasks.get_task(run.domain, n).name for n in names]
+
+
+def choose_renderer(config: Config, run: Run, source: Artifact) -> str:
+    """The renderer that draws what the policy sees: the one of its training data, or the one asked for.
+
+    Raises BadInput when it does not work here.
+    """
+    learned_from = training_renderer(source)
+    asked = config.renderer if config.renderer != "auto" else learned_from or "ray"
+    if learned_from is None and config.renderer == "auto":
+        note = "its training data is no longer there, so frames are drawn by ray, the default of collect"
+        print(f"note: {note}; if it learned from imported frames: --set evaluate.renderer=genrl", file=sys.stderr)
+    elif learned_from not in (None, asked):
+        print(f"note: the policy learned from {learned_from} frames and sees {asked} ones here", file=sys.stderr)
+    try:
+        Renderer(run.domain, backend=asked)
+    except BadInput as error:
+        if config.renderer != "auto":
+            raise
+        way = "to go on with other frames than it learned from: --set evaluate.renderer=ray"
+        raise BadInput(f"this policy learned from {asked} frames, which cannot be drawn here: {error}; {way}") from None
+    return asked
 
 
 def random_returns(domain: str, task: str, episodes: int) -> np.ndarray:

@@ -47,7 +47,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
     if found := unchanged(recipe):
         return found
     with storage.locked(path):
-        write(Scene(config, run, method, reward, path), recipe)
+        write_run_report(Scene(config, run, method, reward, path), recipe)
     return shown(recipe, "scores.md", "pictures and tables")
 
 
@@ -111,7 +111,7 @@ def shown(recipe: Recipe, table: str, what: str) -> Artifact:
     return artifacts.load(path, "visualize")
 
 
-def write(scene: Scene, recipe: Recipe) -> None:
+def write_run_report(scene: Scene, recipe: Recipe) -> None:
     """Every part that has its input, then the page."""
     run = scene.run
     with recipe.writing() as draft:

@@ -46,9 +46,9 @@ def find_platform() -> tuple[str, str]:
 
 
 class GLDrawer:
-    """MuJoCo's renderer, without shadows, reflections and multisampling, which are slow in software."""
+    """MuJoCo's renderer; `effects` adds shadows, reflections and multisampling (slow in software)."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: int) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int, camera: int, effects: bool) -> None:
         platform, self.device = find_platform()
         try:
             context_type = importlib.import_module(f"mujoco.{platform}").GLContext
@@ -58,7 +58,8 @@ class GLDrawer:
                 f"set MUJOCO_GL={platform} before starting Python"
             ) from None
         model.vis.global_.offwidth = model.vis.global_.offheight = size
-        model.vis.quality.offsamples = 0
+        if not effects:
+            model.vis.quality.offsamples = 0
         self.model, self.size, self.data = model, size, mujoco.MjData(model)
         self.window = context_type(size, size)
         self.window.make_current()
@@ -68,7 +69,7 @@ class GLDrawer:
         weakref.finalize(self, _release, self.context, self.window)
         self.scene, self.option = mujoco.MjvScene(model, maxgeom=1000), mujoco.MjvOption()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self.scene.flags[flag] = False
+            self.scene.flags[flag] = effects
         self.view = mujoco.MjvCamera()
         self.view.type, self.view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
 

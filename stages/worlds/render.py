@@ -3,7 +3,8 @@
     frame = Renderer("walker").render(state)                    # (3, 64, 64) uint8
     frames = render_states("walker", states, size=224, workers=8)
 
-`ray` (default) needs no OpenGL and gives the same bits in every process; `gl` is MuJoCo's own renderer.
+`ray` (default) needs no OpenGL and gives the same bits in every process; `gl` is MuJoCo's own renderer; `genrl` is
+the same with shadows, reflections and multisampling: the look of the frames that `collect --import` takes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stages.runtime.errors import BadInput, nearest
 from stages.worlds.opengl import GLDrawer
 from stages.worlds.raycast import RayCaster
 
-BACKENDS = ("ray", "gl")
+BACKENDS = ("ray", "gl", "genrl")
 CHUNK = 2048  # states a worker takes at a time
 
 
@@ -26,7 +27,7 @@ class Renderer:
     """Draws the states of one domain.
 
     `camera` is the model's camera index (None: the side view used by all tasks).
-    Raises BadInput for an unknown domain, backend or camera, and for gl where no OpenGL works.
+    Raises BadInput for an unknown domain, backend or camera, and for gl and genrl where no OpenGL works.
     """
 
     def __init__(self, domain: str, size: int = 64, camera: int | None = None, backend: str = "ray") -> None:
@@ -41,8 +42,11 @@ class Renderer:
         self.camera = worlds.BODIES[domain].camera if camera is None else camera
         if not 0 <= self.camera < self.model.ncam:
             raise BadInput(f"{domain} has no camera {camera}: choose 0 to {self.model.ncam - 1}")
-        draw: type[RayCaster | GLDrawer] = RayCaster if backend == "ray" else GLDrawer
-        self._draw = draw(self.model, size, self.camera)  # (nq,) → (3, size, size) uint8
+        self._draw: RayCaster | GLDrawer  # (nq,) → (3, size, size) uint8
+        if backend == "ray":
+            self._draw = RayCaster(self.model, size, self.camera)
+        else:
+            self._draw = GLDrawer(self.model, size, self.camera, effects=backend == "genrl")
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput for another length, NaN or infinity."""

@@ -288,7 +288,8 @@ def test_a_watched_policy_is_the_one_nobody_looked_at(
     """Scores of the true task and the imagined reward in the log; the same weights bit for bit."""
     played: list[tuple[str, int]] = []
 
-    def short(policy: LatentPolicy, domain: str, task: str, episodes: int) -> PlayedPolicy:
+    def short(policy: LatentPolicy, domain: str, task: str, episodes: int, renderer: str) -> PlayedPolicy:
+        assert renderer == "ray"
         env = tasks.make_env(domain, task, seed=0)
         env.reset(seed=0)
         frames = np.stack([env.render()] * episodes)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,27 @@ def test_ray_shows_what_gl_shows(domain: str) -> None:
     both = body(ray) & body(gl)
     assert both.sum() / (body(ray) | body(gl)).sum() > 0.9
     assert np.abs(ray.astype(int) - gl).mean() < 12
+
+
+DM_CONTROL = """
+import sys, numpy as np
+from stages import worlds
+from stages.worlds.render import Renderer
+for domain, body in worlds.BODIES.items():
+    physics = worlds.make_physics(domain)
+    physics.reset()
+    ours = Renderer(domain, backend="genrl").render(np.concatenate([physics.data.qpos, physics.data.qvel]))
+    theirs = physics.render(64, 64, body.camera).transpose(2, 0, 1)
+    assert np.array_equal(ours, theirs), domain
+"""
+
+
+def test_genrl_frames_are_those_of_dm_control() -> None:
+    """In a process of its own: dm_control binds OpenGL to the platform that MUJOCO_GL names."""
+    try:
+        platform, _ = opengl.find_platform()
+    except BadInput as missing:
+        pytest.skip(str(missing))
+    environment = os.environ | {"MUJOCO_GL": platform}
+    done = subprocess.run([sys.executable, "-c", DM_CONTROL], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
