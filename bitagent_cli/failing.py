@@ -6,9 +6,8 @@ import errno
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
@@ -148,27 +147,6 @@ def memory_problem(error: Exception) -> str | None:
             "or the model's sizes with --set, or choose a smaller --scale"
         )
     return None
-
-
-@contextmanager
-def writing_out() -> Iterator[None]:
-    """Around what prints and writes nothing else: what standard output does not take is one sentence on stderr.
-
-    A reader that has gone, or a pipe that is full and does not wait, ends the command with 1, a full disk with 2.
-    """
-    if sys.stdout is None:  # it was closed before the program began
-        typer.echo("standard output is closed: nothing is printed", err=True)
-    try:
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, and not by Python on its way out
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        with suppress(OSError):  # what is left in the buffer is written nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        reason = f"the output could not be written ({error.strerror}): print to a terminal, or to a file with room"
-        raise _end(f"error: {reason}", 2 if error.errno in _DISK else 1) from None
 
 
 class _Terminated(BaseException):

@@ -11,7 +11,6 @@ from typing import Any
 
 from safetensors import safe_open
 
-from bitagent_cli.failing import writing_out
 from stages.report.lineage import Node, provenance
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -33,9 +32,8 @@ def print_artifact(path: Path, verify: bool) -> None:
         artifacts.verify(found)
     config = ["config", *_plain(found.meta["config"])]
     lines = [*_summary(found, verify), *_input_tree(found), *_files(found), *_contents(found), *config]
-    with writing_out():
-        for line in lines:
-            print(printable(line))
+    for line in lines:
+        print(printable(line))
 
 
 def _summary(found: Artifact, verified: bool) -> list[str]:

@@ -1,19 +1,13 @@
 from __future__ import annotations
 
-import errno
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import typer
 from typer.testing import Result
 
-from bitagent_cli.inspection import print_artifact
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from tests.data.real_data import make_data
@@ -136,71 +130,3 @@ def test_not_an_artifact(bitagent: Bitagent, tmp_path: Path, assert_refused: Ref
     assert_refused(bitagent("inspect", tmp_path), "is not an artifact")
     assert_refused(bitagent("inspect", tmp_path / "nowhere"), "is not an artifact")
     assert_refused(bitagent("inspect", __file__), "is not an artifact")
-
-
-# ---------------------------------------------------------------------------- where the output goes
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def gone_pipe() -> int:
-    read, write = os.pipe()
-    os.close(read)
-    return write
-
-
-def full_pipe() -> int:
-    """A pipe that does not wait, filled to the brim; its reading end stays open."""
-    _, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"x" * 65536)
-    except BlockingIOError:
-        return write
-
-
-def full_disk() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
-
-
-@pytest.mark.parametrize(
-    ("output", "code", "reason"),
-    [(gone_pipe, 1, errno.EPIPE), (full_pipe, 1, errno.EAGAIN), (full_disk, 2, errno.ENOSPC)],
-)
-def test_output_that_goes_nowhere_is_one_sentence(
-    policy: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    output: Callable[[], int],
-    code: int,
-    reason: int,
-) -> None:
-    with os.fdopen(output(), "w") as stream, monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", stream)
-        with pytest.raises(typer.Exit) as stopped:
-            print_artifact(policy.path, verify=False)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.exit_code == code
-    assert line.startswith("error: the output could not be written (") and ": print to a terminal" in line
-    assert reason == errno.EAGAIN or os.strerror(reason) in line
-
-
-def test_a_reader_that_leaves_ends_the_program_in_order(policy: Artifact) -> None:
-    """All of it, from the command to the interpreter's last flush, with less output than Python's buffer holds."""
-    write = gone_pipe()
-    command = [sys.executable, "-m", "bitagent_cli", "inspect", str(policy.path)]
-    ran = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=280)
-    os.close(write)
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("error: the output could not be written") and ran.stderr.count("\n") == 1
-
-
-def test_a_closed_output_is_said(
-    policy: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", None)
-        print_artifact(policy.path, verify=False)
-    assert capsys.readouterr().err == "standard output is closed: nothing is printed\n"

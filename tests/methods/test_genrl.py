@@ -71,8 +71,8 @@ def test_the_kl_of_two_known_distributions(monkeypatch: pytest.MonkeyPatch) -> N
     ours, theirs = (torch.tensor(p).log().expand(1, 2, 1, 2) for p in ([0.9, 0.1], [0.5, 0.5]))
     monkeypatch.setattr(model, "connect", lambda *_: ours)
     state = State(torch.zeros(1, 2, 16), torch.zeros(1, 2, 2), unit(1)[:, None].expand(1, 2, DIM_E))
-    seen = Observed(state, torch.zeros(1, 2, 2), theirs, theirs)
-    terms = model.grounding_terms(seen, torch.zeros(1, 2, 2), models.objective_config(), Noise("cpu"))
+    seen = Observed(state, torch.zeros(1, 2, 2), theirs, theirs, torch.zeros(1, 2, 2), torch.zeros(1, 2))
+    terms = model.grounding_terms(seen, models.objective_config(), Noise("cpu"))
     assert terms["connector"].item() == pytest.approx(0.2944, abs=1e-4)
 
 

@@ -31,7 +31,7 @@ def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
     log(tmp_path, 1, 5, loss=2.0)
     log(tmp_path, 3, 4, loss=1.0)
     assert shown(tmp_path) == [(1, 2.0), (2, 2.0), (3, 1.0), (4, 1.0)]
-    assert [row["step"] for row in logs.read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in logs.read_log(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_a_fresh_run_shows_nothing_of_the_one_before(tmp_path: Path) -> None:

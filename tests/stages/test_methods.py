@@ -31,7 +31,7 @@ from tests.stages.test_behave import config as behave_config
 ABLATIONS = ("ablation-base", "ablation-mllm", "ablation-tamf", "bitagent-no-tamf")
 BASELINES = ("genrl", "wm-clip", "founder")
 MODEL_FREE = ("iql", "td3-bc", "td3")
-EVALUATE = evaluate.Config(episodes=2, sample=False, semantics_every=1, video=False)
+EVALUATE = evaluate.Config(episodes=2, sample=False, semantics_every=1, video=False, renderer="auto")
 
 
 @pytest.fixture(scope="module")
