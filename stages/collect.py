@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from stages import worlds
-from stages.agents.dreamer import DreamerConfig, DreamerJob, train_dreamer
+from stages.agents.dreamer import DreamerConfig, DreamerJob
 from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_expert
-from stages.agents.explore import ExploreConfig, ExploreJob, train_explorer
+from stages.agents.explore import ExploreConfig, ExploreJob
 from stages.agents.pixel_agent import AgentConfig
+from stages.agents.pixel_training import OnlineJob, train_online
 from stages.agents.replay import DECISIONS, ReplayJob, derive_seed, load_episode, play_episode, random_policy
 from stages.data.episodes import DatasetWriter, kept_episodes
 from stages.data.genrl_import import import_genrl
@@ -295,10 +296,8 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
             match target.job:
                 case None:
                     submit_chunks(pool, target, play_random)
-                case ExploreJob():
-                    pool.submit(target.label, train_explorer, target.job)
-                case DreamerJob():
-                    pool.submit(target.label, train_dreamer, target.job)
+                case OnlineJob():
+                    pool.submit(target.label, train_online, target.job)
                 case _:
                     pool.submit(target.label, train_expert, target.job)
         by_label = {t.label: t for t in targets}

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from stages.agents.pixel_agent import Agent, OnlineConfig, Reward
-from stages.agents.pixel_training import OnlineJob, pixel_policy, train_online
+from stages.agents.pixel_training import OnlineJob, pixel_policy
 from stages.agents.replay import replay_facts
 from stages.core.nets import TwoHotHead
 from stages.core.world_model import Observed, State
@@ -63,6 +63,3 @@ class TaskReward(Reward):
 
     def forward(self, state: State) -> Tensor:
         return self.head.mean(self.head(state.features))
-
-
-train_dreamer = train_online  # the name that collect gives it

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from stages.agents.pixel_agent import Agent, OnlineConfig, Reward
-from stages.agents.pixel_training import OnlineJob, train_online
+from stages.agents.pixel_training import OnlineJob
 from stages.core.nets import MLP
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
@@ -91,6 +91,3 @@ class Disagreement(Reward):
 
     def forward(self, state: State) -> Tensor:
         return self.ensemble.disagreement(state.h) / self.usual.clamp(min=1e-8)
-
-
-train_explorer = train_online  # the name that collect gives it

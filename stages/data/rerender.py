@@ -90,6 +90,6 @@ def _render_episode(writer: DatasetWriter, number: int) -> int:
     (source,), facts = writer.inputs, writer.facts
     episode = _opened(source.path, source.domain, source.id).episode(number)
     assert episode.state is not None  # open_states saw to it
-    episode.image = render_states(source.domain, episode.state, facts["image_size"], facts["camera"], workers=1)
+    episode.image = render_states(source.domain, episode.state, facts["image_size"], facts["camera"])
     writer.append(number, episode)
     return number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -248,7 +249,8 @@ def markdown(table: Table) -> str:
     """GitHub's Markdown, with the note below."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
-    return f"### {table.title}\n\n{body}\n\n{table.note}\n"
+    note = "\n".join(textwrap.wrap(table.note, 118, break_long_words=False, break_on_hyphens=False))
+    return f"### {table.title}\n\n{body}\n\n{note}\n"
 
 
 def comma_separated(table: Table) -> str:

@@ -1,16 +1,13 @@
 """Frames from physics states, as a function of the positions alone.
 
     frame = Renderer("walker").render(state)                    # (3, 64, 64) uint8
-    frames = render_states("walker", states, size=224, workers=8)
+    frames = render_states("walker", states, size=224)
 
 `ray` (default) needs no OpenGL and gives the same bits in every process; `gl` is MuJoCo's own renderer; `genrl` is
 the same with shadows, reflections and multisampling: the look of the frames that `collect --import` takes.
 """
 
 from __future__ import annotations
-
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 
@@ -20,7 +17,6 @@ from stages.worlds.opengl import GLDrawer
 from stages.worlds.raycast import RayCaster
 
 BACKENDS = ("ray", "gl", "genrl")
-CHUNK = 2048  # states a worker takes at a time
 
 
 class Renderer:
@@ -59,24 +55,9 @@ class Renderer:
 
 
 def render_states(
-    domain: str,
-    states: np.ndarray,
-    size: int = 64,
-    camera: int | None = None,
-    backend: str = "ray",
-    workers: int = 1,
+    domain: str, states: np.ndarray, size: int = 64, camera: int | None = None, backend: str = "ray"
 ) -> np.ndarray:
-    """(N, nq + nv) physics states → (N, 3, size, size) uint8, over `workers` processes."""
-    options = (size, camera, backend)
-    if workers <= 1 or len(states) <= CHUNK:
-        return _render_chunk(domain, states, *options)
-    chunks = [states[i : i + CHUNK] for i in range(0, len(states), CHUNK)]
-    with ProcessPoolExecutor(min(workers, len(chunks)), get_context("spawn")) as pool:
-        futures = [pool.submit(_render_chunk, domain, chunk, *options) for chunk in chunks]
-        return np.concatenate([future.result() for future in futures])
-
-
-def _render_chunk(domain: str, states: np.ndarray, size: int, camera: int | None, backend: str) -> np.ndarray:
+    """(N, nq + nv) physics states → (N, 3, size, size) uint8."""
     renderer = Renderer(domain, size, camera, backend)
     frames = np.empty((len(states), 3, size, size), np.uint8)
     for i, state in enumerate(states):

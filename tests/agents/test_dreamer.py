@@ -81,7 +81,7 @@ def test_a_signal_names_the_algorithm_in_the_command_that_continues(
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(collect, "train_dreamer", interrupt)
+    monkeypatch.setattr(collect, "train_online", interrupt)
     with pytest.raises(Interrupted, match=r"--source expert --task stand --algo dreamer"):
         collect.run(
             config(),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.agents import dreamer, explore, pixel_training
+from stages.agents import pixel_training
 from stages.agents import replay as replays
-from stages.agents.pixel_training import PixelReplay, pixel_policy
+from stages.agents.pixel_training import PixelReplay, pixel_policy, train_online
 from stages.agents.replay import DECISIONS, PlayedEpisode, episode_file, store_episode
 from stages.runtime import artifacts, checkpoints
 from stages.worlds import tasks
@@ -156,15 +156,12 @@ class Recorder:
         return self.asked >= self.stop_at
 
 
-TRAIN = {"explore": explore.train_explorer, "dreamer": dreamer.train_dreamer}
-
-
 def train_in(kind: str, folder: Path, channel: Recorder) -> dict[str, Any] | None:
     """Two random episodes, 6 updates, an episode, 3 updates, an episode: all of them short."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (replays, pixel_training):
             patch.setattr(module, "DECISIONS", SHORT)
-        return TRAIN[kind](make_job(kind, folder), channel)  # type: ignore[operator]
+        return train_online(make_job(kind, folder), channel)
 
 
 def left_behind(kind: str, folder: Path) -> dict[str, bytes]:

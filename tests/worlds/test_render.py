@@ -11,7 +11,7 @@ import pytest
 
 from stages import worlds
 from stages.runtime.errors import BadInput
-from stages.worlds import opengl, render
+from stages.worlds import opengl
 from stages.worlds.render import Renderer, render_states
 from stages.worlds.tasks import DOMAINS, make_env, task_names
 from tests.worlds.poses import POSES, set_pose
@@ -75,12 +75,6 @@ def test_another_process_draws_the_same_bytes() -> None:
     done = subprocess.run([sys.executable, "-c", program], input=states.tobytes(), cwd=ROOT, capture_output=True)
     assert done.stdout.decode().strip() == here, done.stderr.decode()
     assert done.stderr == b""  # importing and drawing on a machine without a display says nothing
-
-
-def test_workers_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = some_states("walker")
-    monkeypatch.setattr(render, "CHUNK", 4)
-    np.testing.assert_array_equal(render_states("walker", states, workers=2), render_states("walker", states))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
