@@ -39,19 +39,18 @@ from stages.policies.play import play_policy, training_renderer
 from stages.policies.policy import Acting, LatentPolicy
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
+from stages.runtime.checkpoints import Resumable
 from stages.runtime.config import Run
 from stages.runtime.distributed import World, require_one_process, world
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Groups, Loop, progress, seed_everything
+from stages.runtime.loop import Loop, progress, seed_everything
 from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
 from stages.runtime.update import (
     Batch,
     Terms,
     autocast,
-    load_optimizer_tensors,
     make_optimizer,
     make_update,
-    optimizer_tensors,
     roomy,
     should_compile,
 )
@@ -164,24 +163,17 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
             with torch.random.fork_rng():  # loading a backbone draws numbers
                 watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, Acting(str(device)))
 
-        def tensors() -> Groups:
-            optimizers = {"actor": optimizer_tensors(actor), "critic": optimizer_tensors(critic)}
-            return {"learner": learner.state_dict(), **optimizers}
-
-        def load(groups: Groups) -> None:
-            learner.load_state_dict(groups["learner"])
-            load_optimizer_tensors(actor, groups["actor"])
-            load_optimizer_tensors(critic, groups["critic"])
+        trained = Resumable(learner=learner, actor=actor, critic=critic)
 
         # Loop: transitions of the data, and rollouts of the model, under rewards of the text.
         with Loop(recipe, config, place, behave_command(run, goal, label), ("behave.lr", config.lr)) as loop:
-            loop.resume(load)
+            loop.resume(trained.load)
             for step in loop.steps():
                 batch = draw_batch(latents, found_outcomes, config, noise, len(prompts.tau))
                 terms = update(batch)
                 if watched and step % config.watch_every == 0:
                     loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
-                loop.after(step, terms, tensors, show=("imagined_reward", "imitation", "data_value"))
+                loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "data_value"))
 
         # Artifact: actor and critic with the model and the prompt they go with.
         if place.is_main:

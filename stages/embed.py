@@ -25,17 +25,16 @@ from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
+from stages.runtime.checkpoints import Resumable
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Groups, Loop, seed_everything
+from stages.runtime.loop import Loop, seed_everything
 from stages.runtime.names import backbone_folder
 from stages.runtime.update import (
     fast_bf16,
-    load_optimizer_tensors,
     make_optimizer,
     make_update,
-    optimizer_tensors,
     set_lr,
 )
 from stages.worlds import tasks
@@ -133,20 +132,16 @@ def train_offline(config: OfflineConfig, run: Run, data: list[Artifact]) -> Arti
             compiled=False,
         )
 
-        def load(groups: Groups) -> None:
-            student.load_state_dict(groups["model"])
-            load_optimizer_tensors(optimizer, groups["optimizer"])
+        trained = Resumable(model=student, optimizer=optimizer)
 
         # Loop: every batch is a function of (seed, step), so a resumed run goes on bit for bit.
         with Loop(recipe, config, World(0, 1, device), command, ("embed.offline.lr", config.lr)) as loop:
-            loop.resume(load)
+            loop.resume(trained.load)
             for step in loop.steps():
                 set_lr(optimizer, config.lr * schedule(step - 1, config.updates))
                 batch = draw_lesson(lessons, run.seed, step - 1, config.batch, config.captions)
                 terms = update({k: v.to(device) for k, v in batch.items()})
-                loop.after(
-                    step, terms, lambda: {"model": student.state_dict(), "optimizer": optimizer_tensors(optimizer)}
-                )
+                loop.after(step, terms, trained.tensors)
 
             # Artifact: with the tasks' prompts as vectors, so that no later stage needs the text tower for them.
             share = (lessons.membership > 0.5).mean(0)

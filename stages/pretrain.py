@@ -32,10 +32,11 @@ from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
+from stages.runtime.checkpoints import Groups, Resumable
 from stages.runtime.config import PartShare, Run, Section, Share
 from stages.runtime.distributed import World, is_first_process, world
 from stages.runtime.errors import BadInput
-from stages.runtime.loop import Groups, Loop, seed_everything
+from stages.runtime.loop import Loop, seed_everything
 from stages.runtime.names import is_model_free, method_option
 from stages.runtime.update import (
     Batch,
@@ -43,10 +44,8 @@ from stages.runtime.update import (
     Terms,
     Update,
     annealed,
-    load_optimizer_tensors,
     make_optimizer,
     make_update,
-    optimizer_tensors,
     set_lr,
     should_compile,
 )
@@ -211,16 +210,15 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         device=data_device(dataset, place.device),
     )
 
+    trained = Resumable(model=model, optimizer=optimizer)  # the sampler's position is the step itself
+
     def tensors() -> Groups:
-        """Everything the loop goes on from bit for bit; the sampler's position is the step itself."""
-        backbone = {"backbone": tuned_tensors(tower)} if tower else {}
-        return {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer), **backbone}
+        return trained.tensors() | ({"backbone": tuned_tensors(tower)} if tower else {})
 
     def load(groups: Groups) -> None:
-        model.load_state_dict(groups["model"])
+        trained.load(groups)
         if tower:
             load_tuned(tower, groups["backbone"])
-        load_optimizer_tensors(optimizer, groups["optimizer"])
 
     # Loop: L_total of Eq. 11 on one batch of windows an update; the step size falls over the last part.
     with Loop(recipe, config, place, job.command, ("pretrain.lr", config.lr)) as loop:

@@ -62,6 +62,8 @@ def training_renderer(artifact: Artifact) -> str | None:
     """
     if artifact.meta["stage"] == "collect":
         return str(artifact.meta["extra"]["renderer"]) or "ray"
-    places = (artifacts.input_path(artifact, wanted) for wanted in artifact.meta["inputs"].values())
-    found = (training_renderer(artifacts.load(place)) for place in places if (place / "artifact.json").exists())
-    return next((name for name in found if name), None)
+    wanted = set(artifact.meta["inputs"].values())
+    places = (artifacts.input_path(artifact, one) for one in wanted)
+    found = (artifacts.load(place) for place in places if (place / "artifact.json").exists())
+    still = (one for one in found if one.id in wanted)  # not what was made in its place since
+    return next((name for one in still if (name := training_renderer(one))), None)

@@ -19,9 +19,10 @@ Groups = dict[str, dict[str, Tensor]]  # a checkpoint's tensors: {file: {name: t
 
 
 class Resumable:
-    """What is trained: `parts` are its modules and optimizers, by the names they are saved under."""
+    """What is trained: modules and optimizers, by the names they are saved under."""
 
-    parts: dict[str, nn.Module | torch.optim.Optimizer]
+    def __init__(self, **parts: nn.Module | torch.optim.Optimizer) -> None:
+        self.parts = parts
 
     def tensors(self) -> Groups:
         """Everything a checkpoint needs to continue bit for bit."""

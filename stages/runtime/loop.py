@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from stages.runtime import checkpoints, logs
 from stages.runtime.artifacts import Recipe
+from stages.runtime.checkpoints import Groups
 from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput, Interrupted
 from stages.runtime.storage import replace_file
@@ -153,9 +154,6 @@ class Schedule(Protocol):
     def log_every(self) -> int: ...
     @property
     def checkpoint_every(self) -> int: ...
-
-
-Groups = dict[str, dict[str, Tensor]]  # a checkpoint's tensors: {file: {name: tensor}}
 
 
 class Loop:

@@ -18,9 +18,13 @@ from stages.runtime.errors import BadInput
 from stages.worlds import opengl
 
 
-def make(root: Path, stage: str, inputs: list[Artifact], extra: dict[str, Any] | None = None) -> Artifact:
+def make(
+    root: Path, stage: str, inputs: list[Artifact], extra: dict[str, Any] | None = None, seed: int = 0
+) -> Artifact:
     path = root / stage
-    with artifacts.writing(path, stage, domain="walker", config={}, seed=0, inputs=inputs, extra=extra or {}) as draft:
+    with artifacts.writing(
+        path, stage, domain="walker", config={}, seed=seed, inputs=inputs, extra=extra or {}
+    ) as draft:
         storage.write_tensors(draft / "data.safetensors", {"x": torch.zeros(1)})
     return artifacts.load(path, stage)
 
@@ -82,3 +86,10 @@ def test_data_that_is_gone_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "collect").rename(tmp_path / "elsewhere")
     assert choose_renderer(config("auto"), run, policy) == "ray"
     assert "no longer there" in capsys.readouterr().err
+
+
+def test_data_made_anew_in_its_place_is_not_what_it_learned_from(tmp_path: Path) -> None:
+    policy = make_policy(tmp_path, "genrl")
+    (tmp_path / "collect").rename(tmp_path / "elsewhere")
+    make(tmp_path, "collect", [], {"renderer": "ray"}, seed=1)
+    assert training_renderer(policy) is None
