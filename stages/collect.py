@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import worlds
+from stages.agents.branch import BranchConfig, Branches, find_sources
 from stages.agents.dreamer import DreamerConfig, DreamerJob
 from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_expert
 from stages.agents.explore import ExploreConfig, ExploreJob
@@ -44,7 +45,7 @@ from stages.runtime.workers import Channel, Figure, Pool, usable_cores
 from stages.worlds import tasks
 from stages.worlds.render import render_states
 
-SOURCES = ("random", "explore", "expert", "all")
+SOURCES = ("random", "explore", "expert", "branch", "all")
 ALGOS = ("td3", "dreamer")
 FRAME_SIZE = 64
 ROWS = DECISIONS + 1
@@ -59,6 +60,7 @@ class Config(Section):
     explore: ExploreConfig
     expert: ExpertConfig
     dreamer: DreamerConfig
+    branch: BranchConfig
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class Order:
     """What is asked for.
 
     Args:
-        source: random, explore, expert, or all of the preset's.
+        source: random, explore, expert, branch, or all of the preset's.
         task: a task of the domain; None for all of the paper's.
         algo: how experts learn: td3 from physics observations, dreamer from pixels.
-        frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
+        frames: decisions per dataset, instead of the preset's; rounded up to whole episodes. Of branches, those under
+            other actions.
         workers: processes; None for one a core. Datasets are made side by side, the longest first.
         states_only: physics states, no frames. size, camera: of the frames; by default 64 and the domain's own.
         render: make frames from the states of this dataset instead; import_dir: read GenRL's episodes instead,
@@ -96,10 +99,10 @@ class Order:
         words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
         return words + ["--algo", self.algo] * (self.algo != ALGOS[0]) + ["--states-only"] * self.states_only
 
-    def episodes(self, otherwise: int, source: str = "") -> int:
+    def episodes(self, otherwise: int, source: str = "", length: int = DECISIONS) -> int:
         """Whole episodes that hold `frames`; `otherwise` where none are given, or not for this source."""
         asked = self.frames and source in ("", self.source)
-        return -(-int(self.frames or 0) // DECISIONS) if asked else otherwise
+        return -(-int(self.frames or 0) // length) if asked else otherwise
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Look:
 
 @dataclass
 class Target:
-    """One dataset to make: `record` decides its content, `episodes` of its source are kept, in order."""
+    """One dataset to make: `record` and `inputs` decide its content, `episodes` of its source are kept, in order."""
 
     run: Run
     source: str
@@ -123,6 +126,8 @@ class Target:
     look: Look
     episodes: list[int]
     job: ReplayJob | None = None
+    branches: Branches | None = None
+    rows: int = ROWS  # of an episode
     facts: dict[str, Any] = field(default_factory=dict)
     rendering: int = 0  # rendering jobs still to come back
 
@@ -130,12 +135,16 @@ class Target:
     def label(self) -> str:
         return self.path.name
 
+    @property
+    def inputs(self) -> list[Artifact]:
+        return self.branches.sources if self.branches else []
+
     def writer(self, fresh: bool = False) -> DatasetWriter:
         """A writer on this target; each process makes its own."""
         look = {"renderer": "ray", "image_size": self.look.size, "camera": self.look.camera}
         look |= {"renderer": "", "image_size": 0} if self.look.states_only else {}
         facts = {"source": self.source, "task": self.task, **look}
-        return DatasetWriter(self.path, self.run, self.record, facts, fresh=fresh)
+        return DatasetWriter(self.path, self.run, self.record, facts, self.inputs, fresh)
 
     def drop_work(self) -> None:
         """Remove what only the making of the dataset needed."""
@@ -162,11 +171,18 @@ def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | N
         return [import_dataset(run, order.import_dir, order.task or "", workers, order.strict)]
     if order.render is not None:
         return [render_again(run, order.render, look, workers)]
-    targets = plan(config, run, order, look, agent)
+    made = make_all(run, plan(config, run, order, look, agent), workers, order.options)
+    if order.source == "branch" or (order.source == "all" and config.branch.in_all):  # cut from what is finished now
+        made += make_all(run, [branch_target(config.branch, run, order, look)], workers, order.options)
+    return made
+
+
+def make_all(run: Run, targets: list[Target], workers: int, options: list[str]) -> list[Artifact]:
+    """The finished datasets, those that are not there made side by side."""
     with ExitStack() as locks:
         for target in targets:
             locks.enter_context(storage.locked(target.path))
-        make_datasets(run, [t for t in targets if not reused(t)], workers, order.options)
+        make_datasets(run, [t for t in targets if not reused(t)], workers, options)
     return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
 
 
@@ -252,6 +268,25 @@ def random_target(config: Config, run: Run, order: Order, look: Look) -> Target:
     return Target(run, "random", "", path, with_look(record, look), look, list(range(episodes)))
 
 
+def branch_target(config: BranchConfig, run: Run, order: Order, look: Look) -> Target:
+    """Stretches under other actions, cut from the finished data of experts and of the random policy.
+
+    Finished ones are reused whatever datasets were added since. Raises BadInput when there is nothing to cut from.
+    """
+    path = place_of(run, look, "branch")
+    sources = find_sources(path.parent, run)
+    if artifacts.finished(path, run.fresh):
+        known = artifacts.load(path, "collect", domain=run.domain).meta["inputs"]
+        sources = [a for a in sources if artifacts.input_ids([a]).keys() <= known.keys()] or sources
+    record = {"source": "branch", "branch": config.model_dump(exclude={"in_all", "episodes"})}
+    record |= {"episodes": order.episodes(config.episodes, "branch", config.length)}
+    return Target(
+        run, "branch", "", path, with_look(record, look), look, list(range(record["episodes"])),
+        branches=Branches(run.domain, run.seed, sources, config), rows=config.rows,
+        facts={"lead": config.lead, "cut_from": [a.path.name for a in sources]},
+    )  # fmt: skip
+
+
 def place_of(run: Run, look: Look, name: str) -> Path:
     """Where a dataset of that name goes."""
     return run.root / ("states" if look.states_only else "data") / name
@@ -265,7 +300,7 @@ def with_look(record: dict[str, Any], look: Look) -> dict[str, Any]:
 def reused(target: Target) -> Artifact | None:
     """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
     run = target.run
-    found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
+    found = artifacts.reuse(target.path, "collect", target.record, run.seed, target.inputs, run.fresh, run.renew)
     if found and not run.quiet:
         print(f"{target.path}: finished earlier with the same settings, reused")
     if found or run.fresh:
@@ -294,6 +329,8 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
         for target in targets:
             target.writer(fresh=run.fresh)
             match target.job:
+                case None if target.branches:
+                    submit_chunks(pool, target, play_branches)
                 case None:
                     submit_chunks(pool, target, play_random)
                 case OnlineJob():
@@ -316,13 +353,19 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
 
 
 def submit_chunks(pool: Pool, target: Target, function: Callable[..., int]) -> None:
-    """Queue the jobs that write this target's episodes, CHUNK at a time, leaving out what is on disk."""
+    """Queue the jobs that write this target's episodes, leaving out what is on disk: each as long as CHUNK whole ones.
+
+    Branches of one episode come together, as it is simulated again for them.
+    """
     have = set(target.writer().numbers())
     todo = [(new, old) for new, old in enumerate(target.episodes) if new not in have]
+    if branches := target.branches:
+        todo.sort(key=lambda pair: branches.cut(pair[0]))
     target.rendering = len(todo)
-    pool.report(target.label, ROWS * len(have), None)
-    for i in range(0, len(todo), CHUNK):
-        pool.submit(target.label, function, target, todo[i : i + CHUNK])
+    pool.report(target.label, target.rows * len(have), None)
+    chunk = max(1, CHUNK * ROWS // target.rows)
+    for i in range(0, len(todo), chunk):
+        pool.submit(target.label, function, target, todo[i : i + chunk])
     if not todo:
         pool.submit(target.label, nothing_left)
 
@@ -346,6 +389,12 @@ def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel
     return write_rendered(
         target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
     )
+
+
+def play_branches(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
+    """Cut, play and write branches."""
+    assert target.branches is not None
+    return write_rendered(target, target.branches.play([new for new, _ in numbers]), channel)
 
 
 def write_rendered(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
@@ -376,7 +425,7 @@ def finish_dataset(target: Target, run: Run, began: float) -> None:
 def collection_bar(run: Run, targets: list[Target]) -> Iterator[Any]:
     """The one bar over all datasets: decisions played and frames rendered, with the last returns or figures."""
     played = sum(t.job.total * DECISIONS for t in targets if t.job)
-    total = played + sum(ROWS * len(t.episodes) for t in targets)
+    total = played + sum(t.rows * len(t.episodes) for t in targets)
     shown: dict[str, str] = {}
     with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
 

@@ -20,6 +20,7 @@ from stages.worlds.suite import flatten_observation, mujoco
 
 DOMAINS: tuple[str, ...] = tuple(worlds.BODIES)
 ACTION_REPEAT = 2
+WHOLE_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 CONTROL_STEPS = 1000  # an episode: 500 decisions, 501 frames with the reset frame
 
 
@@ -64,6 +65,14 @@ class Step:
     is_first: bool
     is_last: bool
     is_terminal: bool  # never here: every episode of the suite ends by time alone
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of an episode, to go back to."""
+
+    simulation: np.ndarray  # MuJoCo's whole state
+    steps: int  # control steps since the reset
 
 
 class Env:
@@ -117,6 +126,25 @@ class Env:
             reward += float(self._task.get_reward(self._physics))
             self._steps += 1
         return self._step(reward, is_first=False)
+
+    def place(self, state: np.ndarray) -> None:
+        """Put the body into a state (nq + nv,) within the running episode."""
+        self._physics.data.qpos[:], self._physics.data.qvel[:] = np.split(state, [self._physics.model.nq])
+        mujoco.mj_step1(self._physics.model.ptr, self._physics.data.ptr)
+
+    def snapshot(self) -> Snapshot:
+        """All that decides how the episode goes on: also what the solver starts from and the actuators' own state."""
+        model, data = self._physics.model.ptr, self._physics.data.ptr
+        found = np.empty(mujoco.mj_stateSize(model, WHOLE_STATE))
+        mujoco.mj_getState(model, data, found, WHOLE_STATE)
+        return Snapshot(found, self._steps)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot: the same actions then give the same states, bit for bit."""
+        model, data = self._physics.model.ptr, self._physics.data.ptr
+        mujoco.mj_setState(model, data, snapshot.simulation, WHOLE_STATE)
+        mujoco.mj_step1(model, data)  # dm_control's step begins with what depends on positions and velocities done
+        self._steps = snapshot.steps
 
     def render(self, size: int = 64, camera: int | None = None, backend: str = "ray") -> np.ndarray:
         """The present frame, (3, size, size) uint8."""
