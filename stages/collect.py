@@ -4,23 +4,23 @@
     bitagent collect --preset walker --source explore
     bitagent collect --preset walker --source expert --task run --workers 2
     bitagent collect --preset walker --source expert --task stand --algo dreamer
+    bitagent collect --preset walker --source branch
     bitagent collect --preset walker --states-only
     bitagent collect --preset walker --render runs/walker-laptop/states/random --size 224
     bitagent collect --preset walker --import genrl/walker --task walk
 
-Writes runs/<run>/data/random, data/explore and data/expert-<task>; states/ with --states-only; frames of
-another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels (Dreamer), the
-explorer from pixels: stages/agents. The frames of the episodes kept are rendered afterwards from the recorded states,
-whatever the agent saw.
+Writes runs/<run>/data/random, data/explore, data/expert-<task> and data/branch; states/ with --states-only; frames of
+another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels
+(Dreamer), the explorer from pixels; branches are cut from finished data: stages/agents. The frames of the episodes kept
+are rendered afterwards from the recorded states, whatever the agent saw.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,22 @@ from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_
 from stages.agents.explore import ExploreConfig, ExploreJob
 from stages.agents.pixel_agent import AgentConfig
 from stages.agents.pixel_training import OnlineJob, train_online
-from stages.agents.replay import DECISIONS, ReplayJob, derive_seed, load_episode, play_episode, random_policy
-from stages.data.episodes import DatasetWriter, kept_episodes
+from stages.agents.replay import DECISIONS
+from stages.agents.target import ROWS, Look, Target, nothing_left, play_branches, play_random, render_replay
+from stages.data.episodes import kept_episodes
 from stages.data.genrl_import import import_genrl
 from stages.data.rerender import render_dataset
-from stages.data.shards import Episode
-from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
 from stages.runtime.loop import progress, stop_signals
-from stages.runtime.workers import Channel, Figure, Pool, usable_cores
+from stages.runtime.workers import Figure, Pool, usable_cores
 from stages.worlds import tasks
-from stages.worlds.render import render_states
 
 SOURCES = ("random", "explore", "expert", "branch", "all")
 ALGOS = ("td3", "dreamer")
 FRAME_SIZE = 64
-ROWS = DECISIONS + 1
 CHUNK = 8  # episodes a rendering job
 
 
@@ -103,54 +101,6 @@ class Order:
         """Whole episodes that hold `frames`; `otherwise` where none are given, or not for this source."""
         asked = self.frames and source in ("", self.source)
         return -(-int(self.frames or 0) // length) if asked else otherwise
-
-
-@dataclass(frozen=True)
-class Look:
-    """How frames are made: pixels, camera (None: the domain's own), or none at all."""
-
-    size: int
-    camera: int | None
-    states_only: bool
-
-
-@dataclass
-class Target:
-    """One dataset to make: `record` and `inputs` decide its content, `episodes` of its source are kept, in order."""
-
-    run: Run
-    source: str
-    task: str
-    path: Path
-    record: dict[str, Any]
-    look: Look
-    episodes: list[int]
-    job: ReplayJob | None = None
-    branches: Branches | None = None
-    rows: int = ROWS  # of an episode
-    facts: dict[str, Any] = field(default_factory=dict)
-    rendering: int = 0  # rendering jobs still to come back
-
-    @property
-    def label(self) -> str:
-        return self.path.name
-
-    @property
-    def inputs(self) -> list[Artifact]:
-        return self.branches.sources if self.branches else []
-
-    def writer(self, fresh: bool = False) -> DatasetWriter:
-        """A writer on this target; each process makes its own."""
-        look = {"renderer": "ray", "image_size": self.look.size, "camera": self.look.camera}
-        look |= {"renderer": "", "image_size": 0} if self.look.states_only else {}
-        facts = {"source": self.source, "task": self.task, **look}
-        return DatasetWriter(self.path, self.run, self.record, facts, self.inputs, fresh)
-
-    def drop_work(self) -> None:
-        """Remove what only the making of the dataset needed."""
-        checkpoints.drop(self.path)
-        if self.job:
-            shutil.rmtree(self.job.replay, ignore_errors=True)
 
 
 def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | None = None) -> list[Artifact]:
@@ -368,48 +318,6 @@ def submit_chunks(pool: Pool, target: Target, function: Callable[..., int]) -> N
         pool.submit(target.label, function, target, todo[i : i + chunk])
     if not todo:
         pool.submit(target.label, nothing_left)
-
-
-def nothing_left(channel: Channel) -> int:
-    """Every episode was written before a stop: only the merge remains."""
-    return 0
-
-
-def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Write episodes of a replay with their frames; (number in the dataset, in the replay)."""
-    job = target.job
-    assert job is not None
-    return write_rendered(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
-
-
-def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Play and write episodes of a random policy."""
-    env, correlation = tasks.make_env(target.run.domain, target.record["reward_task"]), target.record["correlation"]
-    seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
-    return write_rendered(
-        target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
-    )
-
-
-def play_branches(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Cut, play and write branches."""
-    assert target.branches is not None
-    return write_rendered(target, target.branches.play([new for new, _ in numbers]), channel)
-
-
-def write_rendered(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
-    """Render and append (number, episode) pairs, made one by one, until asked to stop; how many were written."""
-    writer, written, look = target.writer(), 0, target.look
-    for number, episode in episodes:
-        if not look.states_only:
-            assert episode.state is not None
-            episode.image = render_states(target.run.domain, episode.state, look.size, look.camera)
-        writer.append(number, episode)
-        channel.report(len(episode))
-        written += 1
-        if channel.stopped():
-            break
-    return written
 
 
 def finish_dataset(target: Target, run: Run, began: float) -> None:

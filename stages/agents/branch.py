@@ -10,15 +10,15 @@ next ones with white noise, those of another window, or uniform ones held for a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from stages.agents.replay import derive_seed
 from stages.data.episodes import Dataset
@@ -28,6 +28,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
+from stages.worlds.motion import WINDOW
 
 LONGEST_HOLD = 8  # decisions that a uniform action is held
 
@@ -36,10 +37,17 @@ class BranchConfig(Section):
     """Section `collect.branch` of the preset; defaults and comments in presets/paper.yaml."""
 
     in_all: bool
-    episodes: int
-    length: int
-    lead: int
+    episodes: Annotated[int, Field(ge=1)]
+    length: Annotated[int, Field(ge=1)]
+    lead: Annotated[int, Field(ge=WINDOW - 1)]
     noise: tuple[float, float]
+
+    @field_validator("noise")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("give the smallest standard deviation, 0 or more, and then the largest")
+        return value
 
     @property
     def rows(self) -> int:
@@ -88,9 +96,7 @@ class Branches:
         """(number of a source, its episodes that are long enough). Raises BadInput when there are none."""
         found = [(i, np.flatnonzero(d.episode_length >= self.config.rows)) for i, d in enumerate(self.data)]
         if not any(len(episodes) for _, episodes in found):
-            raise BadInput(
-                f"no episode has the {self.config.rows} rows of a branch; lower collect.branch.length or collect longer ones"
-            )
+            raise BadInput(f"no episode has the {self.config.rows} rows of a branch; lower collect.branch.length")
         return [(i, episodes) for i, episodes in found if len(episodes)]
 
     def _draw(self, rng: np.random.Generator) -> Cut:
@@ -123,17 +129,17 @@ class Branches:
     def play(self, numbers: Sequence[int]) -> Iterator[tuple[int, Episode]]:
         """(number, branch without frames), one by one, by their sources: each episode is simulated again once."""
         cuts = sorted((self.cut(number), number) for number in numbers)
-        for (dataset, episode), group in groupby(cuts, lambda pair: pair[0][:2]):
-            wanted = list(group)
+        for dataset, of_dataset in groupby(cuts, lambda pair: pair[0].dataset):
             env = self._env(dataset)
-            source = self.data[dataset].episode(episode)
-            moments = replay(env, source, [cut.row for cut, _ in wanted])
-            for cut, number in wanted:
-                env.restore(moments[cut.row])
-                yield number, self._branch(env, source, cut, self.actions(number, cut))
+            for episode, of_episode in groupby(of_dataset, lambda pair: pair[0].episode):
+                wanted, source = list(of_episode), self.data[dataset].episode(episode)
+                moments = replay(env, source, {cut.row for cut, _ in wanted})
+                for cut, number in wanted:
+                    env.restore(moments[cut.row])
+                    yield number, self._branch(env, source, cut, self.actions(number, cut))
 
     def _env(self, dataset: int) -> tasks.Env:
-        """An environment that begins episodes as the source's did, as far as the source says."""
+        """An environment that begins episodes as the source's did; of rendered random data the task is not known."""
         about: dict[str, Any] = self.sources[dataset].meta
         task = about["extra"]["task"] or about["config"].get("reward_task") or tasks.task_names(self.domain)[0]
         return tasks.make_env(self.domain, task)
@@ -162,11 +168,11 @@ def _opened(domain: str, paths: tuple[Path, ...], identities: tuple[str, ...]) -
     return [Dataset.open([path], domain) for path in paths]
 
 
-def replay(env: tasks.Env, episode: Episode, rows: Sequence[int]) -> dict[int, tasks.Snapshot]:
+def replay(env: tasks.Env, episode: Episode, rows: Collection[int]) -> dict[int, tasks.Snapshot]:
     """Simulate a recorded episode again and keep the moments at `rows`.
 
-    Stored states alone would not do: the solver starts from its last solution, and muscles have a state of their own.
-    Where this machine's states differ from the recorded ones, in the last bits, the body is put where it was.
+    A stored state alone would not do: the solver starts from its last solution, and a quadruped's actuators have a
+    state of their own. Where another machine's states differ in the last bits, the body is put where it was.
     """
     assert episode.state is not None
     found = {}

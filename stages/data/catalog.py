@@ -57,7 +57,7 @@ class EpisodeInfo:
     start: np.ndarray  # (E,) int64
     seed: np.ndarray  # (E,) int64
     cut: np.ndarray  # (E,) bool, a branch
-    origin: np.ndarray  # (E,) int64, the episode a branch was cut from where that is opened, too; else the episode itself
+    origin: np.ndarray  # (E,) int64, the episode a branch was cut from, where that is opened, too; else its own number
     past: np.ndarray  # (E,) int64, rows at its beginning whose video windows lack their past: of a branch alone
 
 
@@ -158,22 +158,31 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
 
 
 def _origins(parts: Sequence[Part], shards: Sequence[Sequence[Shard]]) -> np.ndarray:
-    """(E,) the number of the episode that each was cut from, or its own. Raises BadInput for one that cannot be."""
+    """(E,) the number of the episode that each was cut from, or its own.
+
+    Raises BadInput when branches do not say where they were cut, or were cut from data that has changed since.
+    """
     origin = np.arange(parts[-1].first_episode + parts[-1].episodes)
     opened = {str(p.artifact.meta["name"]): p for p in parts}
     for part, group in zip(parts, shards, strict=True):
         if not part.cut:
             continue
-        cut_from = part.artifact.meta["extra"].get("cut_from")
+        cut_from, inputs = part.artifact.meta["extra"].get("cut_from"), part.artifact.meta["inputs"]
         places = np.concatenate([s.arrays["episode_origin"] for s in group])  # (E', 3): dataset, episode, row
         if type(cut_from) is not list or places.min() < 0 or places[:, 0].max() >= len(cut_from):
             reason = ValueError("it does not say which datasets its branches were cut from")
             raise storage.corrupted(part.artifact.path / "artifact.json", reason)
         for number, name in enumerate(cut_from):
-            mine = part.first_episode + np.flatnonzero(places[:, 0] == number)
-            episode = places[mine - part.first_episode, 1]
-            if (there := opened.get(name)) is not None and (episode < there.episodes).all():
-                origin[mine] = there.first_episode + episode
+            if (there := opened.get(name)) is None:
+                continue
+            if inputs.get(f"collect:{name}", there.artifact.id) != there.artifact.id:
+                raise BadInput(
+                    f"{part.artifact.path} was not cut from {there.artifact.path} as it is now; run: "
+                    f"bitagent collect --preset {part.artifact.domain} --source branch --fresh"
+                )
+            mine = np.flatnonzero(places[:, 0] == number)
+            if (places[mine, 1] < there.episodes).all():
+                origin[part.first_episode + mine] = there.first_episode + places[mine, 1]
     return origin
 
 

@@ -301,7 +301,7 @@ class Dataset:
         return as_episode(arrays, int(np.searchsorted(arrays["episode_start"], start - int(self.offsets[shard]))))
 
     def describe(self, bins: int = 10) -> dict[str, Any]:
-        """What `bitagent inspect` prints: counts, and per part a histogram of episode returns."""
+        """What `bitagent inspect` prints: counts, and per part a histogram of episode returns; branches have none."""
         info = self.episode_info
         top = max(float(info.returns.max()), 1.0)
         edges = np.linspace(min(float(info.returns.min()), 0.0), top, bins + 1)
@@ -311,6 +311,7 @@ class Dataset:
             about.append({
                 "path": str(part.artifact.path), "source": part.source, "task": part.task,
                 "episodes": part.episodes, "frames": part.frames,
+                "cut_from": part.artifact.meta["extra"].get("cut_from", []),
                 "return_min": float(returns.min()), "return_median": float(np.median(returns)),
                 "return_mean": float(returns.mean()), "return_max": float(returns.max()),
                 "histogram": np.histogram(returns, edges)[0].tolist(),

@@ -84,7 +84,7 @@ class Sampler:
         ends = np.cumsum(weights)
         self.part_ends = ends / ends[-1]  # (P,) cumulative probability
         begun = np.cumsum(np.where([p.cut for p in dataset.parts], 0, weights))
-        self.begun_ends = begun / begun[-1] if begun[-1] else None  # the same over parts whose episodes have a beginning
+        self.begun_ends = begun / begun[-1] if begun[-1] else None  # the same over parts that are no branches
         self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
         self.device = device
 

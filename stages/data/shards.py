@@ -1,9 +1,10 @@
 """Shard files: safetensors written as a stream and read by memory mapping, without loading either whole.
 
 A shard holds whole episodes: arrays over N rows (one row a frame) plus `episode_start` (E+1 row
-offsets) and `episode_seed` (E); of branches, `episode_origin` (E, 3), too. Images come first, on a page boundary, so that a window of frames is
-one contiguous, aligned block of the file. The files of one episode that wait for a dataset to be finished
-are sealed: they carry the checksum of their own content, as no artifact.json has it yet.
+offsets), `episode_seed` (E) and, of branches, `episode_origin` (E, 3). Images come first, on a page
+boundary, so that a window of frames is one contiguous, aligned block of the file. The files of one episode
+that wait for a dataset to be finished are sealed: they carry the checksum of their own content, as no
+artifact.json has it yet.
 """
 
 from __future__ import annotations
