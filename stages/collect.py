@@ -228,12 +228,12 @@ def branch_target(config: BranchConfig, run: Run, order: Order, look: Look) -> T
     if artifacts.finished(path, run.fresh):
         known = artifacts.load(path, "collect", domain=run.domain).meta["inputs"]
         sources = [a for a in sources if artifacts.input_ids([a]).keys() <= known.keys()] or sources
-    record = {"source": "branch", "branch": config.model_dump(exclude={"in_all", "episodes"})}
-    record |= {"episodes": order.episodes(config.episodes, "branch", config.length)}
+    episodes = order.episodes(config.episodes, "branch", config.length)
+    record = {"source": "branch", "episodes": episodes, "branch": config.model_dump(exclude={"in_all", "episodes"})}
     return Target(
-        run, "branch", "", path, with_look(record, look), look, list(range(record["episodes"])),
+        run, "branch", "", path, with_look(record, look), look, list(range(episodes)),
         branches=Branches(run.domain, run.seed, sources, config), rows=config.rows,
-        facts={"lead": config.lead, "cut_from": [a.path.name for a in sources]},
+        facts={"lead": config.lead, "cut_from": [a.meta["name"] for a in sources]},
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class Branches:
     @property
     def data(self) -> list[Dataset]:
         """The sources, each on its own."""
-        return _opened(self.domain, tuple(a.path for a in self.sources), tuple(a.id for a in self.sources))
+        return _open_sources(self.domain, tuple(a.path for a in self.sources), tuple(a.id for a in self.sources))
 
     @property
     def usable(self) -> list[tuple[int, np.ndarray]]:
@@ -163,7 +163,7 @@ class Branches:
 
 
 @lru_cache(maxsize=1)
-def _opened(domain: str, paths: tuple[Path, ...], identities: tuple[str, ...]) -> list[Dataset]:
+def _open_sources(domain: str, paths: tuple[Path, ...], identities: tuple[str, ...]) -> list[Dataset]:
     """A process's own mapping of the sources, kept from one job to the next; `identities` are their ids."""
     return [Dataset.open([path], domain) for path in paths]
 

@@ -132,8 +132,8 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
     for artifact, group in zip(found, shards, strict=True):
         extra = artifact.meta["extra"]
         counts = extra["episodes"], extra["frames"]
-        cut = "episode_origin" in group[0].arrays
-        parts.append(Part(artifact, extra["source"], extra["task"], *counts, episode, row, cut))
+        branches = "episode_origin" in group[0].arrays
+        parts.append(Part(artifact, extra["source"], extra["task"], *counts, episode, row, branches))
         for shard in group:
             starts.append(shard.arrays["episode_start"][:-1] + row)
             seeds.append(np.array(shard.arrays["episode_seed"]))
