@@ -280,6 +280,7 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
             target.writer(fresh=run.fresh)
             match target.job:
                 case None if target.branches:
+                    artifacts.verify(*target.inputs)
                     submit_chunks(pool, target, play_branches)
                 case None:
                     submit_chunks(pool, target, play_random)
