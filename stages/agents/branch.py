@@ -134,7 +134,7 @@ class Branches:
                 wanted, source = list(of_episode), self.data[dataset].episode(episode)
                 moments = replay(env, source, {cut.row for cut, _ in wanted})
                 for cut, number in wanted:
-                    env.restore(moments[cut.row])
+                    env.rewind(moments[cut.row])
                     yield number, self._branch(env, source, cut, self.actions(number, cut))
 
     def _env(self, dataset: int) -> tasks.Env:
@@ -147,7 +147,7 @@ class Branches:
         """The lead-in as recorded, then what `actions` (length, A) lead to from where `env` is."""
         assert source.state is not None
         lead = slice(cut.row - self.config.lead, cut.row + 1)
-        states = [env.step(action).state for action in actions]
+        states = [env.advance(action) for action in actions]
         rows = self.config.rows
         return Episode(
             image=None,
@@ -178,7 +178,7 @@ def replay(env: tasks.Env, episode: Episode, rows: Collection[int]) -> dict[int,
     state = env.reset(episode.seed).state
     for row, wanted in enumerate(episode.state[: max(rows) + 1]):
         if row:
-            state = env.step(episode.action[row]).state
+            state = env.advance(episode.action[row])
         if not np.array_equal(state, wanted):
             env.place(wanted)
         if row in rows:

@@ -62,7 +62,7 @@ def test_a_moment_goes_on_as_recorded_bit_for_bit(domain: str, monkeypatch: pyte
     env = tasks.make_env(domain, tasks.task_names(domain)[0])
     moments = replay(env, episode, [40, 90])
     for row in (90, 40, 90):  # in any order, as often as one likes
-        env.restore(moments[row])
+        env.rewind(moments[row])
         again = [env.step(action).state for action in episode.action[row + 1 : row + 31]]
         np.testing.assert_array_equal(again, episode.state[row + 1 : row + 31])
 
@@ -72,7 +72,7 @@ def test_states_of_another_machine_are_taken_as_recorded(run: Run) -> None:
     assert episode.state is not None
     other = dataclasses.replace(episode, state=episode.state * (1 + 1e-9))
     env = tasks.make_env("walker", "walk")
-    env.restore(replay(env, other, [60])[60])
+    env.rewind(replay(env, other, [60])[60])
     after = env.step(other.action[61]).state
     assert other.state is not None
     assert 0 < np.abs(after - other.state[61]).max() < 1e-6
