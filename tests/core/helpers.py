@@ -61,6 +61,7 @@ ONLINE: dict[str, Any] = {
     "checkpoint_episodes": 1,
 }  # fmt: skip
 EXPLORE: dict[str, Any] = {**ONLINE, "in_all": False, "episodes": 4, "members": 3, "layers": 1}
+BRANCH: dict[str, Any] = {"in_all": False, "episodes": 5, "length": 10, "lead": 8, "noise": (0.05, 0.6)}
 DREAMER: dict[str, Any] = {**ONLINE, "layers": 1}
 ACTOR_CRITIC: dict[str, Any] = {
     "units": 14, "layers": 1, "discount": 0.9, "trace": 0.95, "entropy": 0.0, "imagination": 1.0, "anchor": 1.0,
