@@ -30,6 +30,7 @@ MODEL: dict[str, Any] = {
     "layer_scale": 0.1,
     "unimix": 0.01,
     "imagined_semantics": "predict",
+    "reads_imagined": False,
     "text_actions": "policy",
 }
 
@@ -51,7 +52,7 @@ OBJECTIVE: dict[str, Any] = {
 }
 
 DYNAMICS: dict[str, Any] = {
-    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "semantics": 5.0, "branches": 0.5,
+    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "branches": 0.5,
 }  # fmt: skip
 
 ONLINE: dict[str, Any] = {
