@@ -208,7 +208,7 @@ class WorldModel(nn.Module):
     def dynamics(self) -> list[nn.Parameter]:
         """What says how the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
         filtering = [self.rssm.h_first] if self.config.reads_imagined else []
-        return [*self.rssm.imagination.parameters(), *self.rssm.prior_net.parameters(), *filtering]
+        return [*self.rssm.imagined_gru.parameters(), *self.rssm.prior_net.parameters(), *filtering]
 
     # ------------------------------------------------------------------ filtering
 
