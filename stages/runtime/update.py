@@ -70,9 +70,9 @@ def runs_code(folder: Path) -> bool:
 
 
 def fast_bf16(device: str | torch.device) -> bool:
-    """Whether bfloat16 products run in hardware: on GPUs, and on CPUs with AVX512-BF16 or AMX."""
+    """Whether bfloat16 products run in hardware: on GPUs from Ampere on, and on CPUs with AVX512-BF16 or AMX."""
     if torch.device(device).type != "cpu":
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capability = torch.cpu.get_capabilities()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
@@ -92,10 +92,13 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 def make_optimizer(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW; capturable on CUDA so that its step can be part of a graph, which reads the step size anew."""
     device = next((p.device for p in parameters if p.is_cuda), None)
-    step_size = torch.tensor(lr, device=device) if device else lr
-    return torch.optim.AdamW(
-        parameters, lr=step_size, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=device is not None
+    optimizer = torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=device is not None
     )
+    if device is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), lr, device=device)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
