@@ -49,9 +49,11 @@ from stages.runtime.update import (
     Batch,
     Terms,
     autocast,
+    keep_compiled,
     make_optimizer,
     make_update,
     roomy,
+    should_capture,
     should_compile,
 )
 from stages.worlds import tasks
@@ -153,8 +155,9 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         loss: nn.Module = behavior
         if place.size > 1:
             loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
-        compiled = should_compile(config.compile, device)
-        clipped, captured = [(actor, config.clip), (critic, config.clip)], compiled and place.size == 1
+        keep_compiled(run.root)
+        compiled, captured = should_compile(config.compile, device), should_capture(config.compile, place)
+        clipped = [(actor, config.clip), (critic, config.clip)]
         update = make_update(
             loss, clipped, device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
         )

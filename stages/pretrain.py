@@ -44,9 +44,11 @@ from stages.runtime.update import (
     Terms,
     Update,
     annealed,
+    keep_compiled,
     make_optimizer,
     make_update,
     set_lr,
+    should_capture,
     should_compile,
 )
 from stages.worlds import tasks
@@ -198,6 +200,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
     tower = load_tower(job.mllm, config.backbone, job.embeddings[0], run, place.device, job.source)
     freed = [p for p in tower.owner.parameters() if p.requires_grad] if tower else []
     optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
+    keep_compiled(run.root)
     labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
     update = build_update(JointObjective(model, labels, config.objective, place, tower), optimizer, config, place)
     sampler = Sampler(
@@ -287,8 +290,8 @@ def build_update(objective: JointObjective, optimizer: torch.optim.Optimizer, co
     loss: nn.Module = objective
     if place.size > 1:
         loss = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-    compiled = objective.tower is None and should_compile(config.compile, place.device)
-    captured = compiled and place.size == 1
+    choice: Compile = config.compile if objective.tower is None else "off"
+    compiled, captured = should_compile(choice, place.device), should_capture(choice, place)
     clipped = [(optimizer, config.clip)]
     return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
 

@@ -27,7 +27,15 @@ from stages.core.world_model import Labels, Noise, State, TaskContext, WorldMode
 from stages.data.episodes import Dataset
 from stages.data.sampler import Sampler, data_device, prefetch
 from stages.runtime.distributed import World, keep_freed_memory
-from stages.runtime.update import Update, autocast, fast_bf16, make_optimizer, make_update, should_compile
+from stages.runtime.update import (
+    Update,
+    autocast,
+    fast_bf16,
+    make_optimizer,
+    make_update,
+    should_capture,
+    should_compile,
+)
 
 DIM_EMBEDDING = {"internvideo2": 512}  # of the backbones that are not trained here
 EPISODES = 4  # of random pixels, behind the time an update waits for data
@@ -161,9 +169,10 @@ def behave_update(config: behave.Config, model: WorldModel, place: World) -> tup
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
-    compiled, clipped = should_compile(config.compile, place.device), [(actor, config.clip), (critic, config.clip)]
+    compiled, captured = should_compile(config.compile, place.device), should_capture(config.compile, place)
+    clipped = [(actor, config.clip), (critic, config.clip)]
     update = make_update(
-        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow
+        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
     )
     return synthetic_transitions(config.decisions, model, place.device), loss, update
 

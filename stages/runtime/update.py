@@ -1,4 +1,4 @@
-"""One optimizer update as a callable: eager, compiled, or compiled and captured in a CUDA graph.
+"""One optimizer update as a callable: eager, with its small functions compiled, or captured in a CUDA graph.
 
 GPU updates of a model this small are bound by kernel launches; capturing forward, backward,
 clipping and the optimizer step as one graph leaves a single launch.
@@ -10,8 +10,11 @@ import mmap
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +22,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
+from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput
 
 
@@ -32,12 +36,29 @@ Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 Update = Callable[[Batch], Terms]
 
+UPDATE_BYTES = 12 * 2**30  # twice what an update at the paper's sizes allocates
+CAPTURE = threading.Lock()  # held while a CUDA graph is recorded: no other thread may allocate or copy meanwhile
+
 
 def should_compile(choice: Compile, device: torch.device) -> bool:
-    """`auto` compiles on CUDA only. Raises BadInput for `on` where nothing can be compiled for the CPU."""
-    if choice == "on" and device.type == "cpu" and (lack := compiler_lack()):
+    """`auto` compiles on CUDA, where it can. Raises BadInput for `on` where nothing can be compiled for the device."""
+    if choice == "off" or (choice == "auto" and device.type == "cpu"):
+        return False
+    lack = compiler_lack(device.type)
+    if lack and choice == "on":
         raise BadInput(f"compile=on cannot be used: {lack[0]}; {lack[1]}, or use compile=off")
-    return choice == "on" or (choice == "auto" and device.type == "cuda")
+    return lack is None
+
+
+def should_capture(choice: Compile, place: World) -> bool:
+    """Whether an update is replayed as a CUDA graph: unless compile=off, by one process alone. It needs no compiler."""
+    return choice != "off" and place.device.type == "cuda" and place.size == 1
+
+
+def keep_compiled(folder: Path) -> None:
+    """Let what is compiled from here on be kept below `folder`, for the next start. What the user set stays."""
+    for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str((folder / ".compiled" / kind).absolute()))
 
 
 def cpp_compiler() -> str | None:
@@ -45,10 +66,23 @@ def cpp_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
 
 
-def compiler_lack() -> tuple[str, str] | None:
-    """What torch.compile lacks on this machine to compile for the CPU, and what to do; None when it lacks nothing."""
-    if cpp_compiler() is None:
+def c_compiler() -> str | None:
+    """The path of the C compiler that Triton runs for CUDA: CC, else gcc or clang; None without one."""
+    named = os.environ.get("CC")
+    return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
+
+
+def compiler_lack(kind: str = "cpu") -> tuple[str, str] | None:
+    """What torch.compile lacks on this machine for a `kind` of device, and what to do; None when it lacks nothing."""
+    if kind == "cpu" and cpp_compiler() is None:
         return "no C++ compiler was found", "install g++, or set CXX to the path of one"
+    if kind == "cuda":
+        if find_spec("triton") is None:
+            return "the package triton is not installed", "pip install triton"
+        if c_compiler() is None:
+            return "Triton found no C compiler", "install gcc, or set CC to the path of one"
+        if not (header := Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            return f"Triton needs {header}", "install Python's headers (python3-dev)"
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -78,10 +112,11 @@ def fast_bf16(device: str | torch.device) -> bool:
 
 
 def roomy(size: int, device: torch.device) -> torch.device:
-    """`device` where `size` bytes take less than half of its free memory, else the CPU."""
-    if device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2:
+    """`device` where `size` bytes leave half of its free memory, or what updates need, to others; else the CPU."""
+    if device.type != "cuda":
         return device
-    return torch.device("cpu")
+    free = torch.cuda.mem_get_info(device)[0]
+    return device if size < max(free // 2, free - UPDATE_BYTES) else torch.device("cpu")
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
@@ -192,7 +227,8 @@ class CapturedUpdate:
         self.batch = {k: v.clone() for k, v in batch.items()}
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # thread_local: what a thread outside this project does is no reason to give the recording up.
+        with CAPTURE, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.terms = self.update(self.batch)
 
 

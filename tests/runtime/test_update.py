@@ -17,10 +17,11 @@ from stages.core import objective
 from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise
 from stages.runtime import update as updates
+from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 Loss = Callable[[updates.Batch], tuple[Tensor, updates.Terms]]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_compiler = pytest.mark.skipif(updates.compiler_lack() is not None, reason="needs a C++ compiler")
@@ -43,10 +44,12 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 
-def test_what_takes_half_of_a_gpus_free_memory_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_leaves_a_gpu_no_room_for_updates_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
-    cuda = torch.device("cuda", 0)
-    assert updates.roomy(499, cuda) == cuda and updates.roomy(500, cuda) == CPU
+    assert updates.roomy(499, CUDA) == CUDA and updates.roomy(500, CUDA) == CPU
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (79 * 2**30, 80 * 2**30))
+    frames = 3_660_000 * 64 * 64 * 3  # of the walker at scale paper
+    assert updates.roomy(frames, CUDA) == CUDA and updates.roomy(68 * 2**30, CUDA) == CPU
     assert updates.roomy(10**18, CPU) == CPU
 
 
@@ -236,8 +239,48 @@ def test_resuming_is_bit_exact() -> None:
 
 
 def test_when_to_compile() -> None:
-    assert not updates.should_compile("auto", CPU) and updates.should_compile("auto", torch.device("cuda"))
-    assert not updates.should_compile("off", torch.device("cuda"))
+    assert not updates.should_compile("auto", CPU) and not updates.should_compile("off", CUDA)
+
+
+def test_on_cuda_what_triton_lacks_is_named_and_auto_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It compiles a launcher in C, against Python's headers. Capturing needs neither."""
+    monkeypatch.setattr(updates, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"pip install triton.*compile=off"):
+        updates.should_compile("on", CUDA)
+    assert not updates.should_compile("auto", CUDA)
+    assert updates.should_capture("auto", World(0, 1, CUDA)) and not updates.should_capture("off", World(0, 1, CUDA))
+    assert not updates.should_capture("on", World(0, 2, CUDA)) and not updates.should_capture("on", World(0, 1, CPU))
+    monkeypatch.setattr(updates, "find_spec", lambda name: "found")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="install gcc"):
+        updates.should_compile("on", CUDA)
+    fake_program(tmp_path / "clang")
+    monkeypatch.setattr(updates.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(BadInput, match=r"Python\.h; install Python's headers"):
+        updates.should_compile("on", CUDA)
+    (tmp_path / "Python.h").touch()
+    assert updates.should_compile("auto", CUDA)
+
+
+def test_what_is_compiled_is_kept_with_the_run_unless_the_user_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    updates.keep_compiled(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / ".compiled" / "triton")
+
+
+@pytest.mark.parametrize(("capability", "fast"), [(True, True), (False, False)])
+def test_bf16_is_asked_of_the_card(monkeypatch: pytest.MonkeyPatch, capability: bool, fast: bool) -> None:
+    """Emulated products do not count: an older card is faster in float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: capability)
+    assert updates.fast_bf16("cuda") is fast
 
 
 def test_compiling_without_a_cpp_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,7 +290,6 @@ def test_compiling_without_a_cpp_compiler_is_refused(monkeypatch: pytest.MonkeyP
     fake_program(tmp_path / "gcc")
     with pytest.raises(BadInput, match=r"no C\+\+ compiler.*install g\+\+.*compile=off"):
         updates.should_compile("on", CPU)
-    assert updates.should_compile("on", torch.device("cuda")) and not updates.should_compile("auto", CPU)
     fake_program(tmp_path / "mine++")
     monkeypatch.setenv("CXX", "mine++")
     assert updates.should_compile("on", CPU) and updates.cpp_compiler() == str(tmp_path / "mine++")
