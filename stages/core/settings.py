@@ -64,6 +64,18 @@ class ObjectiveConfig(Section):
     pseudo_text_noise: float
 
 
+class DynamicsConfig(Section):
+    """The part of pretraining that trains the dynamics alone; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+    batch: int
+    length: int
+    horizon: int
+    lr: float
+    semantics: float
+    branches: Share
+
+
 class ActorCriticConfig(Section):
     """Constants of behaviour learning; defaults and comments in presets/paper.yaml."""
 

@@ -59,14 +59,16 @@ class Observed:
         parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
         return Observed(state, *parts, self.action, self.is_first)
 
-    def stretches(self, horizon: int) -> tuple[State, Tensor, Tensor]:
-        """Every sequence cut into n stretches of H + 1 frames, where H is `horizon` or all there are but the first.
+    def stretches(self, horizon: int, past: int = 0) -> tuple[State, Tensor, Tensor]:
+        """Every sequence from frame `past` on, cut into n stretches of H + 1 frames, where H is `horizon` or all there
+        are but the first.
 
         Returns:
             states of their first frames (B·n, ...), positions (n, H) of the others, and actions (B·n, H, A) to these.
         """
-        horizon = min(horizon, self.action.shape[1] - 1)
-        starts = torch.arange(self.action.shape[1] // (horizon + 1), device=self.action.device) * (horizon + 1)
+        length = self.action.shape[1] - past
+        horizon = min(horizon, length - 1)
+        starts = past + torch.arange(length // (horizon + 1), device=self.action.device) * (horizon + 1)
         steps = starts[:, None] + torch.arange(1, horizon + 1, device=self.action.device)  # (n, H)
         return self.state.map(lambda x: x[:, starts].flatten(0, 1)), steps, self.action[:, steps].flatten(0, 1)
 
@@ -202,6 +204,10 @@ class WorldModel(nn.Module):
         Raises BadInput for a grounding that imagines nothing from text.
         """
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
+
+    def dynamics(self) -> list[nn.Parameter]:
+        """What says how the world goes on: recurrence and prior; subclasses add the predictor of e."""
+        return [*self.rssm.gru.parameters(), *self.rssm.prior_net.parameters(), self.rssm.h_first]
 
     # ------------------------------------------------------------------ filtering
 
