@@ -153,7 +153,7 @@ def _internvideo2() -> Finding:
 def _compiler() -> Finding:
     import torch
 
-    from stages.runtime.update import compiler_lack, cpp_compiler
+    from stages.runtime.compiling import compiler_lack, cpp_compiler
 
     if torch.cuda.is_available() and (lack := compiler_lack("cuda")):
         return Finding("compiler", f"{lack[0]}: updates on CUDA are captured and not compiled", lack[1])

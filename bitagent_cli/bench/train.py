@@ -26,16 +26,9 @@ from stages.core.settings import ModelConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.data.sampler import Sampler, data_device, prefetch
+from stages.runtime.compiling import should_capture, should_compile
 from stages.runtime.distributed import World, keep_freed_memory
-from stages.runtime.update import (
-    Update,
-    autocast,
-    fast_bf16,
-    make_optimizer,
-    make_update,
-    should_capture,
-    should_compile,
-)
+from stages.runtime.update import Update, autocast, fast_bf16, make_optimizer, make_update
 
 DIM_EMBEDDING = {"internvideo2": 512}  # of the backbones that are not trained here
 EPISODES = 4  # of random pixels, behind the time an update waits for data
@@ -169,7 +162,8 @@ def behave_update(config: behave.Config, model: WorldModel, place: World) -> tup
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
     actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
-    compiled, captured = should_compile(config.compile, place.device), should_capture(config.compile, place)
+    compiled = should_compile(config.compile, place.device)
+    captured = should_capture(config.compile, place.device, place.size)
     clipped = [(actor, config.clip), (critic, config.clip)]
     update = make_update(
         loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow

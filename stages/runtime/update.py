@@ -6,101 +6,20 @@ clipping and the optimizer step as one graph leaves a single launch.
 
 from __future__ import annotations
 
-import mmap
-import os
-import shutil
-import sys
-import sysconfig
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from stages.runtime.distributed import World
-from stages.runtime.errors import BadInput
+from stages.runtime.compiling import fusing
 
-
-def _worded(choice: Any) -> Any:
-    """YAML reads a bare `on` or `off` as a boolean."""
-    return ("off", "on")[choice] if isinstance(choice, bool) else choice
-
-
-Compile = Annotated[Literal["auto", "off", "on"], BeforeValidator(_worded)]
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 Update = Callable[[Batch], Terms]
 
 UPDATE_BYTES = 12 * 2**30  # twice what an update at the paper's sizes allocates
 CAPTURE = threading.Lock()  # held while a CUDA graph is recorded: no other thread may allocate or copy meanwhile
-
-
-def should_compile(choice: Compile, device: torch.device) -> bool:
-    """`auto` compiles on CUDA, where it can. Raises BadInput for `on` where nothing can be compiled for the device."""
-    if choice == "off" or (choice == "auto" and device.type == "cpu"):
-        return False
-    lack = compiler_lack(device.type)
-    if lack and choice == "on":
-        raise BadInput(f"compile=on cannot be used: {lack[0]}; {lack[1]}, or use compile=off")
-    return lack is None
-
-
-def should_capture(choice: Compile, place: World) -> bool:
-    """Whether an update is replayed as a CUDA graph: unless compile=off, by one process alone. It needs no compiler."""
-    return choice != "off" and place.device.type == "cuda" and place.size == 1
-
-
-def keep_compiled(folder: Path) -> None:
-    """Let what is compiled from here on be kept below `folder`, for the next start. What the user set stays."""
-    for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ.setdefault(name, str((folder / ".compiled" / kind).absolute()))
-
-
-def cpp_compiler() -> str | None:
-    """The path of the C++ compiler that torch.compile runs: CXX, else g++ (macOS: clang++); None without one."""
-    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
-
-
-def c_compiler() -> str | None:
-    """The path of the C compiler that Triton runs for CUDA: CC, else gcc or clang; None without one."""
-    named = os.environ.get("CC")
-    return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
-
-
-def compiler_lack(kind: str = "cpu") -> tuple[str, str] | None:
-    """What torch.compile lacks on this machine for a `kind` of device, and what to do; None when it lacks nothing."""
-    if kind == "cpu" and cpp_compiler() is None:
-        return "no C++ compiler was found", "install g++, or set CXX to the path of one"
-    if kind == "cuda":
-        if find_spec("triton") is None:
-            return "the package triton is not installed", "pip install triton"
-        if c_compiler() is None:
-            return "Triton found no C compiler", "install gcc, or set CC to the path of one"
-        if not (header := Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-            return f"Triton needs {header}", "install Python's headers (python3-dev)"
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not runs_code(folder):
-        remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written and is not mounted noexec"
-        return f"compiled code cannot be kept and run in {folder}", remedy
-    return None
-
-
-def runs_code(folder: Path) -> bool:
-    """Whether files can be made in a folder and mapped as code, as a library is that is loaded from there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(mmap.PAGESIZE)
-            mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
-    except OSError:
-        return False
-    return True
 
 
 def fast_bf16(device: str | torch.device) -> bool:
@@ -167,14 +86,14 @@ def make_update(
         loss: returns the scalar to minimise and detached terms to log.
         optimizers: each with the gradient norm its parameters are clipped to.
         bf16: forward pass under bfloat16 autocast, see `autocast`.
+        compiled: the small functions that repeat in it are compiled (`stages.runtime.compiling.fusible`).
         captured: replay the whole update as a CUDA graph (batches of one fixed shape).
         after: extra in-place work after the step (slow targets).
     """
-    forward = torch.compile(loss, dynamic=False) if compiled else loss
 
     def update(batch: Batch) -> Terms:
-        with autocast(device, bf16):
-            total, terms = forward(batch)
+        with autocast(device, bf16), fusing(compiled):
+            total, terms = loss(batch)
         for optimizer, _ in optimizers:
             optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import mmap
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,15 +12,14 @@ from torch import Tensor
 from stages.core import objective
 from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise
+from stages.runtime import compiling
 from stages.runtime import update as updates
-from stages.runtime.distributed import World
-from stages.runtime.errors import BadInput
 from tests.core.helpers import make_batch, make_labels, make_model, objective_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 Loss = Callable[[updates.Batch], tuple[Tensor, updates.Terms]]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-needs_compiler = pytest.mark.skipif(updates.compiler_lack() is not None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(compiling.compiler_lack() is not None, reason="needs a C++ compiler")
 
 
 def joint(model: JointModel, device: torch.device = CPU) -> Loss:
@@ -235,47 +230,6 @@ def test_resuming_is_bit_exact() -> None:
         assert torch.equal(state(resumed)[name], value), name
 
 
-# ---------------------------------------------------------------------------- compiling
-
-
-def test_when_to_compile() -> None:
-    assert not updates.should_compile("auto", CPU) and not updates.should_compile("off", CUDA)
-
-
-def test_on_cuda_what_triton_lacks_is_named_and_auto_goes_on_without(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """It compiles a launcher in C, against Python's headers. Capturing needs neither."""
-    monkeypatch.setattr(updates, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"pip install triton.*compile=off"):
-        updates.should_compile("on", CUDA)
-    assert not updates.should_compile("auto", CUDA)
-    assert updates.should_capture("auto", World(0, 1, CUDA)) and not updates.should_capture("off", World(0, 1, CUDA))
-    assert not updates.should_capture("on", World(0, 2, CUDA)) and not updates.should_capture("on", World(0, 1, CPU))
-    monkeypatch.setattr(updates, "find_spec", lambda name: "found")
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match="install gcc"):
-        updates.should_compile("on", CUDA)
-    fake_program(tmp_path / "clang")
-    monkeypatch.setattr(updates.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    with pytest.raises(BadInput, match=r"Python\.h; install Python's headers"):
-        updates.should_compile("on", CUDA)
-    (tmp_path / "Python.h").touch()
-    assert updates.should_compile("auto", CUDA)
-
-
-def test_what_is_compiled_is_kept_with_the_run_unless_the_user_says_where(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "")
-    monkeypatch.delenv("TRITON_CACHE_DIR")
-    updates.keep_compiled(tmp_path)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
-    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / ".compiled" / "triton")
-
-
 @pytest.mark.parametrize(("capability", "fast"), [(True, True), (False, False)])
 def test_bf16_is_asked_of_the_card(monkeypatch: pytest.MonkeyPatch, capability: bool, fast: bool) -> None:
     """Emulated products do not count: an older card is faster in float32."""
@@ -283,57 +237,7 @@ def test_bf16_is_asked_of_the_card(monkeypatch: pytest.MonkeyPatch, capability: 
     assert updates.fast_bf16("cuda") is fast
 
 
-def test_compiling_without_a_cpp_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A C compiler alone does not do; CXX names another one, or one that is not there."""
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    fake_program(tmp_path / "gcc")
-    with pytest.raises(BadInput, match=r"no C\+\+ compiler.*install g\+\+.*compile=off"):
-        updates.should_compile("on", CPU)
-    fake_program(tmp_path / "mine++")
-    monkeypatch.setenv("CXX", "mine++")
-    assert updates.should_compile("on", CPU) and updates.cpp_compiler() == str(tmp_path / "mine++")
-    monkeypatch.setenv("CXX", "yours++")
-    with pytest.raises(BadInput, match="CXX"):
-        updates.should_compile("on", CPU)
-
-
-def test_compiling_where_no_code_may_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As where /tmp is mounted noexec: mapping a file as code fails there."""
-    real, refused = mmap.mmap, {tmp_path / "noexec"}
-    (tmp_path / "noexec").mkdir()
-    fake_program(tmp_path / "g++")
-    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "noexec" / "not yet made"))
-
-    def refuse(descriptor: int, *rest: int) -> mmap.mmap:
-        if refused & set(Path(os.readlink(f"/proc/self/fd/{descriptor}")).parents):
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-        return real(descriptor, *rest)
-
-    monkeypatch.setattr(mmap, "mmap", refuse)
-    with pytest.raises(BadInput, match=r"noexec; set TORCHINDUCTOR_CACHE_DIR"):
-        updates.should_compile("on", CPU)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert updates.should_compile("on", CPU)
-
-
-def fake_program(file: Path) -> None:
-    file.write_text("#!/bin/sh\n")
-    file.chmod(0o755)
-
-
-def test_no_graph_breaks() -> None:
-    """The whole joint loss traces as one graph, and the traced graph is the same function."""
-    model = make_model()
-    loss = joint(model)
-    batch = batches(1, batch=2, length=4)[0]
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
-    torch.manual_seed(0)
-    total, _ = compiled(batch)
-    torch.manual_seed(0)
-    torch.testing.assert_close(total, loss(batch)[0])
+# ---------------------------------------------------------------------------- compiling
 
 
 @needs_compiler
