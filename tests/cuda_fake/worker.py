@@ -201,8 +201,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "mistake:mixed": partial(mistake, lambda x: x + torch.ones(3)),
     "mistake:constant": partial(mistake, lambda x: x * torch.tensor([1.0, 2.0, 3.0], device=x.device)),
     "mistake:data-dependent": partial(mistake, lambda x: x[x > 0]),
-    "kernels:pretrain": partial(kernels, "pretrain", 17000),
-    "kernels:behave": partial(kernels, "behave", 10600),
+    "kernels:pretrain": partial(kernels, "pretrain", 10900),
+    "kernels:behave": partial(kernels, "behave", 7000),
 }
 
 
