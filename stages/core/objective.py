@@ -168,7 +168,7 @@ def dynamics_loss(
     error = (e[:, steps].flatten(0, 1) - states.e[:, 1:]).square().sum(-1)
     terms |= {"rollout_nats": (free * valid).mean(), "rollout_semantics": (error * valid).mean()}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
-    total = terms["kl_nats"] + terms["rollout_nats"] + config.semantics * semantics
+    total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
     return total, {k: v.detach() for k, v in terms.items()}
 
 

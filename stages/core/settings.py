@@ -37,6 +37,7 @@ class ModelConfig(Section):
     layer_scale: float
     unimix: float
     imagined_semantics: Literal["predict", "hold"]
+    reads_imagined: bool = False
     text_actions: Literal["policy", "none"]
 
     @property
@@ -72,6 +73,7 @@ class DynamicsConfig(Section):
     length: int
     horizon: int
     lr: float
+    codes: float
     semantics: float
     branches: Share
 

@@ -256,10 +256,17 @@ class WorldModel(nn.Module):
         return State(h, self.fuse(e, s, task.gates), e)
 
     def imagine_step(
-        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
+        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None, seen: bool
     ) -> tuple[State, Tensor]:
-        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities."""
-        h = self.rssm.step(state.h, state.z, action)  # (B, deter)
+        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
+
+        Args:
+            seen: whether z_t was seen or is where a rollout begins. One that is itself imagined is read only where
+                `model.reads_imagined` says so: a recurrence that filters takes every z for an observation, and then
+                believes its own guesses whatever the actions do.
+        """
+        z = state.z if seen or self.config.reads_imagined else torch.zeros_like(state.z)
+        h = self.rssm.step(state.h, z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
@@ -280,7 +287,8 @@ class WorldModel(nn.Module):
         with unrolled(self):
             for step in range(horizon):
                 action = act(states[-1].features, step)
-                state, prior = self.imagine_step(states[-1], action, task, noise.uniform(*shape) if noise else None)
+                uniform = noise.uniform(*shape) if noise else None
+                state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
                 states.append(state)
                 actions.append(action)
                 priors.append(prior)
