@@ -43,7 +43,7 @@ Part = Callable[[], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Order:
+class GpuOrder:
     """What is asked for: minutes of the real run, its task, timed updates, and a folder of datasets without frames."""
 
     minutes: float
@@ -52,7 +52,7 @@ class Order:
     states: Path | None = None
 
 
-def run_all(preset: Preset, run: Run, order: Order) -> dict[str, Any]:
+def run_all(preset: Preset, run: Run, order: GpuOrder) -> dict[str, Any]:
     """All parts in order, into <run>/gpu.json, and a Markdown row into <run>/gpu.md."""
     keep_compiled(run.root)
     place, width = World(0, 1, torch.device(run.device)), preset.embed.offline.dim
@@ -77,16 +77,16 @@ def run_all(preset: Preset, run: Run, order: Order) -> dict[str, Any]:
         except (BadInput, RuntimeError, AssertionError) as error:  # of CUDA, of a compiler, or of too little data
             report[name] = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
         report[name]["seconds"] = round(time.perf_counter() - began, 1)
-        save(run.root, report)
+        keep_report(run.root, report)
         if not run.quiet:
             print(f"{name}: {json.dumps(report[name])[:240]}", flush=True)
     return report
 
 
-def save(folder: Path, report: dict[str, Any]) -> None:
+def keep_report(folder: Path, report: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     storage.replace_file(folder / "gpu.json", lambda draft: draft.write_text(json.dumps(report, indent=2) + "\n"))
-    storage.replace_file(folder / "gpu.md", lambda draft: draft.write_text(markdown(report)))
+    storage.replace_file(folder / "gpu.md", lambda draft: draft.write_text(row_table(report)))
 
 
 COLUMNS = (
@@ -95,7 +95,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def markdown(report: dict[str, Any]) -> str:
+def row_table(report: dict[str, Any]) -> str:
     """A table of one row; n/a for what is not known."""
 
     def pick(*keys: str) -> Any:
@@ -184,7 +184,7 @@ def genrl_speed(preset: Preset, width: int, place: World, updates: int) -> dict[
 # ---------------------------------------------------------------------------- a short real run
 
 
-def short_run(preset: Preset, run: Run, order: Order, speed: dict[str, Any]) -> dict[str, Any]:
+def short_run(preset: Preset, run: Run, order: GpuOrder, speed: dict[str, Any]) -> dict[str, Any]:
     """Pretraining, one policy and its score, in about so many minutes; `speed` says how many updates those hold."""
     began, end = time.monotonic(), time.monotonic() + 60 * order.minutes
     run = replace(run, fresh=True)
@@ -215,7 +215,7 @@ def passed(began: float) -> float:
     return round((time.monotonic() - began) / 60, 2)
 
 
-def bring_data(preset: Preset, run: Run, order: Order) -> int:
+def bring_data(preset: Preset, run: Run, order: GpuOrder) -> int:
     """Datasets with frames, rendered from states that were carried here, or collected anew; how many episodes."""
     if order.states is None:
         made = collect.run(preset.collect, run)

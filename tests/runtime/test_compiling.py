@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stages.runtime import compiling
+from stages.runtime.compiling import fusible, fusing
 from stages.runtime.errors import BadInput
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -92,3 +93,25 @@ def test_compiling_where_no_code_may_run_is_refused(monkeypatch: pytest.MonkeyPa
 def fake_program(file: Path) -> None:
     file.write_text("#!/bin/sh\n")
     file.chmod(0o755)
+
+
+# ---------------------------------------------------------------------------- small compiled functions
+
+
+def test_a_fusible_function_is_compiled_within_fusing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again outside it after an error inside."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: lambda x: calls.append("compiled") or function(x))
+    doubled = fusible(lambda x: 2 * x)
+    one = torch.ones(2)
+    assert torch.equal(doubled(one), 2 * one) and not calls
+    with fusing(False):
+        doubled(one)
+    assert not calls
+    with pytest.raises(ZeroDivisionError), fusing(True):
+        assert torch.equal(doubled(one), 2 * one) and calls == ["compiled"]
+        with fusing(False):
+            doubled(one)
+        _ = 1 / 0
+    doubled(one)
+    assert calls == ["compiled"]
