@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from stages.core.nets import ImageDecoder, sample_one_hot
+from stages.core.nets import ImageDecoder, sample_one_hot, unrolled
 from stages.core.rssm import RSSM
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 from stages.runtime.errors import BadInput
@@ -284,12 +284,13 @@ class WorldModel(nn.Module):
         """
         states, actions, priors = [start], [], []
         shape = (len(start.h), *self.rssm.shape)
-        for step in range(horizon):
-            action = act(states[-1].features, step)
-            uniform = noise.uniform(*shape) if noise else None
-            state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
-            states.append(state)
-            actions.append(action)
-            priors.append(prior)
+        with unrolled(self):
+            for step in range(horizon):
+                action = act(states[-1].features, step)
+                uniform = noise.uniform(*shape) if noise else None
+                state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
+                states.append(state)
+                actions.append(action)
+                priors.append(prior)
         stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
         return stacked, torch.stack(actions, 1), torch.stack(priors, 1)
