@@ -78,7 +78,7 @@ def policy(scene: Scene) -> Chapter:
         row = found.row
         score = f"{row['score']:.2f} ± {row['stderr']:.2f} over {row['episodes']} episodes (0: random, 1: expert)"
         about = f"{name}: score {score}. The best episode."
-        film = figures.film([("", [found.best])], scale=LARGE)
+        film = found.best.repeat(LARGE, 2).repeat(LARGE, 3).transpose(0, 2, 3, 1)
         chapter.pictures.append(replace(save_frames(scene.folder, f"{name}.gif", about, film, FILM_PAUSE), large=True))
     rows = [("best", [found.best for found in films.values()]), ("worst", [found.worst for found in films.values()])]
     film, about = figures.film(rows, columns=list(films)), "Best and worst evaluation episode of each task."
