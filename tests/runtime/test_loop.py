@@ -1,4 +1,4 @@
-"""The log of a training: what TensorBoard shows after a resumed and after a fresh run."""
+"""The log of a training: the estimate, and what TensorBoard shows after a resumed and after a fresh run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.runtime.loop import Metrics
 
 def log(folder: Path, start: int, end: int, loss: float) -> None:
     """Log updates start..end, as one process does."""
-    metrics = Metrics(folder, start)
+    metrics = Metrics(folder, start, "tensorboard")
     for step in range(start, end + 1):
         metrics.log(step, {"loss": loss})
     metrics.close()
