@@ -1,6 +1,6 @@
 """BiTAgent from Python: environments, datasets, models and policies, a line each.
 
-    env = bitagent.make_env("walker-walk", obs="pixels")                          # a Gymnasium environment
+    env = bitagent.make("walker-walk", obs="pixels")                          # a Gymnasium environment
     windows = bitagent.load_dataset("runs/walker-laptop/data/random", length=32)   # a PyTorch dataset
     model = bitagent.load_model("runs/walker-laptop/model/bitagent-s0")
     frames = model.imagine("walk fast", steps=20)                                  # what the text looks like to it
@@ -28,10 +28,10 @@ from stages.report.diagnostics import text_dream
 from stages.runtime import artifacts
 from stages.runtime.errors import BadInput
 
-__all__ = ["BadInput", "TextModel", "Windowed", "load_dataset", "load_model", "load_policy", "make_env"]
+__all__ = ["BadInput", "TextModel", "Windowed", "load_dataset", "load_model", "load_policy", "make"]
 
 
-def make_env(name: str, **options: Any) -> Any:
+def make(name: str, **options: Any) -> Any:
     """A task as a Gymnasium environment: 'walker-walk', with the options of stages/worlds/gym.py (obs, size, ...).
 
     Raises BadInput when Gymnasium is not installed, gymnasium.error.NameNotFound for a task that is not there.

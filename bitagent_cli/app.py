@@ -64,7 +64,7 @@ def set_up(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset
     return session.prepare(common, stage, method)
 
 
-def tell(run: Run, *made: Artifact) -> None:
+def say(run: Run, *made: Artifact) -> None:
     """See session.tell; imported late, too."""
     from bitagent_cli import session
 
@@ -142,7 +142,7 @@ def collect(
     note_missing_weights(preset)
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
-    tell(run, *stage.run(preset.collect, run, stage.Order(**vars(options)), agent))
+    say(run, *stage.run(preset.collect, run, stage.Order(**vars(options)), agent))
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("bitagent embed --preset walker --backbone offline"))
@@ -164,7 +164,7 @@ def embed(
     preset, run = set_up(common, "embed")
     from stages import embed as stage
 
-    tell(run, *stage.run(preset.embed, run, backbone=backbone, probe=texts))
+    say(run, *stage.run(preset.embed, run, backbone=backbone, probe=texts))
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("bitagent pretrain --preset walker --seed 1"))
@@ -180,7 +180,7 @@ def pretrain(common: Common, method: Method = "bitagent", compile: Compile = Non
     preset, run = set_up(common, "pretrain", method)
     from stages import pretrain as stage
 
-    tell(run, stage.run(preset.sections, run, method=method))
+    say(run, stage.run(preset.sections, run, method=method))
 
 
 @app.command(
@@ -211,7 +211,7 @@ def behave(
     from stages import behave as stage
 
     variant = stage.Variant(method, oracle_reward, data_free)
-    tell(run, stage.run(preset.behave, run, stage.Ask(**asked), variant, preset.offline_rl, preset.pretrain.backbone))
+    say(run, stage.run(preset.behave, run, stage.Ask(**asked), variant, preset.offline_rl, preset.pretrain.backbone))
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
@@ -240,7 +240,7 @@ def evaluate(
     preset, run = set_up(common, "evaluate", method)
     from stages import evaluate as stage
 
-    tell(run, stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method))
+    say(run, stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method))
 
 
 @app.command(
@@ -301,7 +301,7 @@ def visualize(
         from stages import visualize as stage
 
         run = prepare_paper(common)
-        tell(run, stage.run_paper(run))
+        say(run, stage.run_paper(run))
         return
     check_word(method, "--method")
     preset, run = set_up(common, "visualize", method)
@@ -310,7 +310,7 @@ def visualize(
     if serve:
         stage.serve(preset.visualize, run, method=method, port=port, check=check_text)
         return
-    tell(run, stage.run(preset.visualize, run, method=method, reward=reward))
+    say(run, stage.run(preset.visualize, run, method=method, reward=reward))
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -360,7 +360,7 @@ def push(
     """Share an artifact, with the backbone it needs and a card, on the Hugging Face hub."""
     from bitagent_cli import sharing
 
-    sharing.push(artifact, target, private)
+    sharing.push_artifact(artifact, target, private)
 
 
 @app.command(rich_help_panel=TOOLS, epilog=_example("bitagent pull hub:me/walker --out runs/pulled"))
@@ -371,7 +371,7 @@ def pull(
     """Fetch what was shared, verified, into a run's folder of its own."""
     from bitagent_cli import sharing
 
-    sharing.pull(target, out)
+    sharing.pull_artifacts(target, out)
 
 
 app.add_typer(benchmarks.app, name="bench", rich_help_panel=TOOLS)

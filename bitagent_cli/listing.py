@@ -36,13 +36,13 @@ def _rows(folder: Path) -> Iterator[tuple[str, ...]]:
         try:
             meta = json.loads((Path(place) / "artifact.json").read_text())
             made = timegm(time.strptime(meta["created"], "%Y-%m-%dT%H:%M:%SZ"))
-            found = (str(meta["stage"]), _age(time.time() - made), _score(meta))
+            found = (str(meta["stage"]), _age(time.time() - made), _score_of(meta))
         except (OSError, ValueError, KeyError, TypeError):
             found = ("damaged", "", "")
         yield (place, *found, f"{size / 1e6:.1f} MB")
 
 
-def _score(meta: dict[str, Any]) -> str:
+def _score_of(meta: dict[str, Any]) -> str:
     """Of an evaluation, the mean over its tasks; of an expert's data, the expert's."""
     rows = meta["extra"].get("rows", []) if meta["stage"] == "evaluate" else []
     if rows:

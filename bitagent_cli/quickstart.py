@@ -32,7 +32,7 @@ def run_stages(preset: Preset, run: Run) -> None:
     """
     steps = stages_of(preset, run)
     if not run.quiet:
-        print(plan(preset, run, [name for name, _ in steps]), flush=True)
+        print(plan_of(preset, run, [name for name, _ in steps]), flush=True)
     glance = preset.visualize.model_copy(update=GLANCE)
     for number, (name, step) in enumerate(steps, 1):
         if not run.quiet:
@@ -59,7 +59,7 @@ def stages_of(preset: Preset, run: Run) -> list[Step]:
     return [*steps, ("visualize", lambda: [visualize.run(preset.visualize, run)])]
 
 
-def plan(preset: Preset, run: Run, names: Sequence[str]) -> str:
+def plan_of(preset: Preset, run: Run, names: Sequence[str]) -> str:
     """What will be made and how long that takes here, as far as this scale was timed."""
     report = (run.root / "report" / "report.html").absolute().as_uri()
     where = f"the report grows at {report}"

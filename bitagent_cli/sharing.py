@@ -30,7 +30,7 @@ def repository(target: str) -> str:
     return name
 
 
-def push(path: Path, target: str, private: bool) -> None:
+def push_artifact(path: Path, target: str, private: bool) -> None:
     """Send an artifact, its backbone and a card. Raises BadInput when the hub refuses or cannot be reached."""
     name, found = repository(target), artifacts.load(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def push(path: Path, target: str, private: bool) -> None:
     print(f"{', '.join(str(a.meta['name']) for a in sent)}: pushed to {target}")
 
 
-def pull(target: str, out: Path) -> list[Artifact]:
+def pull_artifacts(target: str, out: Path) -> list[Artifact]:
     """Fetch a repository to `out`, whole and verified, or not at all.
 
     Raises BadInput when there is something already, the hub cannot be reached, or what came is no artifact.

@@ -27,7 +27,7 @@ iio.imwrite("dream.gif", dream.transpose(0, 2, 3, 1), duration=80, loop=0)
 print(f"imagined {len(dream)} frames of a text: dream.gif")
 
 # A policy: an episode in the environment.
-env = bitagent.make_env("walker-walk", obs="pixels")
+env = bitagent.make("walker-walk", obs="pixels")
 policy = bitagent.load_policy(policy_path)
 frame, _ = env.reset(seed=0)
 policy.reset()

@@ -96,7 +96,7 @@ def _progress(page: Image.Image, left: int, t: int, length: int, seen: int) -> N
 def save_gif(path: Path, pages: np.ndarray, milliseconds: int) -> None:
     """Write (T, H, W, 3) uint8 as an endless GIF of few colours: half the size, and no one sees the difference."""
     first, *others = [Image.fromarray(page).quantize(128, dither=Image.Dither.NONE) for page in pages]
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def read_gif(path: Path, milliseconds: int) -> Clip:

@@ -54,7 +54,7 @@ def test_every_stage_says_what_it_made(
 def test_the_plan_fits_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     preset, run = presets.resolve("walker", "laptop"), small_run.make_run(tmp_path, scale="laptop")
     monkeypatch.setattr(quickstart, "seconds_an_update", lambda preset, run: 2 * quickstart.SECONDS)
-    said = quickstart.plan(preset, run, ["collect", "pretrain", "behave walk"])
+    said = quickstart.plan_of(preset, run, ["collect", "pretrain", "behave walk"])
     minutes = [2 * quickstart.MINUTES[name] for name in ("collect", "pretrain", "behave")]
     assert f"pretrain {loop.duration(minutes[1])}, behave walk {loop.duration(minutes[2])}" in said
     assert f"about {loop.duration(sum(minutes))} in all" in said
