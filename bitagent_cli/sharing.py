@@ -70,21 +70,20 @@ def pull_artifacts(target: str, out: Path) -> list[Artifact]:
 def hub(target: str) -> Iterator[Any]:
     """The hub's client. Raises BadInput, on entry or for what goes wrong inside, saying what to do."""
     try:
-        import httpx
         from huggingface_hub import HfApi, errors
     except ImportError:
         raise BadInput('the hub needs its client: pip install "bitagent[hub]"') from None
     try:
         yield HfApi()
     except errors.RepositoryNotFoundError:
-        raise BadInput(
-            f"{target} does not exist, or is not yours to see: check the name, or log in: hf auth login"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        code = error.response.status_code
-        reason = "log in: hf auth login" if code in (401, 403) else "try again later"
-        raise BadInput(f"the hub refused {target} (HTTP {code}): {reason}") from None
+        way = "check the name, or log in: hf auth login"
+        raise BadInput(f"{target} does not exist, or is not yours to see: {way}") from None
     except errors.HFValidationError as error:
         raise BadInput(f"{target} is no repository's name: {str(error).splitlines()[0]}") from None
-    except (httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError):
-        raise BadInput("the hub cannot be reached: check the network, HF_ENDPOINT and HF_HUB_OFFLINE") from None
+    except (errors.HTTPError, ConnectionError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        refusal = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
+        if not isinstance(refusal, errors.HfHubHTTPError):
+            raise BadInput("the hub cannot be reached: check the network, HF_ENDPOINT and HF_HUB_OFFLINE") from None
+        code = refusal.response.status_code
+        reason = "log in: hf auth login" if code in (401, 403) else "try again later"
+        raise BadInput(f"the hub refused {target} (HTTP {code}): {reason}") from None

@@ -90,7 +90,11 @@ def perform(scene: Scene, prompt: str) -> Performance:
     kernel = np.ones(min(SMOOTH, learnt[scene.policy_measure].shape[1]))
     smooth = np.convolve(learnt[scene.policy_measure][0].float().cpu().numpy(), kernel / len(kernel), "valid")
     rewards = {"learned": smooth} | ({"true": np.array(true)} if task else {})
-    score = tasks.normalized_score(tasks.get_task(scene.run.domain, task), 2 * sum(true)) if task else None
+    score = (
+        tasks.normalized_score(tasks.get_task(scene.run.domain, task), tasks.ACTION_REPEAT * sum(true))
+        if task
+        else None
+    )
     return Performance(prompt, text, cosine, task, score, np.stack(real), dream, rewards)
 
 
