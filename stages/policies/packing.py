@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from stages.backbones import load_backbone
+from stages.policies.policy import ACTOR
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 
 DEPTH = {"backbone": 1, "collect": 2, "pretrain": 2, "behave": 3, "embed": 3, "evaluate": 3, "transfer": 2}
 SOME, MANY = 4096, 65_536  # weights of a matrix that is kept in 16 bits, and in 8: many hide the error of each
+EXACT = (ACTOR, "rssm.posterior_net.", "rssm.gru.")  # in 16 bits all the same: their errors change actions most
 
 
 def root_of(artifact: Artifact) -> Path:
@@ -52,7 +54,7 @@ def pack(artifact: Artifact, folder: Path) -> list[Artifact]:
 
 
 def shrink(policy: Artifact, folder: Path) -> list[Artifact]:
-    """Write a policy and its backbone below `folder` in half precision, their large matrices in 8 bits.
+    """Write a policy and its backbone below `folder` in half precision, most large matrices in 8 bits, no critics.
 
     They load as any artifact does: weights become float32 again.
     """
@@ -63,19 +65,22 @@ def shrink(policy: Artifact, folder: Path) -> list[Artifact]:
         if "backbone" in written:
             extra["backbone_id"] = load_backbone("offline", folder, "cpu").id
         stems = [name.removesuffix(".safetensors") for name in meta["files"] if name.endswith(".safetensors")]
-        written[meta["stage"]] = artifacts.save(
-            place, meta["stage"], {stem: fewer_bits(one.tensors(stem)) for stem in stems}, domain=one.domain,
-            config=meta["config"], seed=meta["seed"], inputs=[one], resolved=meta["resolved"], extra=extra,
-        )  # fmt: skip
+        tensors = {stem: fewer_bits(one.tensors(stem), actor_alone=stem == "actor_critic") for stem in stems}
+        about = {"domain": one.domain, "config": meta["config"], "seed": meta["seed"], "resolved": meta["resolved"]}
+        written[meta["stage"]] = artifacts.save(place, meta["stage"], tensors, inputs=[one], extra=extra, **about)
     return list(written.values())
 
 
-def fewer_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as float16, the largest as float8; what is small, embeddings among it, stays as it is."""
-    return {name: value.to(_dtype(value)) for name, value in tensors.items()}
+def fewer_bits(tensors: Mapping[str, Tensor], actor_alone: bool = False) -> dict[str, Tensor]:
+    """Matrices as float16, the largest as float8; what is small, embeddings among it, stays as it is.
+
+    `actor_alone`: leave out the critics, which only learning needs.
+    """
+    kept = {name: value for name, value in tensors.items() if not actor_alone or name.startswith(ACTOR)}
+    return {name: value.to(_dtype(name, value)) for name, value in kept.items()}
 
 
-def _dtype(value: Tensor) -> torch.dtype:
+def _dtype(name: str, value: Tensor) -> torch.dtype:
     if value.ndim < 2 or value.numel() <= SOME or not value.is_floating_point():
         return value.dtype
-    return torch.float8_e4m3fn if value.numel() > MANY else torch.float16
+    return torch.float8_e4m3fn if value.numel() > MANY and not name.startswith(EXACT) else torch.float16

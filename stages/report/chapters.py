@@ -16,12 +16,13 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.policies.policy import load_actor
 from stages.report import diagnostics, figures, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
 from stages.report.page import Chapter, Chart, save_frames, save_json, save_tables
-from stages.report.scene import Scene, load_actor
+from stages.report.scene import Scene
 from stages.report.tables import Table
 from stages.runtime import artifacts, logs
 from stages.runtime.errors import BadInput

@@ -14,11 +14,9 @@ from torch import Tensor
 from stages import worlds
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.embeddings import open_training_data
-from stages.core.actor_critic import Actor
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
-from stages.policies.policy import load_learner
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
@@ -158,9 +156,3 @@ class Scene:
 def _texts(policy: Artifact) -> list[str]:
     """The prompts of a policy that are text: a video's stands for a file."""
     return [prompt for prompt in policy.meta["config"]["prompts"] if not prompt.startswith("video ")]
-
-
-def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
-    """The actor of a policy artifact, frozen, on the model's device."""
-    learner = load_learner(artifact, model)
-    return learner.actor.to(next(model.parameters()).device).requires_grad_(False)
