@@ -34,6 +34,7 @@ from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
 from stages.methods import open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
+from stages.methods.states import posterior_modes
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
 from stages.policies.play import play_policy, training_renderer
 from stages.policies.policy import Acting, LatentPolicy
@@ -257,20 +258,6 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
 
 
 # ---------------------------------------------------------------------------- the data as latents
-
-
-@torch.no_grad()
-def posterior_modes(model: WorldModel, dataset: Dataset, device: torch.device, *, quiet: bool, bf16: bool) -> Tensor:
-    """The likeliest class of every variable of the posterior q(s | x) of every row: (N, C) int16, on the CPU."""
-    modes = torch.empty(dataset.n_frames, model.config.classes, dtype=torch.int16)
-    bar = progress(dataset.n_frames, 0, "encode", "frame", quiet)
-    for rows in torch.arange(dataset.n_frames).split(2048):
-        image = torch.from_numpy(dataset.rows("image", rows.numpy())).to(device)
-        with autocast(device, bf16):
-            modes[rows] = model.rssm.posterior(image).argmax(-1).short().cpu()
-        bar.update(len(rows))
-    bar.close()
-    return modes
 
 
 def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device) -> Tensor:

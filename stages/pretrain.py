@@ -25,11 +25,13 @@ from stages.backbones import Backbone, backbone_id, load_backbone
 from stages.backbones.embeddings import tuned_embeddings
 from stages.backbones.tuning import ADAPTER, MllmConfig, load_tower, load_tuned, tuned_tensors, window_embeddings
 from stages.core.nets import IMAGE_SIZE
-from stages.core.settings import ModelConfig, ObjectiveConfig
+from stages.core.objective import dynamics_loss
+from stages.core.settings import DynamicsConfig, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
+from stages.methods.states import FrozenStates, posterior_modes, sequence_sampler
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Groups, Resumable
@@ -51,6 +53,7 @@ from stages.runtime.update import (
 )
 from stages.worlds import tasks
 
+EMBEDDED_AT_ONCE = 64  # windows of frames
 ORIGIN_BATCHES, ORIGIN_FRAMES = 64, 64  # so many batches of so many frames are behind the reward's origin
 
 
@@ -73,6 +76,7 @@ class Config(Section):
     log_every: int
     checkpoint_every: int
     objective: ObjectiveConfig
+    dynamics: DynamicsConfig
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,8 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         device=data_device(dataset, place.device),
     )
 
-    trained = Resumable(model=model, optimizer=optimizer)  # the sampler's position is the step itself
+    last = make_optimizer(model.dynamics(), config.dynamics.lr, config.weight_decay)
+    trained = Resumable(model=model, optimizer=optimizer, dynamics=last)  # the sampler's position is the step itself
 
     def tensors() -> Groups:
         return trained.tensors() | ({"backbone": tuned_tensors(tower)} if tower else {})
@@ -221,13 +226,27 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
             load_tuned(tower, groups["backbone"])
 
     # Loop: L_total of Eq. 11 on one batch of windows an update; the step size falls over the last part.
-    with Loop(recipe, config, place, job.command, ("pretrain.lr", config.lr)) as loop:
+    both = config.model_copy(update={"updates": config.updates + config.dynamics.updates})
+    with Loop(recipe, both, place, job.command, ("pretrain.lr", config.lr)) as loop:
         loop.resume(load)
+        steps = loop.steps()
         batches = prefetch(sampler, loop.start, config.updates, place.rank, place.size, device=str(place.device))
-        for step, batch in zip(loop.steps(), batches, strict=False):
+        for batch, step in zip(batches, steps, strict=False):
             set_lr(optimizer, config.lr * annealed(step, config.updates, config.anneal))
             terms = update(batch)
             loop.after(step, terms, tensors, show=("image", "kl_nats"))
+
+        # Then the dynamics alone, on states that no longer change: no image is read, and an update sees more of them.
+        if config.dynamics.updates:
+            windows = Windows(config.start_fraction, left_out=held_out)
+            sequences = sequence_sampler(dataset, config.dynamics, windows, run.seed, embedded=tower is None)
+            modes = posterior_modes(model, dataset, place.device, quiet=run.quiet, bf16=config.bf16)
+            states = FrozenStates(sequences, modes, embed_all(tower, dataset) if tower else None, place)
+            update = dynamics_update(model, labels, last, config, place)
+            for step in steps:
+                set_lr(last, config.dynamics.lr * annealed(step - config.updates, config.dynamics.updates, 1.0))
+                terms = update(states.sample(step))
+                loop.after(step, terms, tensors, show=("kl_nats", "rollout_nats"))
 
     # What is fixed when training ends: the reward's origin.
     model.conclude(origin_semantics(model, tower, dataset, held_out, place.device))
@@ -291,6 +310,42 @@ def build_update(objective: JointObjective, optimizer: torch.optim.Optimizer, co
     captured = compiled and place.size == 1
     clipped = [(optimizer, config.clip)]
     return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
+
+
+class DynamicsObjective(nn.Module):
+    """`dynamics_loss` as a module of the batch alone; what is not the dynamics is frozen."""
+
+    def __init__(self, model: WorldModel, labels: Labels, config: Config, place: World) -> None:
+        super().__init__()
+        self.model, self.labels, self.config = model, labels, config
+        self.noise = Noise(place.device, place.rank, place.size)
+        model.requires_grad_(False)
+        for parameter in model.dynamics():
+            parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        c = self.config
+        return dynamics_loss(self.model, batch, self.labels, c.objective, c.dynamics, self.noise)
+
+
+def dynamics_update(
+    model: WorldModel, labels: Labels, optimizer: torch.optim.Optimizer, config: Config, place: World
+) -> Update:
+    """The update of the dynamics alone, for one or several processes, compiled and captured where that pays."""
+    loss: nn.Module = DynamicsObjective(model, labels, config, place)
+    if place.size > 1:
+        loss = nn.parallel.DistributedDataParallel(loss)
+    compiled = should_compile(config.compile, place.device)
+    clipped, captured = [(optimizer, config.clip)], compiled and place.size == 1
+    return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
+
+
+def embed_all(tower: Backbone, dataset: Dataset) -> Tensor:
+    """e (N, dim_e) of every row by a backbone that was trained with the model, on the CPU."""
+    episodes = (dataset.episode(n).image for n in range(dataset.n_episodes))
+    return torch.cat(
+        [tower.encode_episode(frames, EMBEDDED_AT_ONCE).cpu() for frames in episodes if frames is not None]
+    )
 
 
 @torch.no_grad()

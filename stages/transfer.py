@@ -32,7 +32,10 @@ from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 
-BODY = ("rssm.gru.inp.weight", "text_dynamics.gru.inp.weight")  # read [z, action]: the action's columns are the body's
+BODY = (
+    "rssm.gru.inp.0.weight",
+    "text_dynamics.gru.inp.0.weight",
+)  # read [z, action]: the action's columns are the body's
 
 
 class Config(Section):

@@ -86,6 +86,9 @@ class JointModel(WorldModel):
         """ê_v = f_sem(h, s), unit norm: (..., dim_e)."""
         return F.normalize(self.semantic_predictor(torch.cat([h, s.to(h.dtype)], -1)).float(), dim=-1)
 
+    def dynamics(self) -> list[nn.Parameter]:
+        return [*super().dynamics(), *self.semantic_predictor.parameters()]
+
     # ------------------------------------------------------------------ text imagination
 
     def text_start(self, task: TaskContext) -> tuple[Tensor, Tensor]:

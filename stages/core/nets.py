@@ -29,14 +29,15 @@ class MLP(nn.Sequential):
 class NormGRU(nn.Module):
     """GRU cell with one LayerNorm over its three gates and an update gate biased to keep the past.
 
-    The input projection is separate, so that it runs for all time steps at once and the loop over
-    time holds one (B, D) × (D, 3D) product a step.
+    The input passes one hidden layer of width D first, where its parts meet (what an action does depends on the
+    pose). It is separate from the recurrence, so that it runs for all time steps at once and the loop over time holds
+    one (B, D) × (D, 3D) product a step.
     """
 
     def __init__(self, inp: int, deter: int) -> None:
         super().__init__()
         self.deter = deter
-        self.inp = nn.Linear(inp, 3 * deter, bias=False)
+        self.inp = MLP(inp, 3 * deter, deter, 1)
         self.rec = nn.Linear(deter, 3 * deter, bias=False)
         self.norm = nn.LayerNorm(3 * deter)
 

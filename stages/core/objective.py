@@ -11,8 +11,10 @@ from torch import Tensor
 
 from stages.core.joint_model import JointModel
 from stages.core.nets import categorical_kl
-from stages.core.settings import ObjectiveConfig
-from stages.core.world_model import Labels, Noise, Observed, TaskContext, WorldModel
+from stages.core.settings import DynamicsConfig, ObjectiveConfig
+from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
+
+DYNAMICS_PAST = 8  # frames of a sequence that h sees before rollouts of `dynamics_loss` begin
 
 
 @dataclass
@@ -119,6 +121,60 @@ def joint_behavior_loss(
         "rollout": (reality.clamp(min=config.free_nats) * weight).sum(1).mean()
         + config.semantic_prediction * (error * weight).sum(1).mean(),
     }
+
+
+def dynamics_loss(
+    model: WorldModel,
+    batch: Mapping[str, Tensor],
+    labels: Labels,
+    prompting: ObjectiveConfig,
+    config: DynamicsConfig,
+    noise: Noise,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The recurrence, the prior and the predictor of e alone, on states that are fixed: the posterior's modes.
+
+    The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
+    image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
+    running free under the data's actions, from frames that have a past.
+
+    Args:
+        prompting: how sequences get their prompts (`choose_prompts`).
+        batch: modes (B, T, C) int64, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
+    """
+    raw = batch["embedding"].float()
+    with torch.no_grad():
+        task = model.task(choose_prompts(raw, batch["task"], labels, prompting, noise).embedding)
+        e = model.adapter(raw)  # (B, T, dim_e)
+        s = F.one_hot(batch["modes"], model.config.categories).flatten(-2).float()  # (B, T, S)
+        z = model.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
+    reset = batch["is_first"].clone()
+    reset[:, 0] = True
+    h = model.rssm.scan(z, batch["action"], reset, model.rssm.first(len(z)))  # (B, T, deter)
+    posterior = s.unflatten(-1, model.rssm.shape)  # (B, T, C, K), one-hot
+    seen = Observed(State(h, z, e), s, posterior, model.rssm.prior(h), batch["action"], batch["is_first"])
+    follows = torch.ones_like(reset, dtype=torch.float32)
+    follows[:, 0] = batch["is_first"][:, 0].float()
+    forced = cross_entropy(posterior, seen.prior)  # (B, T)
+    errors = (e - model.predict_semantics(h, s)).square().sum(-1)  # (B, T)
+    terms = {"kl_nats": (forced * follows).mean(), "semantic_prediction": errors.mean()}
+
+    # Rollouts, begun where h has a past.
+    start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST)
+    count, horizon = steps.shape
+    repeated = task.repeat_interleave(count)
+    states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
+    free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
+    error = (e[:, steps].flatten(0, 1) - states.e[:, 1:]).square().sum(-1)
+    terms |= {"rollout_nats": (free * valid).mean(), "rollout_semantics": (error * valid).mean()}
+    semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
+    total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
+    return total, {k: v.detach() for k, v in terms.items()}
+
+
+def cross_entropy(target: Tensor, log_probs: Tensor) -> Tensor:
+    """-Σ target log p over variables and classes (..., C, K): (...), nats."""
+    return -(target * log_probs).sum((-2, -1))
 
 
 def joint_loss(

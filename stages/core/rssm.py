@@ -59,6 +59,10 @@ class RSSM(Dynamics):
 
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
+        entrance = self.gru.inp[0]
+        assert isinstance(entrance, nn.Linear)
+        with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
+            entrance.weight[:, dim_z:] *= (config.classes / dim_action) ** 0.5
         self.encoder = ImageEncoder(config.depth)
         self.posterior_net = MLP(self.encoder.out_features, config.dim_s, config.units, 1)
         self.h_first = nn.Parameter(torch.zeros(config.deter))

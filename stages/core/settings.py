@@ -37,6 +37,7 @@ class ModelConfig(Section):
     layer_scale: float
     unimix: float
     imagined_semantics: Literal["predict", "hold"]
+    reads_imagined: bool = False
     text_actions: Literal["policy", "none"]
 
     @property
@@ -62,6 +63,19 @@ class ObjectiveConfig(Section):
     discount: float
     pseudo_text: float
     pseudo_text_noise: float
+
+
+class DynamicsConfig(Section):
+    """The part of pretraining that trains the dynamics alone; defaults and comments in presets/paper.yaml."""
+
+    updates: int
+    batch: int
+    length: int
+    horizon: int
+    lr: float
+    codes: float
+    semantics: float
+    branches: Share
 
 
 class ActorCriticConfig(Section):

@@ -59,14 +59,16 @@ class Observed:
         parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
         return Observed(state, *parts, self.action, self.is_first)
 
-    def stretches(self, horizon: int) -> tuple[State, Tensor, Tensor]:
-        """Every sequence cut into n stretches of H + 1 frames, where H is `horizon` or all there are but the first.
+    def stretches(self, horizon: int, past: int = 0) -> tuple[State, Tensor, Tensor]:
+        """Every sequence from frame `past` on, cut into n stretches of H + 1 frames, where H is `horizon` or all there
+        are but the first.
 
         Returns:
             states of their first frames (B·n, ...), positions (n, H) of the others, and actions (B·n, H, A) to these.
         """
-        horizon = min(horizon, self.action.shape[1] - 1)
-        starts = torch.arange(self.action.shape[1] // (horizon + 1), device=self.action.device) * (horizon + 1)
+        length = self.action.shape[1] - past
+        horizon = min(horizon, length - 1)
+        starts = past + torch.arange(length // (horizon + 1), device=self.action.device) * (horizon + 1)
         steps = starts[:, None] + torch.arange(1, horizon + 1, device=self.action.device)  # (n, H)
         return self.state.map(lambda x: x[:, starts].flatten(0, 1)), steps, self.action[:, steps].flatten(0, 1)
 
@@ -203,6 +205,10 @@ class WorldModel(nn.Module):
         """
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
 
+    def dynamics(self) -> list[nn.Parameter]:
+        """What says how the world goes on: recurrence and prior; subclasses add the predictor of e."""
+        return [*self.rssm.gru.parameters(), *self.rssm.prior_net.parameters(), self.rssm.h_first]
+
     # ------------------------------------------------------------------ filtering
 
     def observe(
@@ -250,10 +256,17 @@ class WorldModel(nn.Module):
         return State(h, self.fuse(e, s, task.gates), e)
 
     def imagine_step(
-        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None
+        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None, seen: bool
     ) -> tuple[State, Tensor]:
-        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities."""
-        h = self.rssm.step(state.h, state.z, action)  # (B, deter)
+        """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
+
+        Args:
+            seen: whether z_t was seen or is where a rollout begins. One that is itself imagined is read only where
+                `model.reads_imagined` says so: a recurrence that filters takes every z for an observation, and then
+                believes its own guesses whatever the actions do.
+        """
+        z = state.z if seen or self.config.reads_imagined else torch.zeros_like(state.z)
+        h = self.rssm.step(state.h, z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
@@ -273,7 +286,8 @@ class WorldModel(nn.Module):
         shape = (len(start.h), *self.rssm.shape)
         for step in range(horizon):
             action = act(states[-1].features, step)
-            state, prior = self.imagine_step(states[-1], action, task, noise.uniform(*shape) if noise else None)
+            uniform = noise.uniform(*shape) if noise else None
+            state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
             states.append(state)
             actions.append(action)
             priors.append(prior)

@@ -98,6 +98,12 @@ class Env:
         self._steps = 0
         return self._step(0.0, is_first=True)
 
+    def restore(self, state: np.ndarray) -> None:
+        """Go on from a physics state (nq + nv,) as in an episode that just began."""
+        with self._physics.reset_context():
+            self._physics.set_state(state)
+        self._steps = 0
+
     def step(self, action: np.ndarray) -> Step:
         """Apply an action (A,), clipped to [-1, 1], for two control steps.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.bitagent import BiTAgent
-from stages.core.settings import ModelConfig, ObjectiveConfig
+from stages.core.settings import DynamicsConfig, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels
 
 # Sizes that differ from each other, so that a swapped axis cannot pass unseen.
@@ -50,6 +50,10 @@ OBJECTIVE: dict[str, Any] = {
     "pseudo_text_noise": 0.5,
 }
 
+DYNAMICS: dict[str, Any] = {
+    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "semantics": 5.0, "branches": 0.5,
+}  # fmt: skip
+
 ONLINE: dict[str, Any] = {
     "random_episodes": 2, "updates": 3, "batch": 3, "length": 6, "start_fraction": 0.34, "recent_fraction": 0.34,
     "recent_episodes": 1, "decoded": 4, "lr": 1e-3, "policy_lr": 1e-3, "discount": 0.9, "max_std": 1.0,
@@ -71,6 +75,10 @@ def model_config(**changes: Any) -> ModelConfig:
 
 def objective_config(**changes: Any) -> ObjectiveConfig:
     return ObjectiveConfig(**{**OBJECTIVE, **changes})
+
+
+def dynamics_config(**changes: Any) -> DynamicsConfig:
+    return DynamicsConfig(**{**DYNAMICS, **changes})
 
 
 def scramble(module: nn.Module, seed: int = 0, amount: float = 0.2) -> None:

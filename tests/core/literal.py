@@ -70,7 +70,7 @@ def mlp(w: Weights, x: Array) -> Array:
 
 def norm_gru(w: Weights, x: Array, h: Array) -> Array:
     """The GRU of DreamerV2 and V3: one LayerNorm over the three gates, update gate biased by -1."""
-    gates = layer_norm(under(w, "norm"), w["inp.weight"] @ x + w["rec.weight"] @ h)
+    gates = layer_norm(under(w, "norm"), mlp(under(w, "inp"), x) + w["rec.weight"] @ h)
     reset, candidate, update = np.split(gates, 3)
     candidate = np.tanh(sigmoid(reset) * candidate)
     update = sigmoid(update - 1.0)

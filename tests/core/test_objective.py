@@ -13,7 +13,7 @@ from stages.core import objective
 from stages.core.joint_model import JointModel
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from tests.core import literal
-from tests.core.helpers import DIM_E, make_batch, make_labels, make_model, objective_config, unit
+from tests.core.helpers import DIM_E, dynamics_config, make_batch, make_labels, make_model, objective_config, unit
 
 BOUNDARIES = ((0, 0), (1, 3))
 SHOWN = torch.tensor([1.0, 0.0, 1.0])
@@ -196,6 +196,69 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
                 held += 0.8 ** (k + 1) * error / sum(0.8 ** (j + 1) for j in range(steps))
     assert found["joint_behavior"].item() == pytest.approx(total / rollouts, rel=1e-4)
     assert found["rollout"].item() == pytest.approx(held / rollouts, rel=1e-4)
+
+
+def test_dynamics_alone_are_cross_entropies_on_fixed_states() -> None:
+    """-log p of the posterior's mode along the data, and in rollouts from where 8 frames were seen; and ê's errors."""
+    model, config = make_model(), dynamics_config(length=14, horizon=2, semantics=7.0)
+    batch = make_batch(length=14, starts=((1, 0), (2, 10)))
+    batch["modes"] = torch.randint(0, 5, (3, 14, 3), generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(41)
+    total, found = objective.dynamics_loss(model, batch, make_labels(), objective_config(), config, Noise("cpu"))
+    torch.manual_seed(41)
+    prompted = objective.choose_prompts(
+        batch["embedding"].float(), batch["task"], make_labels(), objective_config(), Noise("cpu")
+    )
+    starts = (8, 11)  # two stretches of 1 + 2 frames, after 8 frames of past
+    noise = np.stack([array(torch.rand(3 * len(starts), 3, 5)) for _ in range(2)], 1)
+    world, sums = literal.World(model), dict.fromkeys(("forced", "semantics", "rollout", "ahead"), 0.0)
+    e_all = array(model.adapter(batch["embedding"].float()))
+    for b in range(3):
+        tau = world.tau(array(prompted.embedding)[b])
+        h, z = world.first(), None
+        codes = [np.eye(5)[m] for m in batch["modes"][b].numpy()]  # T × (C, K)
+        hs, zs = [], []
+        for t in range(14):
+            begins = t == 0 or bool(batch["is_first"][b, t])
+            past, action = (world.first(), np.zeros(12)), np.zeros(2)
+            if not begins:
+                past, action = (h, z), array(batch["action"])[b, t]
+            h = world.step(*past, action)
+            prior, e = world.prior(h), e_all[b, t]
+            z = world.fuse(e, codes[t].ravel(), tau)
+            hs.append(h)
+            zs.append(z)
+            if t or bool(batch["is_first"][b, 0]):
+                sums["forced"] -= np.log(prior[codes[t] == 1]).sum() / 42
+            sums["semantics"] += ((e - world.predict(h, codes[t].ravel())) ** 2).sum() / 42
+        for i, start in enumerate(starts):
+            actions = array(batch["action"])[b, start + 1 : start + 3]
+            _, _, es, priors = world.imagine(hs[start], zs[start], e_all[b, start], tau, actions, noise[2 * b + i])
+            for k in (1, 2):
+                if batch["is_first"][b, start + 1 : start + 1 + k].any():
+                    break
+                sums["rollout"] -= np.log(priors[k - 1][codes[start + k] == 1]).sum() / 12
+                sums["ahead"] += ((e_all[b, start + k] - es[k]) ** 2).sum() / 12
+    names = ("kl_nats", "semantic_prediction", "rollout_nats", "rollout_semantics")
+    for name, wanted in zip(names, sums.values(), strict=True):
+        assert found[name].item() == pytest.approx(wanted, rel=1e-4), name
+    wanted = sums["forced"] + sums["rollout"] + 7.0 * (sums["semantics"] + sums["ahead"])
+    assert total.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_dynamics_alone_move_the_dynamics_alone() -> None:
+    model = make_model()
+    batch = make_batch(length=14)
+    batch["modes"] = torch.zeros(3, 14, 3, dtype=torch.long)
+    own = {id(p) for p in model.dynamics()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in own)
+    objective.dynamics_loss(model, batch, make_labels(), objective_config(), dynamics_config(), Noise("cpu"))[
+        0
+    ].backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {name for name, p in model.named_parameters() if id(p) in own}
+    assert {name.split(".")[0] for name in moved} == {"rssm", "semantic_predictor"}
 
 
 # ---------------------------------------------------------------------------- prompts

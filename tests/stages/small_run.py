@@ -19,7 +19,7 @@ from stages.runtime import artifacts, checkpoints, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.loop import Metrics
-from tests.core.helpers import objective_config
+from tests.core.helpers import dynamics_config, objective_config
 
 ACTIONS, ROWS = 6, 14
 
@@ -56,6 +56,7 @@ PRETRAIN: dict[str, Any] = {
     "log_every": 1,
     "checkpoint_every": 2,
     "objective": objective_config(),
+    "dynamics": dynamics_config(),
 }
 
 

@@ -31,7 +31,7 @@ from stages.runtime import artifacts, checkpoints
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
-from tests.core.helpers import model_config
+from tests.core.helpers import dynamics_config, model_config
 from tests.stages import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +89,18 @@ def test_model_artifact(run: Run, whole: Artifact) -> None:
     for name, parameter in untrained.named_parameters():
         assert not torch.equal(dict(model.named_parameters())[name], parameter), f"{name} never moved"
     rows = small_run.logged(whole)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert {"loss", "kl", "image", "joint_behavior", "text_imagination", "grad_norm"} <= rows[0].keys()
+    assert {"loss", "kl_nats", "rollout_nats"} <= rows[6].keys() and "image" not in rows[6]
+
+
+def test_the_last_updates_move_the_dynamics_alone(run: Run, whole: Artifact) -> None:
+    off = train(run, "joint", dynamics=dynamics_config(updates=0))
+    model, joint, last = open_model(whole), off.tensors("model"), whole.tensors("model")
+    assert isinstance(model, JointModel)
+    own = {id(p) for p in model.dynamics()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(joint[name], last[name]) == (id(parameter) not in own), name
     assert not checkpoints.folder(whole.path).exists()
 
 
@@ -137,16 +147,20 @@ def test_the_seed_decides(run: Run, whole: Artifact) -> None:
 # ---------------------------------------------------------------------------- stopping and going on
 
 
-def test_a_killed_run_goes_on_bit_for_bit(run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at step 5, one update after the checkpoint of step 4."""
-    small_run.at_step(monkeypatch, 5, small_run.die)
+@pytest.mark.parametrize(("at", "saved"), [(5, 4), (7, 6), (8, 7)])
+def test_a_killed_run_goes_on_bit_for_bit(
+    at: int, saved: int, run: Run, whole: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed one update after a checkpoint: of the joint training, of its end, and of the dynamics alone."""
+    every = 7 if saved == 7 else 2
+    small_run.at_step(monkeypatch, at, small_run.die)
     with pytest.raises(small_run.Killed):
-        train(run, "killed")
-    path = run.root / "model" / "killed-s0"
+        train(run, f"killed-{at}", checkpoint_every=every)
+    path = run.root / "model" / f"killed-{at}-s0"
     assert not path.exists()
-    assert small_run.checkpoint_step(path) == 4
+    assert small_run.checkpoint_step(path) == saved
     torch.manual_seed(12345)
-    resumed = train(run, "killed")
+    resumed = train(run, f"killed-{at}", checkpoint_every=every)
     assert weights(resumed) == weights(whole)
     assert not checkpoints.folder(path).exists()
 
@@ -176,7 +190,7 @@ def test_a_checkpoint_of_another_configuration_is_not_continued(run: Run, monkey
     with pytest.raises(small_run.Killed):
         train(run, "changed")
     changed = train(run, "changed", lr=2e-3)
-    assert [row["step"] for row in small_run.logged(changed)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in small_run.logged(changed)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert weights(changed) == weights(train(run, "unchanged", lr=2e-3))
 
 
