@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Performance:
     Args:
         learned: the prompt that the policy was trained on, the closest to `prompt`, with their cosine.
         task: whose reward `score` is of, 0 for a random policy and 1 for the expert; None where there is none.
-        real, dream: (T, 3, S, S) and (T, 3, 64, 64) uint8, every fourth decision.
+        real, dream: (T, 3, S, S) and (D, 3, 64, 64) uint8, every fourth decision; D of what is imagined in one go.
         rewards: {name: one number a decision}; "true" lies in [0, 1].
     """
 
@@ -83,8 +84,8 @@ def perform(scene: Scene, prompt: str) -> Performance:
     # what the model makes of the text along it
     with torch.no_grad():
         context, done = scene.model.task(embedding), torch.stack(actions, 1).to(scene.run.device)  # (1, T+1, A)
-        z, _ = scene.model.text_rollout(done[:, 1:], context, None)
-        dream = decode(scene.model, z[:, : len(real) * STRIDE : STRIDE])[0].cpu().numpy()
+        z, _ = scene.model.text_rollout(done[:, 1 : scene.config.dream_steps + 1], context, None)
+        dream = decode(scene.model, z[:, :-1:STRIDE])[0].cpu().numpy()
     seen = type(states[0])(*(torch.stack(part, 1) for part in zip(*(vars(s).values() for s in states), strict=True)))
     learnt = stretch_rewards(scene.model, seen, done[:, :-1], context, scene.config.reward_horizon)
     kernel = np.ones(min(SMOOTH, learnt[scene.policy_measure].shape[1]))
@@ -124,7 +125,7 @@ def film_of(shown: Performance) -> np.ndarray:
         draw.line(points, (222, 222, 222), 1)
 
     pages = []
-    for t, pair in enumerate(zip(shown.real, shown.dream, strict=True)):
+    for t, pair in enumerate(zip(shown.real, cycle(shown.dream), strict=False)):
         page, here = blank.copy(), (t + 1) * width // len(shown.real)
         for left, frame in zip((0, SIZE + GAP), pair, strict=True):
             picture = Image.fromarray(frame.transpose(1, 2, 0)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
