@@ -21,7 +21,7 @@ from stages.runtime.errors import BadInput
 
 DEPTH = {"backbone": 1, "collect": 2, "pretrain": 2, "behave": 3, "embed": 3, "evaluate": 3, "transfer": 2}
 SOME, MANY = 4096, 65_536  # weights of a matrix that is kept in 16 bits, and in 8: many hide the error of each
-EXACT = (ACTOR, "rssm.posterior_net.", "rssm.gru.")  # in 16 bits all the same: their errors change actions most
+EXACT = (ACTOR, "rssm.posterior_net.", "rssm.gru.", "fusion.", "video.")  # what acts: in 16 bits all the same
 
 
 def root_of(artifact: Artifact) -> Path:
