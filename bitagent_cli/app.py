@@ -129,7 +129,9 @@ def collect(
     options: CollectOptions,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
-    """Collect episodes: of a random policy, of an explorer, and the whole replay of an expert in training.
+    """Collect episodes: of a random policy, of an explorer, the whole replay of an expert in training, and branches.
+
+    A branch is what would have happened under other actions, from a moment of the finished datasets.
 
     Writes data/<name>/. A collection that was stopped continues with the same command.
     """

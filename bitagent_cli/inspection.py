@@ -123,6 +123,10 @@ def _contents(found: Artifact) -> list[str]:
     lines = ["dataset", *_plain(about)]
     for part in parts:
         name = " ".join(word for word in (part["source"], part["task"]) if word)
+        if part["cut_from"]:
+            names = ", ".join(part["cut_from"])
+            lines.append(f"  {name}: {part['episodes']} stretches cut from {names}, {part['frames']} frames, no reward")
+            continue
         lines.append(
             f"  {name}: {part['episodes']} episodes, {part['frames']} frames, return {part['return_min']:.0f} to "
             f"{part['return_max']:.0f}, mean {part['return_mean']:.0f}, median {part['return_median']:.0f}"

@@ -77,7 +77,7 @@ class GoalOptions:
 class CollectOptions:
     """What collect is asked for: the fields of `collect.Order`, with their help."""
 
-    source: Annotated[str, _option("random, explore, expert, or all of the preset's.")] = "all"
+    source: Annotated[str, _option("random, explore, expert, branch, or all of the preset's.")] = "all"
     task: Annotated[str | None, _option("Task of the expert source; default: every task of the domain.")] = None
     algo: Annotated[str, _option("How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3"
     frames: Annotated[int | None, _option("Frames per dataset, instead of the preset's.")] = None

@@ -326,8 +326,9 @@ def encode_data(
         raise BadInput(f"no episode is longer than behave.horizon = {horizon}; lower it or collect longer episodes")
     episodes = np.stack([info.start, info.length], 1)[long_enough]  # (E, 2)
     every = np.arange(dataset.n_frames)
-    decisions = [start + np.arange(length - 1) for start, length in episodes]
-    early = [d[:EARLY] for d in decisions]
+    lead = info.past[long_enough]  # rows of a branch whose video windows lack their past
+    decisions = [start + np.arange(past, length - 1) for (start, length), past in zip(episodes, lead, strict=True)]
+    early = [d[:EARLY] for d, past in zip(decisions, lead, strict=True) if not past] or decisions
     action, reward = (torch.from_numpy(dataset.rows(k, every)).float().to(device) for k in ("action", "reward"))
     rows_of = (torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early)))
     return Latents(h, z, e_all, action, reward, *rows_of)

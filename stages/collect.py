@@ -4,50 +4,49 @@
     bitagent collect --preset walker --source explore
     bitagent collect --preset walker --source expert --task run --workers 2
     bitagent collect --preset walker --source expert --task stand --algo dreamer
+    bitagent collect --preset walker --source branch
     bitagent collect --preset walker --states-only
     bitagent collect --preset walker --render runs/walker-laptop/states/random --size 224
     bitagent collect --preset walker --import genrl/walker --task walk
 
-Writes runs/<run>/data/random, data/explore and data/expert-<task>; states/ with --states-only; frames of
-another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels (Dreamer), the
-explorer from pixels: stages/agents. The frames of the episodes kept are rendered afterwards from the recorded states,
-whatever the agent saw.
+Writes runs/<run>/data/random, data/explore, data/expert-<task> and data/branch; states/ with --states-only; frames of
+another size or camera under frames/. An expert learns from physics observations (TD3) or from pixels
+(Dreamer), the explorer from pixels; branches are cut from finished data: stages/agents. The frames of the episodes kept
+are rendered afterwards from the recorded states, whatever the agent saw.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages import worlds
+from stages.agents.branch import BranchConfig, Branches, find_sources
 from stages.agents.dreamer import DreamerConfig, DreamerJob
 from stages.agents.expert import ExpertConfig, ExpertJob, task_decisions, train_expert
 from stages.agents.explore import ExploreConfig, ExploreJob
 from stages.agents.pixel_agent import AgentConfig
 from stages.agents.pixel_training import OnlineJob, train_online
-from stages.agents.replay import DECISIONS, ReplayJob, derive_seed, load_episode, play_episode, random_policy
-from stages.data.episodes import DatasetWriter, kept_episodes
+from stages.agents.replay import DECISIONS
+from stages.agents.target import ROWS, Look, Target, nothing_left, play_branches, play_random, render_replay
+from stages.data.episodes import kept_episodes
 from stages.data.genrl_import import import_genrl
 from stages.data.rerender import render_dataset
-from stages.data.shards import Episode
-from stages.runtime import artifacts, checkpoints, storage
+from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import PartShare, Run, Section
 from stages.runtime.errors import BadInput, nearest
 from stages.runtime.loop import progress, stop_signals
-from stages.runtime.workers import Channel, Figure, Pool, usable_cores
+from stages.runtime.workers import Figure, Pool, usable_cores
 from stages.worlds import tasks
-from stages.worlds.render import render_states
 
-SOURCES = ("random", "explore", "expert", "all")
+SOURCES = ("random", "explore", "expert", "branch", "all")
 ALGOS = ("td3", "dreamer")
 FRAME_SIZE = 64
-ROWS = DECISIONS + 1
 CHUNK = 8  # episodes a rendering job
 
 
@@ -59,6 +58,7 @@ class Config(Section):
     explore: ExploreConfig
     expert: ExpertConfig
     dreamer: DreamerConfig
+    branch: BranchConfig
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ class Order:
     """What is asked for.
 
     Args:
-        source: random, explore, expert, or all of the preset's.
+        source: random, explore, expert, branch, or all of the preset's.
         task: a task of the domain; None for all of the paper's.
         algo: how experts learn: td3 from physics observations, dreamer from pixels.
-        frames: decisions per dataset, instead of the preset's; rounded up to whole episodes.
+        frames: decisions per dataset, instead of the preset's; rounded up to whole episodes. Of branches, those under
+            other actions.
         workers: processes; None for one a core. Datasets are made side by side, the longest first.
         states_only: physics states, no frames. size, camera: of the frames; by default 64 and the domain's own.
         render: make frames from the states of this dataset instead; import_dir: read GenRL's episodes instead,
@@ -96,52 +97,10 @@ class Order:
         words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
         return words + ["--algo", self.algo] * (self.algo != ALGOS[0]) + ["--states-only"] * self.states_only
 
-    def episodes(self, otherwise: int, source: str = "") -> int:
+    def episodes(self, otherwise: int, source: str = "", length: int = DECISIONS) -> int:
         """Whole episodes that hold `frames`; `otherwise` where none are given, or not for this source."""
         asked = self.frames and source in ("", self.source)
-        return -(-int(self.frames or 0) // DECISIONS) if asked else otherwise
-
-
-@dataclass(frozen=True)
-class Look:
-    """How frames are made: pixels, camera (None: the domain's own), or none at all."""
-
-    size: int
-    camera: int | None
-    states_only: bool
-
-
-@dataclass
-class Target:
-    """One dataset to make: `record` decides its content, `episodes` of its source are kept, in order."""
-
-    run: Run
-    source: str
-    task: str
-    path: Path
-    record: dict[str, Any]
-    look: Look
-    episodes: list[int]
-    job: ReplayJob | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    rendering: int = 0  # rendering jobs still to come back
-
-    @property
-    def label(self) -> str:
-        return self.path.name
-
-    def writer(self, fresh: bool = False) -> DatasetWriter:
-        """A writer on this target; each process makes its own."""
-        look = {"renderer": "ray", "image_size": self.look.size, "camera": self.look.camera}
-        look |= {"renderer": "", "image_size": 0} if self.look.states_only else {}
-        facts = {"source": self.source, "task": self.task, **look}
-        return DatasetWriter(self.path, self.run, self.record, facts, fresh=fresh)
-
-    def drop_work(self) -> None:
-        """Remove what only the making of the dataset needed."""
-        checkpoints.drop(self.path)
-        if self.job:
-            shutil.rmtree(self.job.replay, ignore_errors=True)
+        return -(-int(self.frames or 0) // length) if asked else otherwise
 
 
 def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | None = None) -> list[Artifact]:
@@ -162,11 +121,18 @@ def run(config: Config, run: Run, order: Order = Order(), agent: AgentConfig | N
         return [import_dataset(run, order.import_dir, order.task or "", workers, order.strict)]
     if order.render is not None:
         return [render_again(run, order.render, look, workers)]
-    targets = plan(config, run, order, look, agent)
+    made = make_all(run, plan(config, run, order, look, agent), workers, order.options)
+    if order.source == "branch" or (order.source == "all" and config.branch.in_all):  # cut from what is finished now
+        made += make_all(run, [branch_target(config.branch, run, order, look)], workers, order.options)
+    return made
+
+
+def make_all(run: Run, targets: list[Target], workers: int, options: list[str]) -> list[Artifact]:
+    """The finished datasets, those that are not there made side by side."""
     with ExitStack() as locks:
         for target in targets:
             locks.enter_context(storage.locked(target.path))
-        make_datasets(run, [t for t in targets if not reused(t)], workers, order.options)
+        make_datasets(run, [t for t in targets if not reused(t)], workers, options)
     return [artifacts.load(t.path, "collect", domain=run.domain) for t in targets]
 
 
@@ -252,6 +218,25 @@ def random_target(config: Config, run: Run, order: Order, look: Look) -> Target:
     return Target(run, "random", "", path, with_look(record, look), look, list(range(episodes)))
 
 
+def branch_target(config: BranchConfig, run: Run, order: Order, look: Look) -> Target:
+    """Stretches under other actions, cut from the finished data of experts and of the random policy.
+
+    Finished ones are reused whatever datasets were added since. Raises BadInput when there is nothing to cut from.
+    """
+    path = place_of(run, look, "branch")
+    sources = find_sources(path.parent, run)
+    if artifacts.finished(path, run.fresh):
+        known = artifacts.load(path, "collect", domain=run.domain).meta["inputs"]
+        sources = [a for a in sources if artifacts.input_ids([a]).keys() <= known.keys()] or sources
+    episodes = order.episodes(config.episodes, "branch", config.length)
+    record = {"source": "branch", "episodes": episodes, "branch": config.model_dump(exclude={"in_all", "episodes"})}
+    return Target(
+        run, "branch", "", path, with_look(record, look), look, list(range(episodes)),
+        branches=Branches(run.domain, run.seed, sources, config), rows=config.rows,
+        facts={"lead": config.lead, "cut_from": [a.meta["name"] for a in sources]},
+    )  # fmt: skip
+
+
 def place_of(run: Run, look: Look, name: str) -> Path:
     """Where a dataset of that name goes."""
     return run.root / ("states" if look.states_only else "data") / name
@@ -265,7 +250,7 @@ def with_look(record: dict[str, Any], look: Look) -> dict[str, Any]:
 def reused(target: Target) -> Artifact | None:
     """The finished dataset, saying so; otherwise None, with leftovers dropped when starting anew."""
     run = target.run
-    found = artifacts.reuse(target.path, "collect", target.record, run.seed, [], run.fresh)
+    found = artifacts.reuse(target.path, "collect", target.record, run.seed, target.inputs, run.fresh, run.renew)
     if found and not run.quiet:
         print(f"{target.path}: finished earlier with the same settings, reused")
     if found or run.fresh:
@@ -294,6 +279,9 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
         for target in targets:
             target.writer(fresh=run.fresh)
             match target.job:
+                case None if target.branches:
+                    artifacts.verify(*target.inputs)
+                    submit_chunks(pool, target, play_branches)
                 case None:
                     submit_chunks(pool, target, play_random)
                 case OnlineJob():
@@ -316,51 +304,21 @@ def make_datasets(run: Run, targets: list[Target], workers: int, options: list[s
 
 
 def submit_chunks(pool: Pool, target: Target, function: Callable[..., int]) -> None:
-    """Queue the jobs that write this target's episodes, CHUNK at a time, leaving out what is on disk."""
+    """Queue the jobs that write this target's episodes, leaving out what is on disk: each as long as CHUNK whole ones.
+
+    Branches of one episode come together, as it is simulated again for them.
+    """
     have = set(target.writer().numbers())
     todo = [(new, old) for new, old in enumerate(target.episodes) if new not in have]
+    if branches := target.branches:
+        todo.sort(key=lambda pair: branches.cut(pair[0]))
     target.rendering = len(todo)
-    pool.report(target.label, ROWS * len(have), None)
-    for i in range(0, len(todo), CHUNK):
-        pool.submit(target.label, function, target, todo[i : i + CHUNK])
+    pool.report(target.label, target.rows * len(have), None)
+    chunk = max(1, CHUNK * ROWS // target.rows)
+    for i in range(0, len(todo), chunk):
+        pool.submit(target.label, function, target, todo[i : i + chunk])
     if not todo:
         pool.submit(target.label, nothing_left)
-
-
-def nothing_left(channel: Channel) -> int:
-    """Every episode was written before a stop: only the merge remains."""
-    return 0
-
-
-def render_replay(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Write episodes of a replay with their frames; (number in the dataset, in the replay)."""
-    job = target.job
-    assert job is not None
-    return write_rendered(target, ((new, load_episode(job.replay, old).episode) for new, old in numbers), channel)
-
-
-def play_random(target: Target, numbers: list[tuple[int, int]], channel: Channel) -> int:
-    """Play and write episodes of a random policy."""
-    env, correlation = tasks.make_env(target.run.domain, target.record["reward_task"]), target.record["correlation"]
-    seeds = [(new, derive_seed(target.run.seed, target.run.domain, "random", new)) for new, _ in numbers]
-    return write_rendered(
-        target, ((n, play_episode(env, s, random_policy(env, s, correlation)).episode) for n, s in seeds), channel
-    )
-
-
-def write_rendered(target: Target, episodes: Iterator[tuple[int, Episode]], channel: Channel) -> int:
-    """Render and append (number, episode) pairs, made one by one, until asked to stop; how many were written."""
-    writer, written, look = target.writer(), 0, target.look
-    for number, episode in episodes:
-        if not look.states_only:
-            assert episode.state is not None
-            episode.image = render_states(target.run.domain, episode.state, look.size, look.camera)
-        writer.append(number, episode)
-        channel.report(len(episode))
-        written += 1
-        if channel.stopped():
-            break
-    return written
 
 
 def finish_dataset(target: Target, run: Run, began: float) -> None:
@@ -376,7 +334,7 @@ def finish_dataset(target: Target, run: Run, began: float) -> None:
 def collection_bar(run: Run, targets: list[Target]) -> Iterator[Any]:
     """The one bar over all datasets: decisions played and frames rendered, with the last returns or figures."""
     played = sum(t.job.total * DECISIONS for t in targets if t.job)
-    total = played + sum(ROWS * len(t.episodes) for t in targets)
+    total = played + sum(t.rows * len(t.episodes) for t in targets)
     shown: dict[str, str] = {}
     with progress(total, 0, f"collect {run.domain}", "frame", run.quiet) as bar:
 

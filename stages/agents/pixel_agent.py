@@ -86,7 +86,7 @@ class Agent(nn.Module):
         self, config: OnlineConfig, parts: AgentConfig, reward: Reward, dim_action: int, device: str = "cpu"
     ) -> None:
         super().__init__()
-        sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold"})
+        sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold", "reads_imagined": True})
         own = {name: getattr(config, name) for name in ("units", "discount", "max_std", "entropy")}
         self.config, self.objective, self.noise = config, parts.objective, Noise(device)
         self.model = JointModel(sizes, NO_SEMANTICS, dim_action)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.data.shards import Episode, episode_arrays, read_sealed, write_shard
+from stages.data.shards import Episode, as_episode, episode_arrays, read_sealed, write_shard
 from stages.runtime import checkpoints, storage
 from stages.runtime.checkpoints import Resumable
 from stages.runtime.loop import Metrics, require_finite
@@ -164,9 +164,7 @@ def store_episode(folder: Path, number: int, rollout: PlayedEpisode) -> None:
 def load_episode(folder: Path, number: int) -> PlayedEpisode:
     """Read one episode of the replay, without its frames. Raises BadInput when it is missing or corrupted."""
     arrays = read_sealed(episode_file(folder, number))
-    names = ("action", "reward", "is_first", "is_terminal", "state")
-    episode = Episode(image=None, seed=int(arrays["episode_seed"][0]), **{k: arrays[k] for k in names})
-    return PlayedEpisode(episode, arrays["observation"])
+    return PlayedEpisode(as_episode(arrays, 0), arrays["observation"])
 
 
 # ---------------------------------------------------------------------------- judging

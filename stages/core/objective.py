@@ -149,7 +149,8 @@ def dynamics_loss(
         z = model.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
     reset = batch["is_first"].clone()
     reset[:, 0] = True
-    h = model.rssm.scan(z, batch["action"], reset, model.rssm.first(len(z)))  # (B, T, deter)
+    with torch.set_grad_enabled(model.config.reads_imagined):  # else the filter's recurrence stays as it is
+        h = model.rssm.scan(z, batch["action"], reset, model.rssm.first(len(z)))  # (B, T, deter)
     posterior = s.unflatten(-1, model.rssm.shape)  # (B, T, C, K), one-hot
     seen = Observed(State(h, z, e), s, posterior, model.rssm.prior(h), batch["action"], batch["is_first"])
     follows = torch.ones_like(reset, dtype=torch.float32)
@@ -159,7 +160,7 @@ def dynamics_loss(
     terms = {"kl_nats": (forced * follows).mean(), "semantic_prediction": errors.mean()}
 
     # Rollouts, begun where h has a past.
-    start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST)
+    start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST, DYNAMICS_PAST)
     count, horizon = steps.shape
     repeated = task.repeat_interleave(count)
     states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)

@@ -59,10 +59,12 @@ class RSSM(Dynamics):
 
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
-        entrance = self.gru.inp[0]
-        assert isinstance(entrance, nn.Linear)
-        with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
-            entrance.weight[:, dim_z:] *= (config.classes / dim_action) ** 0.5
+        self.imagination = self.gru if config.reads_imagined else NormGRU(dim_z + dim_action, config.deter)
+        for cell in {self.gru, self.imagination}:
+            entrance = cell.inp[0]
+            assert isinstance(entrance, nn.Linear)
+            with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
+                entrance.weight[:, dim_z:] *= (config.classes / dim_action) ** 0.5
         self.encoder = ImageEncoder(config.depth)
         self.posterior_net = MLP(self.encoder.out_features, config.dim_s, config.units, 1)
         self.h_first = nn.Parameter(torch.zeros(config.deter))
@@ -72,6 +74,10 @@ class RSSM(Dynamics):
         lead = image.shape[:-3]
         logits = self.posterior_net(self.encoder(image.flatten(0, -4)))
         return unimix_log_probs(logits.unflatten(0, lead).unflatten(-1, self.shape), self.unimix)
+
+    def imagined_step(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        """A transition of imagination, by its own recurrence or the filter's: as `step`."""
+        return self.imagination(torch.cat([z, action.to(z.dtype)], -1), h).to(h.dtype)
 
     def first(self, batch: int) -> Tensor:
         """h before the first frame of an episode: (batch, deter)."""

@@ -37,7 +37,7 @@ class ModelConfig(Section):
     layer_scale: float
     unimix: float
     imagined_semantics: Literal["predict", "hold"]
-    reads_imagined: bool = False
+    reads_imagined: bool
     text_actions: Literal["policy", "none"]
 
     @property

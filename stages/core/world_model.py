@@ -59,16 +59,16 @@ class Observed:
         parts = (self.s.detach(), self.posterior.detach(), self.prior.detach())
         return Observed(state, *parts, self.action, self.is_first)
 
-    def stretches(self, horizon: int, past: int = 0) -> tuple[State, Tensor, Tensor]:
-        """Every sequence from frame `past` on, cut into n stretches of H + 1 frames, where H is `horizon` or all there
-        are but the first.
+    def stretches(self, horizon: int, past: int = 0, stride: int = 0) -> tuple[State, Tensor, Tensor]:
+        """Every sequence from frame `past` on as n stretches of H + 1 frames, where H is `horizon` or all there are but
+        the first; one begins every `stride` frames, by default where the last one ended.
 
         Returns:
             states of their first frames (B·n, ...), positions (n, H) of the others, and actions (B·n, H, A) to these.
         """
         length = self.action.shape[1] - past
         horizon = min(horizon, length - 1)
-        starts = past + torch.arange(length // (horizon + 1), device=self.action.device) * (horizon + 1)
+        starts = torch.arange(past, past + length - horizon, stride or horizon + 1, device=self.action.device)
         steps = starts[:, None] + torch.arange(1, horizon + 1, device=self.action.device)  # (n, H)
         return self.state.map(lambda x: x[:, starts].flatten(0, 1)), steps, self.action[:, steps].flatten(0, 1)
 
@@ -206,8 +206,9 @@ class WorldModel(nn.Module):
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
 
     def dynamics(self) -> list[nn.Parameter]:
-        """What says how the world goes on: recurrence and prior; subclasses add the predictor of e."""
-        return [*self.rssm.gru.parameters(), *self.rssm.prior_net.parameters(), self.rssm.h_first]
+        """What says how the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
+        filtering = [self.rssm.h_first] if self.config.reads_imagined else []
+        return [*self.rssm.imagination.parameters(), *self.rssm.prior_net.parameters(), *filtering]
 
     # ------------------------------------------------------------------ filtering
 
@@ -260,13 +261,12 @@ class WorldModel(nn.Module):
     ) -> tuple[State, Tensor]:
         """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
 
-        Args:
-            seen: whether z_t was seen or is where a rollout begins. One that is itself imagined is read only where
-                `model.reads_imagined` says so: a recurrence that filters takes every z for an observation, and then
-                believes its own guesses whatever the actions do.
+        A recurrence that filters takes every z for an observation: fed with what it imagines, it believes its own
+        guesses whatever the actions do. So imagination has a recurrence of its own, which reads where a rollout begins,
+        z_t where `seen`, and from there on the actions alone (`model.reads_imagined: true` feeds the filter's instead).
         """
         z = state.z if seen or self.config.reads_imagined else torch.zeros_like(state.z)
-        h = self.rssm.step(state.h, z, action)  # (B, deter)
+        h = self.rssm.imagined_step(state.h, z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination

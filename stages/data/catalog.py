@@ -17,6 +17,7 @@ from stages.data.shards import Shard, allow_open_files, check_episodes
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
+from stages.worlds.motion import WINDOW
 
 ENLARGED = "+enlarged"  # ends the id of a backbone that reads the stored frames, bilinearly resized to its size
 FACTS = {
@@ -36,6 +37,7 @@ class Part:
     frames: int
     first_episode: int
     first_row: int
+    cut: bool  # of branches, which begin in the middle of other episodes
 
     @property
     def last_row(self) -> int:
@@ -54,6 +56,9 @@ class EpisodeInfo:
     length: np.ndarray  # (E,) int64, rows
     start: np.ndarray  # (E,) int64
     seed: np.ndarray  # (E,) int64
+    cut: np.ndarray  # (E,) bool, a branch
+    origin: np.ndarray  # (E,) int64, the episode a branch was cut from, where that is opened, too; else its own number
+    past: np.ndarray  # (E,) int64, rows at its beginning whose video windows lack their past: of a branch alone
 
 
 def load_datasets(paths: Sequence[Path], domain: str) -> list[Artifact]:
@@ -126,7 +131,9 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
     starts, seeds, row, episode = [], [], 0, 0
     for artifact, group in zip(found, shards, strict=True):
         extra = artifact.meta["extra"]
-        parts.append(Part(artifact, extra["source"], extra["task"], extra["episodes"], extra["frames"], episode, row))
+        counts = extra["episodes"], extra["frames"]
+        branches = "episode_origin" in group[0].arrays
+        parts.append(Part(artifact, extra["source"], extra["task"], *counts, episode, row, branches))
         for shard in group:
             starts.append(shard.arrays["episode_start"][:-1] + row)
             seeds.append(np.array(shard.arrays["episode_seed"]))
@@ -134,6 +141,7 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
         episode += extra["episodes"]
     start = np.concatenate(starts)
     part = np.repeat(np.arange(len(parts)), [p.episodes for p in parts])
+    cut = np.array([p.cut for p in parts])[part]
     info = EpisodeInfo(
         part=part,
         source=np.array([p.source for p in parts])[part],
@@ -142,8 +150,40 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
         length=np.diff(np.append(start, row)),
         start=start,
         seed=np.concatenate(seeds),
+        cut=cut,
+        origin=_origins(parts, shards),
+        past=np.where(cut, WINDOW - 1, 0),
     )
     return parts, info
+
+
+def _origins(parts: Sequence[Part], shards: Sequence[Sequence[Shard]]) -> np.ndarray:
+    """(E,) the number of the episode that each was cut from, or its own.
+
+    Raises BadInput when branches do not say where they were cut, or were cut from data that has changed since.
+    """
+    origin = np.arange(parts[-1].first_episode + parts[-1].episodes)
+    opened = {str(p.artifact.meta["name"]): p for p in parts}
+    for part, group in zip(parts, shards, strict=True):
+        if not part.cut:
+            continue
+        cut_from, inputs = part.artifact.meta["extra"].get("cut_from"), part.artifact.meta["inputs"]
+        places = np.concatenate([s.arrays["episode_origin"] for s in group])  # (E', 3): dataset, episode, row
+        if type(cut_from) is not list or places.min() < 0 or places[:, 0].max() >= len(cut_from):
+            reason = ValueError("it does not say which datasets its branches were cut from")
+            raise storage.corrupted(part.artifact.path / "artifact.json", reason)
+        for number, name in enumerate(cut_from):
+            if (there := opened.get(name)) is None:
+                continue
+            if inputs.get(f"collect:{name}", there.artifact.id) != there.artifact.id:
+                raise BadInput(
+                    f"{part.artifact.path} was not cut from {there.artifact.path} as it is now; run: "
+                    f"bitagent collect --preset {part.artifact.domain} --source branch --fresh"
+                )
+            mine = np.flatnonzero(places[:, 0] == number)
+            if (places[mine, 1] < there.episodes).all():
+                origin[part.first_episode + mine] = there.first_episode + places[mine, 1]
+    return origin
 
 
 def open_embeddings(paths: Sequence[Path], found: Sequence[Artifact], shards: Sequence[Sequence[Shard]]) -> list[Shard]:

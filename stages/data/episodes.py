@@ -124,7 +124,7 @@ class DatasetWriter:
     def read(self, number: int) -> Episode:
         """An episode appended earlier, in memory. Raises BadInput when its file is missing or corrupted."""
         arrays = self._read(number)
-        return as_episode(arrays, slice(None), int(arrays["episode_seed"][0]))
+        return as_episode(arrays, 0)
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
         arrays = read_sealed(self._file(number))
@@ -297,12 +297,11 @@ class Dataset:
         """One episode as read-only views of the mapped files."""
         start = int(self.episode_info.start[number])
         shard = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        first = start - int(self.offsets[shard])
-        rows = slice(first, first + int(self.episode_info.length[number]))
-        return as_episode(self.shards[shard].arrays, rows, int(self.episode_info.seed[number]))
+        arrays = self.shards[shard].arrays
+        return as_episode(arrays, int(np.searchsorted(arrays["episode_start"], start - int(self.offsets[shard]))))
 
     def describe(self, bins: int = 10) -> dict[str, Any]:
-        """What `bitagent inspect` prints: counts, and per part a histogram of episode returns."""
+        """What `bitagent inspect` prints: counts, and per part a histogram of episode returns; branches have none."""
         info = self.episode_info
         top = max(float(info.returns.max()), 1.0)
         edges = np.linspace(min(float(info.returns.min()), 0.0), top, bins + 1)
@@ -312,6 +311,7 @@ class Dataset:
             about.append({
                 "path": str(part.artifact.path), "source": part.source, "task": part.task,
                 "episodes": part.episodes, "frames": part.frames,
+                "cut_from": part.artifact.meta["extra"].get("cut_from", []),
                 "return_min": float(returns.min()), "return_median": float(np.median(returns)),
                 "return_mean": float(returns.mean()), "return_max": float(returns.max()),
                 "histogram": np.histogram(returns, edges)[0].tolist(),
@@ -331,12 +331,16 @@ def _buffer(array: np.ndarray) -> memoryview:
 def held_out_episodes(dataset: Dataset, share: float) -> np.ndarray:
     """Which episodes are never trained on, for measuring: (E,) bool; a fixed choice, at least one stays in.
 
-    The choice for a smaller share is part of that for a larger one.
+    The choice for a smaller share is part of that for a larger one. A branch goes with the episode it was cut from, and
+    whether there are branches changes nothing for the others.
     """
-    chosen = np.random.default_rng(0).random(dataset.n_episodes) < share
-    if chosen.all():
-        chosen[0] = False
-    return chosen
+    info = dataset.episode_info
+    others_first = np.argsort(info.cut, kind="stable")
+    chosen = np.zeros(dataset.n_episodes, bool)
+    chosen[others_first] = np.random.default_rng(0).random(dataset.n_episodes) < share
+    if chosen[~info.cut].all():
+        chosen[others_first[0]] = False
+    return chosen[info.origin]
 
 
 def kept_episodes(episodes: int, keep: int) -> list[int]:

@@ -23,7 +23,7 @@ class Windows:
     """Which windows are drawn, and what is read before them.
 
     start_fraction: this fraction of the windows begins at an episode's first row (on average exactly; the rest are
-        drawn from all starts).
+        drawn from all starts). Branches have no beginning: of them, windows begin where video windows have their past.
     part_weights: relative weight of each part of the dataset; None: by its number of windows.
     left_out: episodes never drawn from, (E,) bool.
     past: add `past`, so many frames before each window; an episode's first is repeated before its start (needs
@@ -70,18 +70,21 @@ class Sampler:
             dataset.row_shape(key)  # says what to do when the dataset does not hold it
         info = dataset.episode_info
         usable = np.ones(dataset.n_episodes, bool) if windows.left_out is None else ~windows.left_out  # (E,)
-        long_enough = np.flatnonzero((info.length >= length) & usable)
+        long_enough = np.flatnonzero((info.length - info.past >= length) & usable)
         if not len(long_enough):
             raise BadInput(
                 f"no episode has {length} rows (the longest has {info.length.max()}); ask for shorter sequences"
             )
-        self.first_row = info.start[long_enough]  # (E',)
-        starts = info.length[long_enough] - length + 1  # (E',) windows in each episode
+        self.first_row = (info.start + info.past)[long_enough]  # (E',)
+        starts = (info.length - info.past)[long_enough] - length + 1  # (E',) windows in each episode
         self.cumulative = np.concatenate([[0], np.cumsum(starts)])  # (E'+1,)
         part = info.part[long_enough]
         self.part_bounds = np.searchsorted(part, np.arange(len(dataset.parts) + 1))  # (P+1,) into E'
-        ends = np.cumsum(self._weights(windows.part_weights))
+        weights = self._weights(windows.part_weights)
+        ends = np.cumsum(weights)
         self.part_ends = ends / ends[-1]  # (P,) cumulative probability
+        begun = np.cumsum(np.where([p.cut for p in dataset.parts], 0, weights))
+        self.begun_ends = begun / begun[-1] if begun[-1] else None  # the same over parts that are no branches
         self.resident = {k: _to_device(dataset, k, device) for k in self.keys} if device != "cpu" else {}
         self.device = device
 
@@ -101,15 +104,19 @@ class Sampler:
         """The global batch of one step: (B,) global first rows, (B,) part indices."""
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
         u, v = random.random((2, self.batch))
+        at_start = np.zeros(self.batch, bool)
+        count = int(self.batch * self.start_fraction + random.random())
+        at_start[random.permutation(self.batch)[:count]] = True
         part = np.searchsorted(self.part_ends, u, side="right")  # (B,)
+        if self.begun_ends is None:
+            at_start[:] = False
+        else:
+            part = np.where(at_start, np.searchsorted(self.begun_ends, u, side="right"), part)
         low, high = self.part_bounds[part], self.part_bounds[part + 1]  # (B,) episodes of the part
         first, last = self.cumulative[low], self.cumulative[high]
         window = first + (v * (last - first)).astype(np.int64)  # (B,)
         episode = np.searchsorted(self.cumulative, window, side="right") - 1
         offset = window - self.cumulative[episode]
-        at_start = np.zeros(self.batch, bool)
-        count = int(self.batch * self.start_fraction + random.random())
-        at_start[random.permutation(self.batch)[:count]] = True
         episode = np.where(at_start, low + (v * (high - low)).astype(np.int64), episode)
         return self.first_row[episode] + np.where(at_start, 0, offset), part
 

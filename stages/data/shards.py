@@ -1,9 +1,10 @@
 """Shard files: safetensors written as a stream and read by memory mapping, without loading either whole.
 
 A shard holds whole episodes: arrays over N rows (one row a frame) plus `episode_start` (E+1 row
-offsets) and `episode_seed` (E). Images come first, on a page boundary, so that a window of frames is
-one contiguous, aligned block of the file. The files of one episode that wait for a dataset to be finished
-are sealed: they carry the checksum of their own content, as no artifact.json has it yet.
+offsets), `episode_seed` (E) and, of branches, `episode_origin` (E, 3). Images come first, on a page
+boundary, so that a window of frames is one contiguous, aligned block of the file. The files of one episode
+that wait for a dataset to be finished are sealed: they carry the checksum of their own content, as no
+artifact.json has it yet.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-ORDER = ("image", "embedding", "state", "episode_start", "episode_seed", "action", "reward", "is_first", "is_terminal")
+ORDER = (
+    "image", "embedding", "state", "episode_start", "episode_seed", "episode_origin", "action", "reward", "is_first",
+    "is_terminal",
+)  # fmt: skip
 PAGE = 4096
 MAX_HEADER_BYTES = 2**20
 
@@ -48,6 +52,9 @@ class Episode:
 
     image (T, 3, H, H) uint8 or None; action (T, A); reward (T,); is_first (T,) true at row 0 alone;
     is_terminal (T,); state (T, nq+nv) float64 or None; `seed` is the one the episode was reset with.
+
+    A branch begins in the middle of another episode: `origin` says where (number of the dataset among those it was
+    cut from, of the episode in that, and the row), and is_first is nowhere true.
     """
 
     image: np.ndarray | None
@@ -57,6 +64,7 @@ class Episode:
     is_terminal: np.ndarray
     state: np.ndarray | None
     seed: int
+    origin: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -83,19 +91,23 @@ def episode_arrays(episode: Episode) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} has shape {array.shape} in an episode of {rows} rows")
     if rows < 2:
         raise ValueError("it has fewer than two rows")
-    if not found["is_first"][0] or found["is_first"][1:].any():
-        raise ValueError("is_first is not true at the first row alone")
+    if found["is_first"][0] != (episode.origin is None) or found["is_first"][1:].any():
+        wanted = "true at the first row alone" if episode.origin is None else "false throughout a branch"
+        raise ValueError(f"is_first is not {wanted}")
     for name in ("action", "reward", "state"):
         if name in found and not np.isfinite(found[name]).all():
             raise ValueError(f"{name} holds values that are not finite")
     found["episode_start"] = np.array([0, rows], np.int64)
     found["episode_seed"] = np.array([episode.seed], np.int64)
+    if episode.origin is not None:
+        found["episode_origin"] = np.array([episode.origin], np.int64)
     return found
 
 
-def as_episode(arrays: Arrays, rows: slice, seed: int) -> Episode:
-    """The episode that lies in these rows of a shard, as views."""
-    image, state = arrays.get("image"), arrays.get("state")
+def as_episode(arrays: Arrays, number: int) -> Episode:
+    """One episode of a shard, as views."""
+    image, state, origin = arrays.get("image"), arrays.get("state"), arrays.get("episode_origin")
+    rows = slice(*arrays["episode_start"][number : number + 2].tolist())
     return Episode(
         image=None if image is None else image[rows],
         action=arrays["action"][rows],
@@ -103,7 +115,8 @@ def as_episode(arrays: Arrays, rows: slice, seed: int) -> Episode:
         is_first=arrays["is_first"][rows],
         is_terminal=arrays["is_terminal"][rows],
         state=None if state is None else state[rows],
-        seed=seed,
+        seed=int(arrays["episode_seed"][number]),
+        origin=None if origin is None else tuple(origin[number].tolist()),
     )
 
 
@@ -211,7 +224,9 @@ def check_episodes(file: Path, arrays: Arrays) -> None:
         "is_terminal": (np.bool_, 1, rows), "episode_start": (np.int64, 1, episodes + 1),
         "episode_seed": (np.int64, 1, episodes),
     }  # fmt: skip
-    optional = {"image": (np.uint8, 4, rows), "state": (np.float64, 2, rows)}
+    optional = {
+        "image": (np.uint8, 4, rows), "state": (np.float64, 2, rows), "episode_origin": (np.int64, 2, episodes),
+    }  # fmt: skip
     wanted |= {name: about for name, about in optional.items() if name in arrays}
     for name, (dtype, ndim, length) in wanted.items():
         found = arrays.get(name)

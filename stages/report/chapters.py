@@ -217,7 +217,7 @@ def _policy_dream(scene: Scene, name: str, steps: int) -> tuple[np.ndarray, Tens
     model = open_model(artifact, scene.run.device)
     with torch.no_grad():
         context = model.task(artifact.tensors("prompt", scene.run.device)["embedding"][learned.index, None])
-    first = int(scene.dataset.episode_start[0])
+    first = int(scene.dataset.episode_start[~scene.dataset.episode_info.cut][0])
     return diagnostics.policy_dream(model, load_actor(artifact, model), context, scene.dataset, first, steps)
 
 

@@ -106,9 +106,10 @@ def real_states(domain: str, states: np.ndarray, action: np.ndarray) -> np.ndarr
     env.reset(seed=0)
     out = np.empty((*action.shape[:2], states.shape[1]))
     for i, state in enumerate(states):
-        env.restore(state)
+        env.reset(seed=0)
+        env.place(state)
         for t in range(action.shape[1]):
-            out[i, t] = env.step(action[i, t]).state
+            out[i, t] = env.advance(action[i, t])
     return out
 
 

@@ -139,12 +139,12 @@ def draw_windows(dataset: Dataset, among: np.ndarray, count: int, length: int, s
 
 
 def best_windows(dataset: Dataset, count: int, length: int) -> np.ndarray:
-    """Windows from the middle of the best episodes, the parts of the dataset in turn: (count,) start rows.
+    """Windows from the middle of the best episodes, the parts with a reward in turn: (count,) start rows.
 
     Raises BadInput when no episode is long enough.
     """
     info = dataset.episode_info
-    fitting = _long_enough(dataset, np.ones(dataset.n_episodes, bool), length)
+    fitting = _long_enough(dataset, ~info.cut, length)
     ranked = [episodes[np.argsort(-info.returns[episodes], kind="stable")] for episodes in fitting]
     chosen = np.array([e for turn in zip_longest(*ranked) for e in turn if e is not None][:count])
     return info.start[chosen] + (info.length[chosen] - length) // 2
@@ -279,7 +279,7 @@ def choose_episodes(dataset: Dataset, among: np.ndarray, count: int) -> np.ndarr
     info = dataset.episode_info
     lengths, frequency = np.unique(info.length[among], return_counts=True)
     usual = among & (info.length == lengths[frequency.argmax()])
-    share = max(1, count // len(dataset.parts))
+    share = max(1, count // sum(not part.cut for part in dataset.parts))
     chosen = []
     for mine in _by_part(dataset, usual):
         ranked = mine[np.argsort(info.returns[mine], kind="stable")]

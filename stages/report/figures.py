@@ -137,8 +137,10 @@ def _sources(dataset: Dataset) -> list[np.ndarray]:
 
 
 def _chosen(dataset: Dataset, group: np.ndarray) -> dict[str, int]:
-    """Label → episode number: first, best, median and worst of a group, each episode once."""
+    """Label → episode number: first, best, median and worst of a group, each episode once; of branches any four."""
     info = dataset.episode_info
+    if info.cut[group[0]]:
+        return {f"branch\n{n - group[0]}": int(n) for n in group[np.linspace(0, len(group) - 1, 4).astype(int)]}
     order = group[np.argsort(info.returns[group], kind="stable")]
     places = {"first": group[0], "best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
     named: dict[int, list[str]] = {}

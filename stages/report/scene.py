@@ -95,16 +95,19 @@ class Scene:
 
     @cached_property
     def judged(self) -> np.ndarray:
-        """Episodes that the model is judged on, (E,) bool: those its training left out, or else all."""
-        training = self.model_artifact.meta["config"]["pretrain"]
-        held = held_out_episodes(self.dataset, training.get("holdout", 0.0))  # none in models of before the setting
-        fitting = held & (self.dataset.episode_info.length >= self.config.context + self.config.horizon)
-        return fitting if fitting.any() else np.ones(self.dataset.n_episodes, bool)
+        """Episodes that the model is judged on, (E,) bool: those its training left out, or else all; no branches."""
+        return self._left_out if self.held_out else ~self.dataset.episode_info.cut
 
     @property
     def held_out(self) -> bool:
         """Whether the model was trained without the episodes it is judged on."""
-        return not self.judged.all()
+        return bool(self._left_out.any())
+
+    @cached_property
+    def _left_out(self) -> np.ndarray:
+        info, training = self.dataset.episode_info, self.model_artifact.meta["config"]["pretrain"]
+        held = held_out_episodes(self.dataset, training.get("holdout", 0.0))  # none in models of before the setting
+        return held & ~info.cut & (info.length >= self.config.context + self.config.horizon)
 
     @cached_property
     def policies(self) -> dict[str, Learned]:

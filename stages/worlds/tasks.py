@@ -8,6 +8,7 @@ while not step.is_last:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from stages.worlds.suite import flatten_observation, mujoco
 
 DOMAINS: tuple[str, ...] = tuple(worlds.BODIES)
 ACTION_REPEAT = 2
+WHOLE_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 CONTROL_STEPS = 1000  # an episode: 500 decisions, 501 frames with the reset frame
 
 
@@ -66,6 +68,14 @@ class Step:
     is_terminal: bool  # never here: every episode of the suite ends by time alone
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of an episode, to go back to."""
+
+    simulation: np.ndarray  # MuJoCo's whole state
+    steps: int  # control steps since the reset
+
+
 class Env:
     """One task with action repeat 2. Actions lie in [-1, 1] and span each actuator's control range."""
 
@@ -98,31 +108,54 @@ class Env:
         self._steps = 0
         return self._step(0.0, is_first=True)
 
-    def restore(self, state: np.ndarray) -> None:
-        """Go on from a physics state (nq + nv,) as in an episode that just began."""
-        with self._physics.reset_context():
-            self._physics.set_state(state)
-        self._steps = 0
-
     def step(self, action: np.ndarray) -> Step:
         """Apply an action (A,), clipped to [-1, 1], for two control steps.
 
         Raises RuntimeError when the episode is over and ValueError for a wrong shape or a NaN.
         """
+        reward = 0.0
+        for _ in self._control_steps(action):
+            reward += float(self._task.get_reward(self._physics))
+        return self._step(reward, is_first=False)
+
+    def advance(self, action: np.ndarray) -> np.ndarray:
+        """As `step`, but for the state (nq + nv,) alone, in about half the time."""
+        for _ in self._control_steps(action):
+            pass
+        return self._state()
+
+    def _control_steps(self, action: np.ndarray) -> Iterator[None]:
         if self._steps >= CONTROL_STEPS:
             raise RuntimeError("the episode is over: call reset() first")
         action = np.asarray(action, np.float64)
         if action.shape != (self.action_dim,) or np.isnan(action).any():
             raise ValueError(f"an action of {self.domain} is {self.action_dim} finite numbers, got {action}")
         control = self._centre + self._scale * np.clip(action, -1, 1)
-        reward = 0.0
         for _ in range(ACTION_REPEAT):
             self._task.before_step(control, self._physics)
             self._physics.step(self._substeps)
             self._task.after_step(self._physics)
-            reward += float(self._task.get_reward(self._physics))
             self._steps += 1
-        return self._step(reward, is_first=False)
+            yield
+
+    def place(self, state: np.ndarray) -> None:
+        """Put the body into a state (nq + nv,) within the running episode."""
+        self._physics.data.qpos[:], self._physics.data.qvel[:] = np.split(state, [self._physics.model.nq])
+        mujoco.mj_step1(self._physics.model.ptr, self._physics.data.ptr)
+
+    def snapshot(self) -> Snapshot:
+        """All that decides how the episode goes on: also what the solver starts from and the actuators' own state."""
+        model, data = self._physics.model.ptr, self._physics.data.ptr
+        found = np.empty(mujoco.mj_stateSize(model, WHOLE_STATE))
+        mujoco.mj_getState(model, data, found, WHOLE_STATE)
+        return Snapshot(found, self._steps)
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot: the same actions then give the same states, bit for bit."""
+        model, data = self._physics.model.ptr, self._physics.data.ptr
+        mujoco.mj_setState(model, data, snapshot.simulation, WHOLE_STATE)
+        mujoco.mj_step1(model, data)  # dm_control's step begins with what depends on positions and velocities done
+        self._steps = snapshot.steps
 
     def render(self, size: int = 64, camera: int | None = None, backend: str = "ray") -> np.ndarray:
         """The present frame, (3, size, size) uint8."""

@@ -11,7 +11,7 @@ from typer.testing import Result
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from tests.data.real_data import make_data
-from tests.data.synthetic import write_meta
+from tests.data.synthetic import make_branches, write_meta
 
 Bitagent = Callable[..., Result]
 Refused = Callable[..., None]
@@ -51,6 +51,12 @@ def test_a_dataset_shows_the_returns_of_each_source_and_task(bitagent: Bitagent,
     bars = [line for line in lines[at + 1 :] if " to " in line]
     counts = [int(line.split("to")[1].split()[1]) for line in bars]
     assert sum(counts) == 3 and all(("█" in line) == (count > 0) for line, count in zip(bars, counts, strict=True))
+
+
+def test_branches_are_shown_without_returns(bitagent: Bitagent, tmp_path: Path) -> None:
+    data = make_branches(tmp_path / "branch", [(0, 0, 1), (0, 2, 3)])
+    out = bitagent("inspect", data.path).stdout
+    assert "branch: 2 stretches cut from random, 40 frames, no reward" in out and "█" not in out
 
 
 def test_follows_provenance_to_the_dataset(bitagent: Bitagent, policy: Artifact) -> None:

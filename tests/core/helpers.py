@@ -30,6 +30,7 @@ MODEL: dict[str, Any] = {
     "layer_scale": 0.1,
     "unimix": 0.01,
     "imagined_semantics": "predict",
+    "reads_imagined": False,
     "text_actions": "policy",
 }
 
@@ -51,7 +52,7 @@ OBJECTIVE: dict[str, Any] = {
 }
 
 DYNAMICS: dict[str, Any] = {
-    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "semantics": 5.0, "branches": 0.5,
+    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "branches": 0.5,
 }  # fmt: skip
 
 ONLINE: dict[str, Any] = {
@@ -61,6 +62,7 @@ ONLINE: dict[str, Any] = {
     "checkpoint_episodes": 1,
 }  # fmt: skip
 EXPLORE: dict[str, Any] = {**ONLINE, "in_all": False, "episodes": 4, "members": 3, "layers": 1}
+BRANCH: dict[str, Any] = {"in_all": False, "episodes": 5, "length": 10, "lead": 8, "noise": (0.05, 0.6)}
 DREAMER: dict[str, Any] = {**ONLINE, "layers": 1}
 ACTOR_CRITIC: dict[str, Any] = {
     "units": 14, "layers": 1, "discount": 0.9, "trace": 0.95, "entropy": 0.0, "imagination": 1.0, "anchor": 1.0,

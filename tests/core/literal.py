@@ -222,7 +222,7 @@ class World:
         hs, zs, es = [h], [z], [e]
         priors: list[Array] = []
         for t, action in enumerate(actions):
-            h = self.step(h, z, action)
+            h = self.step(h, z if t == 0 or self.c.reads_imagined else np.zeros_like(z), action)
             prior = self.prior(h)
             s = one_hot(prior, None if uniforms is None else uniforms[t])
             if self.c.imagined_semantics == "predict":

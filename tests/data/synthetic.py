@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def make_dataset(path: Path, lengths: Sequence[int] = (20, 12, 31), first: int =
     image = bool(writer.facts["image_size"])
     for index, rows in enumerate(lengths):
         writer.append(index, make_episode(first + index, rows, image=image))
+    return writer.finish()
+
+
+def make_branches(
+    path: Path, origins: Sequence[tuple[int, int, int]], rows: int = 20, first: int = 100, **changed: Any
+) -> Artifact:
+    """A dataset of branches of these origins, episodes numbered from `first`, by default cut from one called random."""
+    writer = make_writer(path, source="branch", **{"cut_from": ["random"], **changed})
+    for index, origin in enumerate(origins):
+        episode = make_episode(first + index, rows, image=bool(writer.facts["image_size"]))
+        writer.append(index, replace(episode, is_first=np.zeros(rows, bool), origin=origin))
     return writer.finish()
 
 

@@ -12,7 +12,7 @@ from stages.data.episodes import Dataset
 from stages.report import figures
 from stages.report.figures import contact_sheet, save_png
 from stages.runtime.errors import BadInput
-from tests.data.synthetic import SIZE, make_dataset, make_episode, make_writer
+from tests.data.synthetic import SIZE, make_branches, make_dataset, make_episode, make_writer
 
 
 def pitch(sheet: np.ndarray, rows: int) -> int:
@@ -36,6 +36,18 @@ def make_scored(path: Path, returns: list[float], first: int, source: str, task:
         episode.reward = np.full(9, value / 9, np.float32)
         writer.append(index, episode)
     writer.finish()
+
+
+def test_branches_have_no_return_to_choose_by(tmp_path: Path) -> None:
+    make_branches(tmp_path / "branch", [(0, 0, 1)] * 7)
+    dataset = Dataset.open([tmp_path / "branch"], "walker")
+    sheet = contact_sheet(dataset, columns=5)
+    step = pitch(sheet, 4)
+    for row, number in enumerate((0, 2, 4, 6)):
+        wanted = dataset.rows("image", 20 * number + np.linspace(0, 19, 5).astype(int))
+        np.testing.assert_array_equal(frames_of(sheet, figures.GAP + row * step, 5), wanted)
+    make_branches(tmp_path / "branch", [(0, 0, 1)])
+    assert pitch(contact_sheet(Dataset.open([tmp_path / "branch"], "walker"), columns=5), 1)
 
 
 def test_first_best_median_and_worst_of_each_source_and_task(tmp_path: Path) -> None:

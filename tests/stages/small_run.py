@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ def make_data(
     writer = DatasetWriter(run.root / "data" / name, replace(run, seed=0), {"made": "by a test"}, facts)
     for number in range(episodes):
         writer.append(number, make_episode(first + number, rows, size))
+    return writer.finish()
+
+
+def make_branches(run: Run, origins: Sequence[tuple[int, int, int]], rows: int = ROWS) -> Artifact:
+    """Branches of these origins in the two datasets of `make_inputs`, at runs/.../data/branch."""
+    facts = {"source": "branch", "task": "", "renderer": "ray", "image_size": 64, "cut_from": ["random", "expert-walk"]}
+    writer = DatasetWriter(run.root / "data" / "branch", replace(run, seed=0), {"made": "by a test"}, facts)
+    for number, origin in enumerate(origins):
+        episode = make_episode(200 + number, rows)
+        writer.append(number, replace(episode, is_first=np.zeros(rows, bool), origin=origin))
     return writer.finish()
 
 

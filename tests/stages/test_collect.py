@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stages import collect
+from stages.agents import target
 from stages.agents.expert import ExpertJob, _upsets, train_expert
 from stages.data.episodes import Dataset
 from stages.runtime import checkpoints, logs
@@ -19,7 +20,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
 from stages.worlds.render import render_states
-from tests.core.helpers import DREAMER, EXPLORE
+from tests.core.helpers import BRANCH, DREAMER, EXPLORE
 
 TD3 = {
     "units": 32, "batch": 32, "lr": 1e-3, "discount": 0.99, "tau": 0.01, "actor_every": 2,
@@ -34,7 +35,7 @@ EXPERT = {
 
 
 def config(**expert: Any) -> collect.Config:
-    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "dreamer": DREAMER}
+    parts = {"random_episodes": 2, "random_correlation": 0.5, "explore": EXPLORE, "dreamer": DREAMER, "branch": BRANCH}
     return collect.Config.model_validate(parts | {"expert": EXPERT | expert})
 
 
@@ -142,7 +143,7 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "render_states", explode)
+        patch.setattr(target, "render_states", explode)
         with pytest.raises(Killed):
             collect.run(config(), walker_run, collect.Order(source="expert", task="walk", workers=1))
     trained = collect.train_expert
@@ -158,14 +159,14 @@ def test_a_stop_while_rendering_is_saved_and_continued(walker_run: Run, monkeypa
 
 
 def test_a_signal_ends_with_the_command_that_continues(walker_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = collect.play_episode
+    play = target.play_episode
 
     def play_and_interrupt(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return play(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "play_episode", play_and_interrupt)
+        patch.setattr(target, "play_episode", play_and_interrupt)
         with pytest.raises(Interrupted, match=r"collect --preset walker .*--source random --frames 1000") as caught:
             collect.run(config(), walker_run, collect.Order(source="random", frames=1000, workers=1))
     assert caught.value.exit_code == 143

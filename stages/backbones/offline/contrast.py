@@ -60,6 +60,9 @@ def prepare_lessons(dataset: Dataset, holdout: float, text_tower: TextTower) -> 
     weight = (membership / np.maximum(membership.sum(0), RARE * len(membership))).sum(1)
     row_held = np.repeat(held_out_episodes(dataset, holdout), dataset.episode_length)
     weight[row_held] = 0.0
+    info = dataset.episode_info
+    for start, past in zip(info.start[info.cut], info.past[info.cut], strict=True):
+        weight[start : start + past] = 0.0  # a branch moves before its first frame: these windows would not
     draw = np.cumsum(weight, dtype=np.float64)
     return Lessons(
         dataset, concepts, windows, membership, draw / draw[-1], [text_tower.encode(c.captions) for c in concepts]
