@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BITAGENT := $(BIN)/python -m bitagent_cli
 
-.PHONY: help venv test lint format torture smoke quickstart results reproduce bench gpu clean
+.PHONY: help venv test lint format torture smoke demo quickstart results reproduce bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,15 +75,11 @@ smoke: $(READY) ## every stage at toy size in a scratch folder, in minutes
 	$(BITAGENT) inspect $(RUNS)/walker-smoke/evaluation/bitagent-s0/walk --verify
 	@echo "smoke: every stage ran"
 
-QUICK := --preset walker --scale laptop --out $(RUNS)/walker-laptop
+demo: $(READY) ## a trained policy in the browser, in a minute: type a text, see it act
+	$(BITAGENT) demo --serve
+
 quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to report
-	$(BITAGENT) collect $(QUICK)
-	$(BITAGENT) embed $(QUICK)
-	$(BITAGENT) pretrain $(QUICK)
-	for task in stand walk run; do \
-	  $(BITAGENT) behave $(QUICK) --task $$task && $(BITAGENT) evaluate $(QUICK) --task $$task || exit; \
-	done
-	$(BITAGENT) visualize $(QUICK)
+	$(BITAGENT) quickstart --preset walker --scale laptop --out $(RUNS)/walker-laptop
 
 include reproduce.mk
 include results.mk

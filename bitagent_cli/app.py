@@ -1,4 +1,4 @@
-"""The command line: one command per stage, plus doctor, inspect and bench.
+"""The command line: one command per stage, those that look at what was made, and tools.
 
 Each command resolves the preset, then calls the stage's `run`. Stages are imported inside the
 commands, so that `bitagent --help` does not wait for PyTorch.
@@ -19,19 +19,19 @@ from stages.runtime.errors import BadInput
 
 if TYPE_CHECKING:
     from bitagent_cli.presets import Preset
+    from stages.runtime.artifacts import Artifact
     from stages.runtime.config import Run
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="BiTAgent: train an agent from offline pixels to act on a text prompt.",
-    epilog="Stages in order: collect, embed, pretrain, behave, evaluate, visualize; transfer to another body.",
+    epilog="First: [bold]bitagent demo[/bold], then [bold]bitagent quickstart[/bold].",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(benchmarks.app, name="bench")
+FIRST, STAGES, LOOKING, TOOLS = "First", "Stages, in order", "Looking at what was made", "Tools"
 
 Method = Annotated[
     str, typer.Option(help="bitagent, one of its ablations, or a baseline: see `methods` in presets/paper.yaml.")
@@ -64,6 +64,13 @@ def set_up(common: Common, stage: str, method: str = "bitagent") -> tuple[Preset
     return session.prepare(common, stage, method)
 
 
+def say(run: Run, *made: Artifact) -> None:
+    """See session.tell; imported late, too."""
+    from bitagent_cli import session
+
+    session.tell(run, *made)
+
+
 def check_trainable(method: str) -> None:
     """pretrain makes models of methods by name: refuse the labels that other commands make of them."""
     from stages.runtime.names import base_method
@@ -77,7 +84,45 @@ def _example(line: str) -> str:
     return f"Example: [bold]{line}[/bold]"
 
 
-@app.command(epilog=_example("bitagent collect --preset walker --source expert --task walk"))
+@app.command(rich_help_panel=FIRST, epilog=_example("bitagent demo --prompt 'walk slowly'"))
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A run's folder with a policy; default: the demo that comes along.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Any text; default: the last that was learned.")] = None,
+    gif: Annotated[Path, typer.Option(help="Where the film goes.", dir_okay=False)] = Path("demo.gif"),
+    serve: Annotated[bool, typer.Option("--serve", help="A page in the browser instead, that asks for texts.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --serve; default: from 7860.")] = None,
+    make: Annotated[
+        Path | None, typer.Option(metavar="POLICY", help="Make a demo of a finished policy, in --out, instead.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --make: the folder.", file_okay=False)] = Path("demo"),
+) -> None:
+    """See a trained policy act on a text, beside what it imagines of it, in a minute and without training."""
+    from bitagent_cli import demo as shown
+    from stages.report.playground import serve_page
+
+    if make is not None:
+        shown.make_demo(make, out)
+        return
+    scene = shown.open_demo(folder or shown.demo_folder(), "cpu", quiet=False)
+    if serve:
+        serve_page(scene, port, check_text, browse=True)
+        return
+    shown.play_demo(scene, None if prompt is None else check_text(prompt), gif)
+
+
+@app.command(rich_help_panel=FIRST, epilog=_example("bitagent quickstart --preset walker --scale laptop"))
+@with_common
+def quickstart(common: Common) -> None:
+    """Every stage in order, with its plan first and a report that grows: data, model, a policy a task, scores."""
+    preset, run = set_up(common, "quickstart")
+    from bitagent_cli.quickstart import run_stages
+
+    run_stages(preset, run)
+
+
+@app.command(rich_help_panel=STAGES, epilog=_example("bitagent collect --preset walker --source expert --task walk"))
 @with_common
 def collect(
     common: Common,
@@ -99,10 +144,10 @@ def collect(
     note_missing_weights(preset)
 
     agent = stage.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
-    stage.run(preset.collect, run, stage.Order(**vars(options)), agent)
+    say(run, *stage.run(preset.collect, run, stage.Order(**vars(options)), agent))
 
 
-@app.command(epilog=_example("bitagent embed --preset walker --backbone offline"))
+@app.command(rich_help_panel=STAGES, epilog=_example("bitagent embed --preset walker --backbone offline"))
 @with_common
 def embed(
     common: Common,
@@ -121,10 +166,10 @@ def embed(
     preset, run = set_up(common, "embed")
     from stages import embed as stage
 
-    stage.run(preset.embed, run, backbone=backbone, probe=texts)
+    say(run, *stage.run(preset.embed, run, backbone=backbone, probe=texts))
 
 
-@app.command(epilog=_example("bitagent pretrain --preset walker --seed 1"))
+@app.command(rich_help_panel=STAGES, epilog=_example("bitagent pretrain --preset walker --seed 1"))
 @with_common
 def pretrain(common: Common, method: Method = "bitagent", compile: Compile = None) -> None:
     """Train the joint model: world model, fusion, text imagination and the backbone's adapter.
@@ -137,10 +182,12 @@ def pretrain(common: Common, method: Method = "bitagent", compile: Compile = Non
     preset, run = set_up(common, "pretrain", method)
     from stages import pretrain as stage
 
-    stage.run(preset.sections, run, method=method)
+    say(run, stage.run(preset.sections, run, method=method))
 
 
-@app.command(epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"'))
+@app.command(
+    rich_help_panel=STAGES, epilog=_example('bitagent behave --preset walker --prompt "stand still on both legs"')
+)
 @with_common
 def behave(
     common: Common,
@@ -166,10 +213,10 @@ def behave(
     from stages import behave as stage
 
     variant = stage.Variant(method, oracle_reward, data_free)
-    stage.run(preset.behave, run, stage.Ask(**asked), variant, preset.offline_rl, preset.pretrain.backbone)
+    say(run, stage.run(preset.behave, run, stage.Ask(**asked), variant, preset.offline_rl, preset.pretrain.backbone))
 
 
-@app.command(epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
+@app.command(rich_help_panel=STAGES, epilog=_example("bitagent evaluate --preset walker --task walk --episodes 20"))
 @with_common
 def evaluate(
     common: Common,
@@ -195,10 +242,12 @@ def evaluate(
     preset, run = set_up(common, "evaluate", method)
     from stages import evaluate as stage
 
-    stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method)
+    say(run, stage.run(preset.evaluate, run, stage.Ask(**asked), score_as=score_as, method=method))
 
 
-@app.command(epilog=_example("bitagent transfer --src walker --dst stickman --task run --control"))
+@app.command(
+    rich_help_panel=STAGES, epilog=_example("bitagent transfer --src walker --dst stickman --task run --control")
+)
 @with_common
 def transfer(
     common: Common,
@@ -228,7 +277,7 @@ def transfer(
     transfer_tasks(preset, run, src=src, task=task, control=control, method=method)
 
 
-@app.command(epilog=_example("bitagent visualize --preset walker"))
+@app.command(rich_help_panel=LOOKING, epilog=_example("bitagent visualize --preset walker"))
 @with_common
 def visualize(
     common: Common,
@@ -253,7 +302,8 @@ def visualize(
         from bitagent_cli.session import prepare_paper
         from stages import visualize as stage
 
-        stage.run_paper(prepare_paper(common))
+        run = prepare_paper(common)
+        say(run, stage.run_paper(run))
         return
     check_word(method, "--method")
     preset, run = set_up(common, "visualize", method)
@@ -262,10 +312,10 @@ def visualize(
     if serve:
         stage.serve(preset.visualize, run, method=method, port=port, check=check_text)
         return
-    stage.run(preset.visualize, run, method=method, reward=reward)
+    say(run, stage.run(preset.visualize, run, method=method, reward=reward))
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def doctor(
     out: Annotated[Path, typer.Option(help="Where runs would be written.", file_okay=False)] = Path("runs"),
 ) -> None:
@@ -276,7 +326,11 @@ def doctor(
         raise typer.Exit(2)
 
 
-@app.command("inspect", epilog=_example("bitagent inspect runs/walker-laptop/model/bitagent-s0 --verify"))
+@app.command(
+    "inspect",
+    rich_help_panel=LOOKING,
+    epilog=_example("bitagent inspect runs/walker-laptop/model/bitagent-s0 --verify"),
+)
 def inspect_artifact(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
     verify: Annotated[bool, typer.Option("--verify", help="Also recompute every checksum.")] = False,
@@ -285,3 +339,41 @@ def inspect_artifact(
     from bitagent_cli.inspection import print_artifact
 
     print_artifact(artifact, verify)
+
+
+@app.command(rich_help_panel=LOOKING, epilog=_example("bitagent runs runs/walker-laptop"))
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.", exists=True, file_okay=False)] = Path("runs"),
+) -> None:
+    """List what was made, with its stage, age, score and size."""
+    from bitagent_cli.listing import print_runs
+
+    print_runs(folder)
+
+
+@app.command(
+    rich_help_panel=TOOLS, epilog=_example("bitagent push runs/walker-laptop/policy/bitagent-s0/walk hub:me/walker")
+)
+def push(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    target: Annotated[str, typer.Argument(metavar="hub:USER/NAME", help="The repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is for you alone.")] = False,
+) -> None:
+    """Share an artifact, with the backbone it needs and a card, on the Hugging Face hub."""
+    from bitagent_cli import sharing
+
+    sharing.push_artifact(artifact, target, private)
+
+
+@app.command(rich_help_panel=TOOLS, epilog=_example("bitagent pull hub:me/walker --out runs/pulled"))
+def pull(
+    target: Annotated[str, typer.Argument(metavar="hub:USER/NAME", help="The repository.")],
+    out: Annotated[Path, typer.Option(help="The run's folder to be.", file_okay=False)],
+) -> None:
+    """Fetch what was shared, verified, into a run's folder of its own."""
+    from bitagent_cli import sharing
+
+    sharing.pull_artifacts(target, out)
+
+
+app.add_typer(benchmarks.app, name="bench", rich_help_panel=TOOLS)

@@ -29,7 +29,7 @@ class Finding:
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Run every check, one `Finding` each. `folder` is where runs would be written."""
-    machine, software = (_python, _packages, _cpu, _cuda, _ray, _gl), (_compiler, _video, _tensorboard)
+    machine, software = (_python, _packages, _cpu, _cuda, _ray, _gl), (_compiler, _video, _logs, _demo)
     for check in (*machine, _offline_backbone, _internvideo2, *software):
         yield _guarded(check)
     yield _disk(folder)
@@ -168,10 +168,26 @@ def _video() -> Finding:
     return Finding("video", f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()} for MP4")
 
 
-def _tensorboard() -> Finding:
-    if version := _installed("tensorboard"):
-        return Finding("tensorboard", version)
-    return Finding("tensorboard", "optional; metrics.jsonl holds everything", 'pip install -e ".[logs]"')
+def _logs() -> Finding:
+    found = {name: _installed(name) for name in ("tensorboard", "wandb")}
+    if shown := ", ".join(f"{name} {version}" for name, version in found.items() if version):
+        return Finding("logs", f"{shown}, for --log")
+    return Finding(
+        "logs", "neither TensorBoard nor wandb; metrics.jsonl holds everything", 'pip install "bitagent[logs]"'
+    )
+
+
+def _demo() -> Finding:
+    from bitagent_cli.demo import demo_folder, policies_in
+    from stages.runtime import artifacts
+    from stages.runtime.errors import BadInput
+
+    try:
+        found = policies_in(demo_folder())
+        artifacts.verify(*found)
+    except BadInput as error:
+        return Finding("demo", "there is nothing for `bitagent demo` to play", str(error))
+    return Finding("demo", f"policy {found[0].id}, every checksum verified: bitagent demo")
 
 
 def _disk(folder: Path) -> Finding:

@@ -46,6 +46,7 @@ class Common:
     ] = field(default_factory=list)  # fmt: skip
     fresh: Annotated[bool, _shared("Rebuild even if the artifact exists.", "--fresh")] = False
     renew: Annotated[bool, _shared("Rebuild only what an input has changed of since.", "--renew")] = False
+    log: Annotated[str, _shared("Log trainings of models and policies to wandb or tensorboard, too.")] = ""
     quiet: Annotated[bool, _shared("No progress bars, no summary lines.", "--quiet")] = False
 
     def override(self, key: str, value: object) -> Common:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,19 +14,12 @@ from bitagent_cli import presets
 from bitagent_cli.options import Common
 from bitagent_cli.presets import Preset
 from stages.backbones.internvideo2 import missing_weights
+from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, resolve_device
 from stages.runtime.distributed import is_first_process, require_one_process
 from stages.runtime.errors import BadInput
-from stages.runtime.update import fast_bf16
-
-# Minutes a stage took for the walker on 2 CPU cores (behave and evaluate: one task), with bfloat16 in hardware and
-# without. A scale or stage that was not timed announces no estimate.
-MINUTES: dict[str, dict[str, tuple[float, float]]] = {
-    "laptop": {
-        "collect": (7, 30), "embed": (2, 17), "pretrain": (10, 34), "behave": (3, 9), "evaluate": (0.2, 0.5),
-        "visualize": (1, 1),
-    },
-}  # fmt: skip
+from stages.runtime.loop import duration
+from stages.runtime.sinks import check_sink
 
 GPU_GIB = 8  # of memory that updates at the paper's sizes need, with their data on the CPU
 PAPER_DISK_GIB = 150  # frames, states and embeddings of a domain at scale paper, models and checkpoints
@@ -41,6 +35,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
     """
     if stage not in PARALLEL:
         require_one_process(stage)
+    check_sink(common.log)
     device = resolve_device(common.device)
     scale, why = resolve_scale(common.scale, device, common.out or Path("runs"))
     preset = presets.resolve(common.preset, scale, common.set, method)
@@ -53,7 +48,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
     run = Run(
         domain=preset.domain, scale=scale, root=root, seed=common.seed, device=device, fresh=common.fresh,
         renew=common.renew, quiet=quiet, resolved={"scale": scale, **preset.model_dump(mode="json")},
-        preset=common.preset, options=repeated(common),
+        preset=common.preset, options=repeated(common), log=common.log,
     )  # fmt: skip
     return preset, run
 
@@ -113,14 +108,31 @@ def free_gib(folder: Path) -> float:
 
 
 def announcement(stage: str, domain: str, scale: str, why: str, device: str, seed: int, root: Path) -> str:
-    """The first line of every stage: what was resolved and how long it takes."""
-    minutes = MINUTES.get(scale, {}).get(stage)
-    estimate = "" if minutes is None else f"; about {duration(minutes[0 if fast_bf16(device) else 1])}"
-    return f"{stage}: {domain}, scale {scale}{why}, {device}, seed {seed}, in {root}{estimate}"
+    """The first line of every stage: what was resolved."""
+    return f"{stage}: {domain}, scale {scale}{why}, {device}, seed {seed}, in {root}"
 
 
-def duration(minutes: float) -> str:
-    """0.2 → '12 s', 12 → '12 min', 90 → '1.5 h'."""
-    if minutes < 1.5:
-        return f"{round(minutes * 60)} s"
-    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+SHOWN = ("image", "kl_nats", "imagined_reward", "data_value", "value", "loss")  # of what a training ended with
+
+
+def outcome(made: Sequence[Artifact]) -> str:
+    """One line: what a stage made."""
+    first, stage = made[0], made[0].meta["stage"]
+    extra, took = first.meta["extra"], duration(sum(a.meta["wall_seconds"] for a in made) / 60)
+    if stage == "evaluate":
+        scores = [f"{r['task']} {r['score']:.2f} ± {r['stderr']:.2f}" for r in extra["rows"]]
+        return f"evaluate: score {', '.join(scores)} (0: random, 1: expert), {first.path}"
+    if stage == "visualize":
+        return f"visualize: open {first.path.absolute() / 'report.html'}"
+    if stage in ("collect", "embed"):
+        frames = sum(a.meta["extra"].get("frames", 0) for a in made)
+        return f"{stage}: {len(made)} datasets{f', {frames} frames' if frames else ''}, {first.path.parent}"
+    ended = {**extra.get("losses", {}), **extra.get("summary", {})}
+    figures = [f"{name} {ended[name]:.3g}" for name in SHOWN if name in ended]
+    return f"{stage}: {', '.join(figures)}, in {took}, {first.path}"
+
+
+def tell(run: Run, *made: Artifact) -> None:
+    """Print the line of what a stage made, unless the run is quiet."""
+    if not run.quiet and made:
+        print(outcome(made), flush=True)

@@ -157,7 +157,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         watched, renderer = None, training_renderer(source) or "ray"
         if config.watch_every and place.is_main:
             with torch.random.fork_rng():  # loading a backbone draws numbers
-                watched = LatentPolicy.assemble(source, run.root, model, learner, embedding, Acting(str(device)))
+                watched = LatentPolicy.assemble(source, run.root, model, learner.actor, embedding, Acting(str(device)))
 
         trained = Resumable(learner=learner, actor=actor, critic=critic)
 

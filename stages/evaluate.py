@@ -21,7 +21,7 @@ from stages.policies.goals import Ask, behave_command, parse_goal
 from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy, training_renderer
 from stages.policies.policy import Policy
 from stages.report.page import save_table
-from stages.report.tables import markdown, score_table
+from stages.report.tables import score_table
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.config import Run, Section
@@ -80,8 +80,6 @@ def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, meth
         save_table(draft, "scores", table)
         for task_name, result in rollouts.items():
             write_videos(draft, task_name, result)
-    if not run.quiet:
-        print(markdown(table))
     return artifacts.load(path, "evaluate")
 
 

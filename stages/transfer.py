@@ -24,7 +24,7 @@ from stages.core.world_model import WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.pretrain import Job, Sections, train_or_reuse
-from stages.report import figures, results, tables
+from stages.report import results, tables
 from stages.report.page import save_table
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe, load_weights
@@ -163,7 +163,6 @@ def compare(run: Run, *, src: str, method: str = "bitagent") -> Artifact | None:
     recipe = Recipe(run, path, "transfer", record, list({r.artifact.id: r.artifact for r in mine}.values()))
     with storage.locked(path), recipe.writing({"rows": table.numbers}) as draft:
         save_table(draft, "gain", table)
-        figures.score_bars(draft / "gain.png", results.bars(mine, run.domain))
     if not run.quiet:
         print(tables.markdown(table))
     return artifacts.load(path, "transfer")

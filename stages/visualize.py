@@ -32,7 +32,7 @@ class Config(ViewConfig):
 
 
 def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = False) -> Artifact:
-    """Make the report of a run and say where it is.
+    """Make the report of a run.
 
     Args:
         method: whose model and policies are shown (of `run.seed`); scores are those of every method and seed.
@@ -48,7 +48,7 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
         return found
     with storage.locked(path):
         write_run_report(Scene(config, run, method, reward, path), recipe)
-    return shown(recipe, "scores.md", "pictures and tables")
+    return artifacts.load(path, "visualize")
 
 
 def run_paper(run: Run) -> Artifact:
@@ -72,7 +72,7 @@ def run_paper(run: Run) -> Artifact:
         facts = {"scale": run.scale, "made": time.strftime("%Y-%m-%d %H:%M"), "domains": ", ".join(runs)}
         last = [a for a in made if a.meta["stage"] == "evaluate"]
         write_report(draft, "BiTAgent: the paper's tables and figures", facts, chapters, provenance(last, beside))
-    return shown(recipe, "table1.md", "tables and figures")
+    return artifacts.load(path, "visualize")
 
 
 def serve(config: Config, run: Run, *, method: str, port: int | None, check: Callable[[str], str]) -> None:
@@ -81,7 +81,7 @@ def serve(config: Config, run: Run, *, method: str, port: int | None, check: Cal
     Args:
         check: strips a prompt, or raises BadInput.
 
-    Raises BadInput when Gradio or the model is missing.
+    Raises BadInput when the model is missing.
     """
     from stages.report.playground import serve_page
 
@@ -99,16 +99,6 @@ def unchanged(recipe: Recipe) -> Artifact | None:
     if not run.quiet:
         print(f"reusing {path}: nothing changed since it was made")
     return artifacts.current(found)
-
-
-def shown(recipe: Recipe, table: str, what: str) -> Artifact:
-    """The report that was made, having printed its main table, if there is one, and where it is."""
-    path = recipe.path
-    if not recipe.run.quiet:
-        if (path / table).exists():
-            print((path / table).read_text())
-        print(f"{what} are in {path}; open {path / 'report.html'}")
-    return artifacts.load(path, "visualize")
 
 
 def write_run_report(scene: Scene, recipe: Recipe) -> None:

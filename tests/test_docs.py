@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.newcomer import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"""\]\(([^)\s]+)\)|src="([^"]+)\"""")
 SOURCE = re.compile(r"(?<![\w/.])(?:stages|tests)/[\w/]+\.py")
@@ -95,6 +97,13 @@ def test_a_fault_is_found(tmp_path: Path, line: str, found: list[str]) -> None:
     assert [fault for faults in FAULTS for fault in faults(tmp_path)] == []
     (tmp_path / "README.md").write_text(sound + line)
     assert [fault for faults in FAULTS for fault in faults(tmp_path)] == found
+
+
+def test_the_readmes_first_commands_are_those_that_ci_runs() -> None:
+    """In order, each on a line of its own: tests/newcomer.py."""
+    lines = [line.partition("  #")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    places = [lines.index(command.line) for command in COMMANDS]
+    assert len(COMMANDS) == 10 and places == sorted(places)
 
 
 def test_a_command_before_the_environment_is_found(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ ROOMS: dict[str, set[str]] = {
     "policies": {"runtime", "core", "worlds", "backbones", "methods"},
     "report": {"runtime", "core", "worlds", "data", "backbones", "methods", "policies"},
 }
+DOORS = ("bitagent_cli", "bitagent")  # what users call: they import everything, and nothing imports them
 STAGE_TO_STAGE = {("transfer", "pretrain")}
 
 
 def modules(root: Path) -> dict[str, Path]:
     """{dotted name: file} of the product's modules below a checkout."""
-    files = [f for top in ("stages", "bitagent_cli") for f in sorted((root / top).rglob("*.py"))]
+    files = [f for top in ("stages", "bitagent_cli", "bitagent") for f in sorted((root / top).rglob("*.py"))]
     return {".".join(f.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
 
 
@@ -43,9 +44,9 @@ def imports(file: Path, known: dict[str, Path]) -> set[str]:
 def forbidden(importer: str, imported: str) -> bool:
     """Whether one module of the product may not import another."""
     here, there = importer.split("."), imported.split(".")
-    if there[0] == "bitagent_cli":
-        return here[0] != "bitagent_cli"
-    if here[0] == "bitagent_cli" or len(there) < 2:
+    if there[0] in DOORS or here[0] in DOORS:
+        return there[0] in DOORS and here[0] != there[0]
+    if len(there) < 2:
         return False
     if len(here) > 1 and here[1] in ROOMS:
         return there[1] != here[1] and there[1] not in ROOMS[here[1]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune
-from stages.core.actor_critic import ActorCritic
+from stages.core.actor_critic import Actor
 from stages.core.nets import IMAGE_SIZE
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
@@ -29,6 +29,8 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
+
+ACTOR = "actor."  # the names of its tensors begin so
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class LatentPolicy(Policy):
     """Filters frames with the world model; see `Policy.load` for the arguments."""
 
     def __init__(
-        self, model: WorldModel, learner: ActorCritic, backbone: Backbone, embedding: Tensor, size: int, acting: Acting
+        self, model: WorldModel, actor: Actor, backbone: Backbone, embedding: Tensor, size: int, acting: Acting
     ) -> None:
-        self.model, self.learner, self.backbone = model, learner, backbone
+        self.model, self.actor, self.backbone = model, actor, backbone
         self.backbone_size, self.acting, self.device = size, acting, torch.device(acting.device)
         with torch.no_grad():
             self.contexts = model.task(embedding.to(self.device))
@@ -102,20 +104,20 @@ class LatentPolicy(Policy):
     def open(cls, artifact: Artifact, acting: Acting) -> LatentPolicy:
         """With the world model in the artifact and the backbone of its run."""
         model = open_model(artifact, torch.device(acting.device))
-        learner = load_learner(artifact, model).to(acting.device).requires_grad_(False)
         embedding = artifact.tensors("prompt")["embedding"]
-        return cls.assemble(artifact, artifact.path.resolve().parents[2], model, learner, embedding, acting)
+        root = artifact.path.resolve().parents[2]
+        return cls.assemble(artifact, root, model, load_actor(artifact, model), embedding, acting)
 
     @classmethod
     def assemble(
-        cls, artifact: Artifact, root: Path, model: WorldModel, learner: ActorCritic, embedding: Tensor, acting: Acting
+        cls, artifact: Artifact, root: Path, model: WorldModel, actor: Actor, embedding: Tensor, acting: Acting
     ) -> LatentPolicy:
-        """A learner, in training maybe, with the backbone of the run at `root` that its policy or model was made of."""
+        """An actor, in training maybe, with the backbone of the run at `root` that its policy or model was made of."""
         again = f"bitagent {artifact.meta['stage']} --fresh (with this run's --preset, --scale and --out)"
         backbone = backbone_of(artifact, artifact.meta["extra"]["backbone"], root, acting.device, again)
         as_the_model = retune(backbone, artifact) or backbone.enlarged  # tuned on its frames, or made to read them
         size = IMAGE_SIZE if as_the_model else backbone.frame_size
-        return cls(model, learner, backbone, embedding, size, acting)
+        return cls(model, actor, backbone, embedding, size, acting)
 
     def reset(self, prompt: int = 0) -> None:
         index = torch.tensor([prompt], device=self.device)
@@ -139,7 +141,7 @@ class LatentPolicy(Policy):
         if self.state is None:
             self.action = torch.zeros(len(image), self.model.dim_action, device=self.device)
         self.state = self.model.observe_step(image, self.state, self.action, e, task)
-        mean, std = self.learner.actor(torch.cat([self.state.features, task.tau], -1))
+        mean, std = self.actor(torch.cat([self.state.features, task.tau], -1))
         self.action = (mean + std * torch.randn_like(std)).clamp(-1, 1) if self.acting.sample else mean
         self.steps += 1
         return self.action
@@ -200,16 +202,17 @@ def batched(frames: np.ndarray, device: torch.device) -> Tensor:
     return batch if frames.ndim == 4 else batch[None]
 
 
-def load_learner(artifact: Artifact, model: WorldModel) -> ActorCritic:
-    """Rebuild actor and critic of a policy artifact, on the CPU.
+def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
+    """The actor of a policy artifact, frozen, on the model's device; its critics are not needed to act.
 
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
-    tensors = artifact.tensors("actor_critic")
+    found = artifact.tensors("actor_critic").items()
+    tensors = {name.removeprefix(ACTOR): value for name, value in found if name.startswith(ACTOR)}
     with artifacts.rebuilding(artifact):
         config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
         artifacts.require_fit(tensors, (config.units,), config.layers)
-        learner = ActorCritic(model.dim_policy, model.dim_action, config)
-    load_weights(learner, tensors, artifact.path)
-    return learner
+        actor = Actor(model.dim_policy, model.dim_action, config)
+    load_weights(actor, tensors, artifact.path)
+    return actor.to(next(model.parameters()).device).requires_grad_(False)

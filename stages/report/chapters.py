@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -16,17 +16,19 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset
 from stages.methods import open_model
+from stages.policies.policy import load_actor
 from stages.report import diagnostics, figures, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
-from stages.report.page import Chapter, Picture, save_frames, save_json, save_tables
-from stages.report.scene import Scene, load_actor
+from stages.report.page import Chapter, Chart, save_frames, save_json, save_tables
+from stages.report.scene import Scene
 from stages.report.tables import Table
 from stages.runtime import artifacts, logs
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks
 
+LARGE = 4  # times the size of what the policy sees
 FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourth decision; shown for 80 ms
 FIG_4 = "real-above-text-imagination.png"
 KINDS = ("expert", "other tasks", "random and explore")  # of sources, as a task sees them
@@ -50,9 +52,6 @@ def scores(scene: Scene) -> Chapter:
     }
     chapter = Chapter("Scores", tables=save_tables(scene.folder, made))
     save_tables(scene.folder, {"ledger": ledger(found, run)})  # too wide for the page
-    if bars := results.bars([r for r in found if not r.source], run.domain):
-        about = "Normalised score: 0 is random, 1 the expert."
-        chapter.pictures.append(_chart(scene, "scores.png", about, figures.score_bars, bars))
     return chapter
 
 
@@ -67,31 +66,52 @@ def transfers(scene: Scene) -> Chapter | None:
             header, *rows = csv.reader(file)
         note = "Gain: transfer minus the same budget from scratch."
         chapter.tables.append(Table(f"From {source}", note, header, rows))
-        shutil.copyfile(found.path / "gain.png", scene.folder / f"transfer-{source}.png")
-        chapter.pictures.append(Picture(f"transfer-{source}.png", f"From {source}, beside its control.", chart=True))
     return chapter if chapter.tables else None
 
 
-def policies(scene: Scene) -> Chapter:
-    """Best and worst evaluation episode of each policy."""
+def policy(scene: Scene) -> Chapter:
+    """The best evaluation episode of each task, large, with the score; then the best beside the worst."""
     films = _films(scene)
     if not films:
         raise BadInput(f"no evaluation with films yet; make one with: {_evaluate_command(scene)}")
-    rows = [(word, [pair[i] for pair in films.values()]) for i, word in enumerate(("best", "worst"))]
+    chapter = Chapter("The policy", f"{scene.method}, seed {scene.run.seed}, in the real environment.")
+    for name, found in films.items():
+        row = found.row
+        score = f"{row['score']:.2f} ± {row['stderr']:.2f} over {row['episodes']} episodes (0: random, 1: expert)"
+        about = f"{name}: score {score}. The best episode."
+        film = found.best.repeat(LARGE, 2).repeat(LARGE, 3).transpose(0, 2, 3, 1)
+        chapter.pictures.append(replace(save_frames(scene.folder, f"{name}.gif", about, film, FILM_PAUSE), large=True))
+    rows = [("best", [found.best for found in films.values()]), ("worst", [found.worst for found in films.values()])]
     film, about = figures.film(rows, columns=list(films)), "Best and worst evaluation episode of each task."
-    picture = save_frames(scene.folder, "policies.gif", about, film, FILM_PAUSE)
-    return Chapter("Policies", "Each policy in the real environment, faster than real time.", pictures=[picture])
+    chapter.pictures.append(save_frames(scene.folder, "policies.gif", about, film, FILM_PAUSE))
+    return chapter
 
 
-def _films(scene: Scene) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{task: frames of its policy's best and worst evaluation episode}, of those that have been filmed."""
+@dataclass(frozen=True)
+class Filmed:
+    """A row of an evaluation, and frames of its best and its worst episode."""
+
+    row: dict[str, Any]
+    best: np.ndarray
+    worst: np.ndarray
+
+
+def _films(scene: Scene) -> dict[str, Filmed]:
+    """{task: its evaluation}, of those that have been filmed.
+
+    A policy for the one task comes before one for several.
+    """
+    label, domain = scene.label, scene.run.domain
+    made = artifacts.find(scene.run.root, f"evaluation/{label}/*", "evaluate", domain=domain)
     found = {}
-    for name in tasks.task_names(scene.run.domain):
-        folder = scene.run.root / "evaluation" / scene.label / name
-        best, worst = folder / f"{name}-best.gif", folder / f"{name}-worst.gif"
-        if best.exists() and worst.exists():
-            found[name] = (figures.read_gif(best, FILM_PAUSE), figures.read_gif(worst, FILM_PAUSE))
-    return found
+    for evaluation in sorted(made, key=lambda a: -len(a.meta["extra"]["rows"])):
+        rows = evaluation.meta["extra"]["rows"]
+        of_tasks = evaluation.path.name == "+".join(row["task"] for row in rows)  # not of a free prompt
+        for row in rows if of_tasks else []:
+            files = [evaluation.path / f"{row['task']}-{word}.gif" for word in ("best", "worst")]
+            if all(file.exists() for file in files):
+                found[row["task"]] = Filmed(row, *(figures.read_gif(file, FILM_PAUSE) for file in files))
+    return {name: found[name] for name in tasks.task_names(domain) if name in found}
 
 
 def imagination(scene: Scene) -> Chapter:
@@ -125,9 +145,9 @@ def imagination(scene: Scene) -> Chapter:
     pictures = [
         save_frames(folder, "imagined-vs-real.gif", "Real frames above imagined ones.", film, scene.pause),
         save_frames(folder, "imagined-vs-real.png", below, figures.strip(strips, header)),
-        _chart(scene, "prediction-error.png", error, figures.prediction_error, summary),
     ]
-    return Chapter("Imagination", text, pictures=pictures)
+    charts = [_chart(scene, "prediction-error.png", error, figures.prediction_error, summary)]
+    return Chapter("Imagination", text, pictures=pictures, charts=charts)
 
 
 def dreams(scene: Scene) -> Chapter:
@@ -158,7 +178,7 @@ def dreams(scene: Scene) -> Chapter:
         gates = {n: g.flatten(1).mean(1).tolist() for n, g in zip(names, scene.contexts.gates.cpu(), strict=True)}
         save_json(scene.folder, "gates", {"prompts": scene.prompts, "gates": gates})
         caption, short = "Gate of each fusion layer (Eq. 5).", {n[:24]: g for n, g in gates.items()}
-        chapter.pictures.append(_chart(scene, "gates.png", caption, figures.gate_bars, short))
+        chapter.charts.append(_chart(scene, "gates.png", caption, figures.gate_bars, short))
 
     # Fig. 4
     if films := _films(scene):
@@ -167,11 +187,12 @@ def dreams(scene: Scene) -> Chapter:
     return chapter
 
 
-def _real_above_text(scene: Scene, films: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _real_above_text(scene: Scene, films: Mapping[str, Filmed]) -> np.ndarray:
     """Two rows a task: its policy's best episode past getting up, and the decoded text imagination."""
     made = dict(zip(scene.prompts, _text_dreams(scene, 9 * FILM_STRIDE), strict=True))
     strips: list[tuple[str, np.ndarray]] = []
-    for name, (best, _) in films.items():
+    for name, found in films.items():
+        best = found.best
         middle = max(0, min(40, len(best) - 10))
         strips += [(f"{name}\nreal", best[middle : middle + 10]), ("imagined", made[name][::FILM_STRIDE])]
     return figures.strip(strips)
@@ -189,12 +210,13 @@ def _text_dreams(scene: Scene, steps: int) -> np.ndarray:
 
 def _policy_dream(scene: Scene, name: str, steps: int) -> tuple[np.ndarray, Tensor] | None:
     """Frames and actions of the prompt's policy in its own model; None where no policy was trained."""
-    artifact = scene.policies.get(scene.prompts[name])
-    if artifact is None:
+    learned = scene.policies.get(scene.prompts[name])
+    if learned is None:
         return None
+    artifact = learned.artifact
     model = open_model(artifact, scene.run.device)
     with torch.no_grad():
-        context = model.task(artifact.tensors("prompt", scene.run.device)["embedding"])
+        context = model.task(artifact.tensors("prompt", scene.run.device)["embedding"][learned.index, None])
     first = int(scene.dataset.episode_start[~scene.dataset.episode_info.cut][0])
     return diagnostics.policy_dream(model, load_actor(artifact, model), context, scene.dataset, first, steps)
 
@@ -208,7 +230,7 @@ def rewards(scene: Scene) -> Chapter:
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
     episodes = diagnostics.choose_episodes(dataset, scene.judged, count)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, c.reward_horizon)
-    shown = _policy_variant(scene)
+    shown = scene.policy_measure
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
 
     # each task apart: how well every variant ranks the true reward, and the one shown along good episodes
@@ -224,25 +246,15 @@ def rewards(scene: Scene) -> Chapter:
     save_json(scene.folder, "reward", about)
     made = save_tables(scene.folder, {"reward-rank": _reward_table(about, shown)})
     caption = f"Learned reward ({shown}) and true reward along whole episodes."
-    picture = _chart(scene, "reward.png", caption, figures.reward_traces, traces)
+    chart = _chart(scene, "reward.png", caption, figures.reward_traces, traces)
     text = f"No reward is shown to the agent; here it is judged. {_judged_on(scene)}"
-    return Chapter("Learned reward", text, made, [picture])
+    return Chapter("Learned reward", text, made, charts=[chart])
 
 
 def _judged_on(scene: Scene) -> str:
     if scene.held_out:
         return "The episodes were held out: the model was not trained on them."
     return "The episodes are those the model was trained on: none is held out."
-
-
-def _policy_variant(scene: Scene) -> str:
-    """The variant that the policies were trained on; the first of them where there is no policy."""
-    for policy in scene.policies.values():
-        behave = policy.meta["config"]["behave"]
-        for name, measure in scene.model.measures.items():
-            if (measure.align, measure.space) == (behave.get("align"), behave.get("space")):
-                return name
-    return next(iter(scene.model.measures))
 
 
 def _similarity(scene: Scene, episodes: np.ndarray, length: int) -> np.ndarray:
@@ -275,29 +287,30 @@ def _traces(
 
 
 def _reward_table(about: Mapping[str, Mapping[str, Any]], shown: str) -> Table:
-    """Rank correlations of every variant and the mean of the one shown by source, one row a task."""
+    """Rank correlations of every variant and the mean of the one shown by source, one column a task."""
     first = next(iter(about.values()))
-    names = list(first["spearman"])
     rows = []
-    for task, found in about.items():
-        ranks = ["" if found["spearman"][n] is None else f"{found['spearman'][n]:.2f}" for n in names]
-        means = []
-        for kind in KINDS:
-            mine = [s for name, s in found["by_source"].items() if _kind(name) == kind]
-            weights = [s["windows"] for s in mine]
-            means.append(f"{np.average([s['mean'][shown] for s in mine], weights=weights):.3f}" if mine else "")
-        rows.append([task, *ranks, *means])
+    for name in first["spearman"]:
+        ranks = [found["spearman"][name] for found in about.values()]
+        rows.append([f"rank correlation: {name}", *("" if r is None else f"{r:.2f}" for r in ranks)])
+    for kind in KINDS:
+        rows.append([f"mean of {shown}: {kind}", *(_mean_of(kind, shown, found) for found in about.values())])
     unseen = " that the model was not trained on" if first["held_out"] else ""
     note = (
         f"Spearman's rank correlation with the true reward over {first['windows']} windows of "
         f"{first['frames_a_window']} frames drawn evenly from all sources, of {first['episodes']} episodes{unseen}. "
-        f"{LEGEND if 'z' in names else ''}"
+        f"{LEGEND if 'z' in first['spearman'] else ''}"
         "“similarity” is the plain cosine of the backbone's embeddings of frames and prompt, without a world model. "
         "By source and behaviour: reward.json."
     )
-    columns = ["task", *(f"rank correlation: {n}" for n in names), *(f"mean of {shown}: {kind}" for kind in KINDS)]
     numbers = [{"task": t, **found} for t, found in about.items()]
-    return Table("Does the learned reward rank the true one?", note, columns, rows, numbers)
+    return Table("Does the learned reward rank the true one?", note, ["", *about], rows, numbers)
+
+
+def _mean_of(kind: str, shown: str, found: Mapping[str, Any]) -> str:
+    """The mean reward of windows of that kind of source; nothing where there are none."""
+    mine = [s for name, s in found["by_source"].items() if _kind(name) == kind]
+    return f"{np.average([s['mean'][shown] for s in mine], weights=[s['windows'] for s in mine]):.3f}" if mine else ""
 
 
 # ---------------------------------------------------------------------------- training, data
@@ -308,11 +321,11 @@ def training(scene: Scene) -> Chapter:
     found = logs.grouped(scene.run.root)
     if not found:
         raise BadInput(f"no training log yet; make one with: {scene.run.command('pretrain')}")
-    pictures = [
+    charts = [
         _chart(scene, f"curves-{folder}.png", f"Metrics of {folder}/ by step.", figures.curves, named)
         for folder, named in found.items()
     ]
-    return Chapter("Training", pictures=pictures)
+    return Chapter("Training", charts=charts)
 
 
 def experts(scene: Scene) -> Chapter | None:
@@ -322,8 +335,8 @@ def experts(scene: Scene) -> Chapter | None:
     if not made:
         return None
     about = f"Score of every training episode, exploration noise included, and its mean over {figures.SMOOTH}."
-    picture = _chart(scene, "experts.png", about, figures.learning_curves, expert_curves(found))
-    return Chapter("Experts", tables=made, pictures=[picture])
+    chart = _chart(scene, "experts.png", about, figures.learning_curves, expert_curves(found))
+    return Chapter("Experts", tables=made, charts=[chart])
 
 
 def datasets(scene: Scene) -> Chapter:
@@ -345,13 +358,12 @@ def datasets(scene: Scene) -> Chapter:
 # ---------------------------------------------------------------------------- shared
 
 
-def _chart(scene: Scene, name: str, caption: str, draw: Callable[[Path, Any], None], shown: Any) -> Picture:
-    draw(scene.folder / name, shown)
-    return Picture(name, caption, chart=True)
+def _chart(scene: Scene, name: str, caption: str, draw: Callable[[Path, Any], list[Path]], shown: Any) -> Chart:
+    return Chart(tuple(path.name for path in draw(scene.folder / name, shown)), caption)
 
 
 def _evaluate_command(scene: Scene) -> str:
     return scene.run.command("evaluate", "--task", tasks.task_names(scene.run.domain)[0])
 
 
-PARTS = (scores, transfers, policies, imagination, dreams, rewards, training, experts, datasets)
+PARTS = (policy, scores, transfers, imagination, dreams, rewards, training, experts, datasets)

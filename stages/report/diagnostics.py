@@ -231,11 +231,9 @@ def episode_rewards(
         t + 1.
     """
     length = int(dataset.episode_info.length[episodes[0]])
-    count = (length - 1) // horizon
-    if not count or (dataset.episode_info.length[episodes] != length).any():
+    if length <= horizon or (dataset.episode_info.length[episodes] != length).any():
         raise BadInput(f"the reward along episodes needs episodes of one length, longer than {horizon} decisions")
     device = next(model.parameters()).device
-    index = torch.arange(count, device=device)[:, None] * horizon + torch.arange(horizon + 1, device=device)  # (n, H+1)
     found: dict[str, list[Tensor]] = {name: [] for name in model.measures}
     for chunk in _chunks(episodes, 4):
         # what does not depend on the prompt: frames, posterior, embeddings
@@ -250,13 +248,29 @@ def episode_rewards(
             task = prompts.rows(torch.tensor([k], device=device))
             z = model.fuse(e, s, task.gates.unsqueeze(1))
             h = model.rssm.scan(z, action, is_first, model.rssm.first(len(chunk)))
-            state = State(h, z, e).map(lambda x: x[:, index].flatten(0, 1))  # (B·n, H+1, ·)
-            steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
-            for name, measure in model.measures.items():
-                reward = model.reward(task.expand(len(steps)), state, steps, measure)  # (B·n, H)
-                found[name].append(reward.float().cpu().reshape(len(chunk), -1))
+            for name, reward in stretch_rewards(model, State(h, z, e), action, task, horizon).items():
+                found[name].append(reward.float().cpu())
     count = len(prompts.tau)  # every chunk of episodes is there once a prompt
     return {n: np.stack([torch.cat(parts[k::count]).numpy() for k in range(count)]) for n, parts in found.items()}
+
+
+@torch.no_grad()
+def stretch_rewards(
+    model: WorldModel, state: State, action: Tensor, task: TaskContext, horizon: int
+) -> dict[str, Tensor]:
+    """Learned rewards of filtered episodes, cut into stretches of `horizon` steps: {measure: (B, n·horizon)}.
+
+    Args:
+        state: (B, T, ·). action: (B, T, A), the one that led to each row. task: of one prompt.
+    """
+    count = (action.shape[1] - 1) // horizon
+    starts = torch.arange(count, device=action.device)[:, None] * horizon
+    index = starts + torch.arange(horizon + 1, device=action.device)  # (n, H+1)
+    state = state.map(lambda x: x[:, index].flatten(0, 1))  # (B·n, H+1, ·)
+    steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
+    task = task.expand(len(steps))
+    rewards = {name: model.reward(task, state, steps, measure) for name, measure in model.measures.items()}
+    return {name: reward.reshape(len(action), -1) for name, reward in rewards.items()}
 
 
 def choose_episodes(dataset: Dataset, among: np.ndarray, count: int) -> np.ndarray:

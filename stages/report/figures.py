@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
@@ -27,6 +26,7 @@ STYLE = {
     "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.25, "grid.linewidth": 0.6, "axes.axisbelow": True,
 }  # fmt: skip
+MANY = 5  # names in a legend beyond which one legend is enough
 SMOOTH = 10  # episodes behind a point of a learning curve
 
 Clip = np.ndarray  # frames (T, 3, H, W) uint8
@@ -94,8 +94,9 @@ def _progress(page: Image.Image, left: int, t: int, length: int, seen: int) -> N
 
 
 def save_gif(path: Path, pages: np.ndarray, milliseconds: int) -> None:
-    """Write (T, H, W, 3) uint8 as an endless GIF."""
-    iio.imwrite(path, pages, duration=milliseconds, loop=0)
+    """Write (T, H, W, 3) uint8 as an endless GIF of few colours: half the size, and no one sees the difference."""
+    first, *others = [Image.fromarray(page).quantize(128, dither=Image.Dither.NONE) for page in pages]
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def read_gif(path: Path, milliseconds: int) -> Clip:
@@ -157,109 +158,119 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 # ---------------------------------------------------------------------------- charts
 
+WIDE, HIGH = 3.6, 2.5  # inches of a panel: at 100 pixels an inch it fits a phone, and two or three a wide page
+
+
+def panel_paths(path: Path, count: int) -> list[Path]:
+    """Where the panels of a chart go: `path` itself for the only one, else a.png → a-1.png, a-2.png, ..."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(count)]
+
 
 @contextmanager
-def chart(
-    path: Path, count: int = 1, columns: int = 1, width: float = 3.2, height: float = 2.3
-) -> Iterator[list[Axes]]:
-    """`count` axes of `width` × `height` inches in rows of `columns`, saved as PNG; unused ones are hidden."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    with figure(path, columns * width, rows * height, STYLE) as drawn:
-        axes = list(np.atleast_1d(drawn.subplots(rows, columns)).ravel())
+def chart(path: Path, count: int = 1, height: float = HIGH) -> Iterator[list[Axes]]:
+    """The axes of `count` panels, a PNG each at `panel_paths`: side by side they are as many as the page has room for.
+
+    A panel names its lines when there are several; of more than a handful only the first panel does.
+    """
+    with ExitStack() as stack:
+        drawn = [stack.enter_context(figure(p, WIDE, height, STYLE)) for p in panel_paths(path, count)]
+        axes = [one.subplots() for one in drawn]
         yield axes
-        for ax in axes:
-            ax.set_visible(ax.has_data())
+        for number, (one, ax) in enumerate(zip(drawn, axes, strict=True)):
+            named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+            if len(named) > 1 and (len(named) <= MANY or number == 0):
+                one.legend(named.values(), named, loc="outside upper left", ncols=2, fontsize=7)
 
 
-def prediction_error(path: Path, summary: Mapping[str, Any]) -> None:
+def prediction_error(path: Path, summary: Mapping[str, Any]) -> list[Path]:
     """Error of open-loop prediction by horizon, beside copying the last frame seen."""
     lines = {
         "copy_last_frame": ("copy last frame", COLORS[6], "--"),
-        "single_rollout": ("one rollout, most likely states", COLORS[1], "-"),
+        "single_rollout": ("one rollout", COLORS[1], "-"),
         "model": (f"mean of {summary['rollouts']} rollouts", COLORS[0], "-"),
     }
-    with chart(path, width=5.5, height=3.2) as (ax,):
+    with chart(path, height=3.0) as (ax,):
         for key, (label, color, style) in lines.items():
             ax.plot(summary["horizon"], summary[key], color=color, linestyle=style, label=label)
-        title = f"Open-loop prediction, mean over {summary['windows']} windows"
+        title = f"mean over {summary['windows']} windows"
         ax.set(title=title, xlabel="steps ahead", ylabel="squared error a frame", ylim=(0, None))
-        ax.legend()
+    return [path]
 
 
-def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> None:
+def gate_bars(path: Path, gates: Mapping[str, Sequence[float]]) -> list[Path]:
     """Gate p of each TAMF layer (Eq. 5) by prompt: 0 takes the semantic expert, 1 the dynamic one."""
     layers = len(next(iter(gates.values())))
-    groups = {f"layer {i + 1}": {name: (values[i], 0.0) for name, values in gates.items()} for i in range(layers)}
-    with chart(path, width=max(4.5, 1.4 * layers * len(gates) ** 0.5), height=3.0) as (ax,):
-        _bars(ax, groups, list(gates))
-        ax.axhline(0.5, color="#888888", linewidth=0.8)
-        ax.set(title="Gates by prompt (Eq. 5)", ylabel="gate: semantic 0, dynamic 1", ylim=(0, 1))
-        ax.legend(ncols=min(4, len(gates)))
+    with chart(path, layers, _bars_height(len(gates))) as axes:
+        for i, ax in enumerate(axes):
+            _bars(ax, {name: (values[i], 0.0) for name, values in gates.items()}, list(gates))
+            ax.axvline(0.5, color="#888888", linewidth=0.8)
+            ax.set(title=f"layer {i + 1}: semantic 0, dynamic 1", xlim=(0, 1.12))
+    return panel_paths(path, layers)
 
 
-def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
+def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> list[Path]:
     """Learned reward (left axis) over the true one (right axis, 0 to 1) along episodes.
 
     Args:
         traces: {task: {which episode: (learned (T,), true (T,))}}.
     """
-    columns = max(len(group) for group in traces.values())
-    lows = [learned.min() for group in traces.values() for learned, _ in group.values()]
-    highs = [learned.max() for group in traces.values() for learned, _ in group.values()]
-    with chart(path, len(traces) * columns, columns, 3.6, 2.1) as axes:
-        for row, (task, group) in enumerate(traces.items()):
-            for column, (episode, (learned, true)) in enumerate(group.items()):
-                ax = axes[row * columns + column]
-                ax.plot(learned, color=COLORS[0], linewidth=0.9, label="learned")
-                ax.set(title=f"{task}: {episode}", ylim=(min(lows), max(highs)))
-                ax.tick_params(axis="y", colors=COLORS[0])
-                other = ax.twinx()
-                other.plot(true, color=COLORS[1], linewidth=0.9, label="true")
-                other.set(ylim=(-0.02, 1.02))
-                other.tick_params(colors=COLORS[1])
-                other.grid(visible=False)
-                if row == column == 0:
-                    ax.legend(handles=[*ax.get_lines(), *other.get_lines()], loc="lower right", frameon=True)
+    panels = {f"{task}: {name}": pair for task, group in traces.items() for name, pair in group.items()}
+    low = min(learned.min() for learned, _ in panels.values())
+    high = max(learned.max() for learned, _ in panels.values())
+    with chart(path, len(panels)) as axes:
+        for ax, (title, (learned, true)) in zip(axes, panels.items(), strict=True):
+            ax.plot(learned, color=COLORS[0], linewidth=0.9, label="learned")
+            ax.plot([], color=COLORS[1], linewidth=0.9, label="true")  # for the legend
+            ax.set(title=title, ylim=(low, high))
+            ax.tick_params(axis="y", colors=COLORS[0])
+            other = ax.twinx()
+            other.plot(true, color=COLORS[1], linewidth=0.9)
+            other.set(ylim=(-0.02, 1.02))
+            other.tick_params(colors=COLORS[1])
+            other.grid(visible=False)
+    return panel_paths(path, len(panels))
 
 
-def score_bars(path: Path, panels: Mapping[str, Groups]) -> None:
-    """Scores with whiskers: {title: {task: {method: (mean, half-width)}}}, a panel a title (Fig. 3: a pair of bodies).
+def score_bars(path: Path, panels: Mapping[str, Groups]) -> list[Path]:
+    """Scores with whiskers: {title: {task: {method: (mean, half-width)}}}, a panel a task.
 
-    A method keeps its colour.
+    A method keeps its place and colour.
     """
     methods = list(dict.fromkeys(m for groups in panels.values() for group in groups.values() for m in group))
-    width = max(4.5, 0.55 * max(map(len, panels.values())) * len(methods) + 1.5)
-    with chart(path, len(panels), 2, width, 3.2 if len(panels) == 1 else 2.4) as axes:
-        for ax, (title, groups) in zip(axes, panels.items(), strict=False):
-            _bars(ax, groups, methods)
-            ax.axhline(0, color="#888888", linewidth=0.8)
-            low, high = (1.15 * limit for limit in ax.get_ylim())
-            ax.set(title=title, ylabel="normalised score", ylim=(min(low, 0.0), max(high, 1.0)))
-        _legend_above(axes)
+    drawn = {f"{title}: {task}": bars for title, groups in panels.items() for task, bars in groups.items()}
+    with chart(path, len(drawn), _bars_height(len(methods))) as axes:
+        for ax, (title, bars) in zip(axes, drawn.items(), strict=True):
+            _bars(ax, bars, methods)
+            ax.axvline(0, color="#888888", linewidth=0.8)
+            low, high = (1.15 * limit for limit in ax.get_xlim())
+            ax.set(title=title, xlim=(min(low, 0.0), max(high, 1.12)))
+    return panel_paths(path, len(drawn))
 
 
-def _bars(ax: Axes, groups: Groups, names: Sequence[str]) -> None:
-    """A cluster of bars a group, with whiskers where there is an error; a name keeps its place and colour."""
-    width = 0.8 / len(names)
-    for i, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
-        at = [(t, *group[name]) for t, group in enumerate(groups.values()) if name in group]
-        x = [t + (i - (len(names) - 1) / 2) * width for t, _, _ in at]
-        errors = [e for _, _, e in at]
-        bars = ax.bar(x, [m for _, m, _ in at], width * 0.92, yerr=errors if any(errors) else None,
-                      color=color, label=name, error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
-        ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-    ax.set_xticks(range(len(groups)), list(groups))
+def _bars_height(count: int) -> float:
+    return 0.7 + 0.26 * count
 
 
-def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 4) -> None:
+def _bars(ax: Axes, bars: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:
+    """A bar a name, from the top, with whiskers where there is an error; a name keeps its place and colour."""
+    for at, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
+        if name in bars:
+            mean, error = bars[name]
+            drawn = ax.barh(at, mean, 0.7, xerr=error or None, color=color, error_kw={"linewidth": 1, "capsize": 2})
+            ax.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+
+
+def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[Path]:
     """Normalised score of every training episode as a dot and their running mean over `SMOOTH`, one panel a name.
 
     Args:
         found: {name: (decisions (E,), score (E,))}.
     """
-    with chart(path, len(found), columns, 2.7, 2.1) as axes:
-        for ax, (name, (decisions, score)) in zip(axes, found.items(), strict=False):
+    with chart(path, len(found)) as axes:
+        for ax, (name, (decisions, score)) in zip(axes, found.items(), strict=True):
             thousands, width = decisions / 1000, min(SMOOTH, len(score))
             ax.plot(thousands, score, ".", color=COLORS[5], markersize=2.5, markeredgewidth=0)
             mean = np.convolve(score, np.ones(width) / width, "valid")
@@ -267,9 +278,10 @@ def learning_curves(path: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray
             ax.axhline(0, color="#888888", linewidth=0.8)
             limits = min(-0.1, score.min()), max(1.05, score.max())
             ax.set(title=name, xlabel="thousand decisions", ylabel="score", ylim=limits)
+    return panel_paths(path, len(found))
 
 
-def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], columns: int = 3) -> None:
+def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> list[Path]:
     """Training curves, one panel a metric, one line a name; several seeds of a name become mean and range.
 
     Args:
@@ -277,21 +289,14 @@ def curves(path: Path, logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]
     """
     skip = ("step", "seconds")
     keys = list(dict.fromkeys(k for runs in logs.values() for run in runs for row in run for k in row if k not in skip))
-    with chart(path, len(keys), columns) as axes:
-        for ax, key in zip(axes, keys, strict=False):
+    with chart(path, len(keys)) as axes:
+        for ax, key in zip(axes, keys, strict=True):
             for (name, runs), color in zip(logs.items(), cycle(COLORS), strict=False):
                 series = [_series(run, key) for run in runs if any(key in row for row in run)]
                 if series:
                     _band(ax, series, name, color)
             ax.set(title=key)
-        _legend_above(axes)
-
-
-def _legend_above(axes: Sequence[Axes]) -> None:
-    """One legend for the whole figure, outside its axes: each name once."""
-    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
-    handles = {label: handle for pair in pairs for handle, label in pair}
-    axes[0].figure.legend(handles.values(), handles, loc="outside upper left", ncols=4)
+    return panel_paths(path, len(keys))
 
 
 def _series(run: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,22 @@ MEDIA = {".png": "image/png", ".gif": "image/gif"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or GIF of the report's folder. A chart is inverted in the dark; frames of the world are not."""
+    """A PNG or GIF of the report's folder, frames of the world.
+
+    `large`: as wide as its share of the page, beside others of its kind; else no wider than it is.
+    """
 
     file: str
     caption: str
-    chart: bool = False
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels of one chart, a PNG each; inverted in the dark."""
+
+    files: tuple[str, ...]
+    caption: str
 
 
 @dataclass
@@ -35,6 +47,7 @@ class Chapter:
     text: str = ""
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
 
 def write_report(
@@ -45,14 +58,25 @@ def write_report(
     Args:
         facts: short lines under the title, e.g. {"scale": "laptop"}.
     """
+    shown = {"title": title, "facts": facts, "chapters": chapters, "tree": tree}
+    html = render_page("report.html.j2", shown, folder)
+    (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def render_page(template: str, shown: Mapping[str, Any], folder: Path | None = None) -> str:
+    """A page from a template that lies beside this file; its filter `inline` reads pictures of `folder`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=True, undefined=StrictUndefined)
     environment.loader = FileSystemLoader(Path(__file__).parent)
-    environment.filters["inline"] = lambda name: inline(folder / name)
-    page = environment.get_template("report.html.j2")
-    html = page.render(title=title, facts=facts, chapters=chapters, tree=tree)
-    (folder / "report.html").write_text(html, encoding="utf-8")
+    environment.filters |= {"inline": lambda name: inline((folder or Path()) / name), "bar": bar_of}
+    return environment.get_template(template).render(shown)
+
+
+def bar_of(cell: str) -> float | None:
+    """Per cent of a bar behind a cell that is a score, such as '0.85 ± 0.06 (3)' or '0.85 [0.06]'; None for others."""
+    found = re.match(r"(-?\d+\.\d+) [±[]", cell)
+    return None if found is None else round(100 * min(1.0, max(0.0, float(found[1]))), 1)
 
 
 def save_tables(folder: Path, made: Mapping[str, Table | None]) -> list[Table]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.report import figures, results, tables
 from stages.report.chapters import FIG_4
-from stages.report.page import Chapter, Picture, save_tables
+from stages.report.page import Chapter, Chart, Picture, save_tables
 from stages.report.results import Result
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -51,9 +51,9 @@ def figure_3(folder: Path, found: Sequence[Result]) -> Chapter:
     """Scores after transfer, as a table and as bars."""
     chapter = Chapter("Fig. 3", TAKEN, save_tables(folder, {"fig3": tables.transfer_table(found)}))
     if chapter.tables:
-        figures.score_bars(folder / "fig3.png", results.transfer_bars(found))
+        files = figures.score_bars(folder / "fig3.png", results.transfer_bars(found))
         about = "Scores after transfer between bodies, with standard errors."
-        chapter.pictures.append(Picture("fig3.png", about, chart=True))
+        chapter.charts.append(Chart(tuple(file.name for file in files), about))
     return chapter
 
 

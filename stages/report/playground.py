@@ -1,69 +1,70 @@
-"""What a trained run makes of any text: its text imagination, the data's nearest clips, a policy's rollout.
+"""A page that asks for prompts and shows what a trained run makes of them.
 
-    answer = ask(scene, "walk slowly", Path("answer"))     # GIFs in the folder, with a caption each
+    pictures = ask(scene, "walk slowly", Path("answer"))     # GIFs in the folder, with a caption each
 
-`serve_page` asks from a web page, which is served to this machine alone and loads nothing from elsewhere: no fonts, no
-analytics, no share link.
+`serve_page` answers this machine alone. The page loads nothing from elsewhere, and the browser is told to refuse what
+would.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
+import threading
+import webbrowser
 from collections.abc import Callable
-from html import escape
+from contextlib import suppress
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stages.backbones.probe import CLIPS, closest, similarities
-from stages.policies.policy import Policy
 from stages.report import diagnostics, figures
-from stages.report.chapters import FILM_PAUSE, FILM_STRIDE
 from stages.report.diagnostics import source_name
-from stages.report.figures import Clip
-from stages.report.page import Picture, inline, save_frames
+from stages.report.page import Picture, inline, render_page, save_frames
+from stages.report.performance import PAUSE, film_of, perform
 from stages.report.scene import Scene
-from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
-from stages.worlds import tasks
 from stages.worlds.motion import window_rows
 
-DECISIONS = 200  # of a rollout in the real environment: two fifths of an episode
-FIRST_SEED = 200_000  # no collected and no evaluated episode starts there
+HOST, FIRST_PORT = "127.0.0.1", 7860
+OWN_ONLY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; form-action 'self'"
+)
+MAX_URL = 16_000  # characters: a prompt of the longest kind, escaped
 
 
 def ask(scene: Scene, prompt: str, folder: Path) -> list[Picture]:
-    """Everything there is to see of a prompt, as GIFs in `folder`.
+    """What there is to see of a prompt, as GIFs in `folder`: a policy beside the text imagination, the closest data.
 
     Raises BadInput when the run has no model or its backbone has changed.
     """
-    e = scene.backbone.encode_text([prompt]).to(scene.run.device)  # (1, dim_e)
-    films = [_dream(scene, prompt, e, folder), _clips(scene, e, folder)]
     if scene.policies:
-        films.append(_rollout(scene, prompt, e, folder))
-    return films
+        shown = perform(scene, prompt)
+        films = [save_frames(folder, "policy.gif", shown.caption, film_of(shown), PAUSE)]
+    else:
+        films = [_dream(scene, prompt, folder)]
+    return films + ([_clips(scene, prompt, folder)] if scene.model_artifact.meta["stage"] == "pretrain" else [])
 
 
-def _dream(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Picture:
+def _dream(scene: Scene, prompt: str, folder: Path) -> Picture:
     """The decoded text imagination (Eq. 7, 8), along no actions."""
     steps = scene.config.dream_steps
     with torch.no_grad():
-        context = scene.model.task(e)
+        context = scene.model.task(scene.backbone.encode_text([prompt]).to(scene.run.device))
     actions = torch.zeros(1, steps, scene.model.dim_action, device=scene.run.device)
     clip = diagnostics.text_dream(scene.model, context, actions)[0]  # (H+1, 3, 64, 64)
-    about = f"Text imagination of “{prompt}”, {steps} steps, decoded."
+    about = f"Text imagination of “{prompt}”, {steps} steps, decoded. There is no policy yet."
     return save_frames(folder, "dream.gif", about, figures.film([("", [clip])], scale=3), scene.pause)
 
 
-def _clips(scene: Scene, e: Tensor, folder: Path) -> Picture:
+def _clips(scene: Scene, prompt: str, folder: Path) -> Picture:
     """The windows of the data whose embeddings are closest, one an episode, best first."""
     data = scene.dataset
-    similarity = similarities(data, e.cpu().numpy())[0]  # (N,)
+    similarity = similarities(data, scene.backbone.encode_text([prompt]).cpu().numpy())[0]  # (N,)
     rows = window_rows(np.append(data.episode_start, data.n_frames))
     found = closest(data, similarity, CLIPS)
     clips = [data.rows("image", rows[row]) for row in found]  # (8, 3, 64, 64) each
@@ -74,137 +75,118 @@ def _clips(scene: Scene, e: Tensor, folder: Path) -> Picture:
     return save_frames(folder, "clips.gif", about, film, scene.pause)
 
 
-def _rollout(scene: Scene, prompt: str, e: Tensor, folder: Path) -> Picture:
-    """A policy in the real environment: the one learned for this text, or for the closest there is."""
-    artifact, learned, cosine = nearest_policy(scene, prompt, e)
-    frames = rollout_frames(artifact, scene.run.domain, scene.run.device)
-    about = f"Its policy in the real environment, {DECISIONS} decisions."
-    if learned != prompt:
-        about = f"No policy was learned for this text; this is the one for “{learned}” (cosine {cosine:.2f})."
-    return save_frames(folder, "rollout.gif", about, figures.film([("", [frames])], scale=3), FILM_PAUSE)
-
-
-def nearest_policy(scene: Scene, prompt: str, e: Tensor) -> tuple[Artifact, str, float]:
-    """The policy whose prompt's embedding is closest to `e` (1, dim_e), its prompt and the cosine."""
-    if prompt in scene.policies:
-        return scene.policies[prompt], prompt, 1.0
-    learned = list(scene.policies)
-    cosine = (scene.backbone.encode_text(learned).to(e.device) @ e[0]).tolist()
-    best = int(np.argmax(cosine))
-    return scene.policies[learned[best]], learned[best], cosine[best]
-
-
-def rollout_frames(artifact: Artifact, domain: str, device: str) -> Clip:
-    """Every fourth frame of a policy's episode, up to DECISIONS: (T, 3, 64, 64) uint8."""
-    policy = Policy.load(artifact.path, device)
-    named = artifact.meta["config"]["tasks"] or tasks.task_names(domain)
-    env = tasks.make_env(domain, named[0])
-    env.reset(seed=FIRST_SEED)
-    kept = []
-    for decision in range(DECISIONS):
-        frame = env.render()
-        if decision % FILM_STRIDE == 0:
-            kept.append(frame)
-        large = env.render(policy.backbone_size) if policy.backbone_size > frame.shape[-1] else None
-        env.step(policy.act(frame, large))
-    return np.stack(kept)
-
-
 # ---------------------------------------------------------------------------- the page
 
-HOST = "127.0.0.1"
-FONTS = ("system-ui", "sans-serif")
-OWN_ONLY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # what the browser may load, and from where
+
+class Site(ThreadingHTTPServer):
+    """The page on this machine; `reply` turns a prompt into HTML, or raises BadInput.
+
+    Args:
+        port: None for the first free one from 7860.
+
+    Raises BadInput when the port is taken.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = False  # a port that is listened on is taken
+
+    def __init__(self, reply: Callable[[str], str], port: int | None) -> None:
+        self.reply = reply
+        for number in [port] if port else range(FIRST_PORT, FIRST_PORT + 100):
+            try:
+                super().__init__((HOST, number), Answer)
+                return
+            except OSError as error:
+                reason = error
+        raise BadInput(f"the playground cannot listen on {HOST} ({reason}); give another --port") from None
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_port}/"
 
 
-def serve_page(scene: Scene, port: int | None, check: Callable[[str], str]) -> None:
-    """Open the page and answer until Ctrl-C.
+class Answer(BaseHTTPRequestHandler):
+    """One request: the page, answering the `prompt` in its address."""
+
+    server: Site
+
+    def do_GET(self) -> None:
+        # A page of another site may have had its name resolved to this machine: its name is not ours.
+        if self.headers.get("Host") not in (
+            f"{HOST}:{self.server.server_port}",
+            f"localhost:{self.server.server_port}",
+        ):
+            self._send(403, "this page is for the machine it runs on")
+        elif len(self.path) > MAX_URL:
+            self._send(414, "the prompt is too long")
+        elif urlsplit(self.path).path != "/":
+            self._send(404, "there is one page here, /")
+        else:
+            asked = parse_qs(urlsplit(self.path).query, keep_blank_values=True).get("prompt", [None])[0]
+            with suppress(BrokenPipeError):  # the reader left
+                self._send(200, self.server.reply(asked or ""))
+
+    def _send(self, code: int, html: str) -> None:
+        body = html.encode()
+        self.send_response(code)
+        for name, value in (
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Content-Security-Policy", OWN_ONLY),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the terminal belongs to the command."""
+
+
+def serve_page(scene: Scene, port: int | None, check: Callable[[str], str], *, browse: bool = False) -> None:
+    """Open the page, with the first prompt answered, and go on until Ctrl-C.
 
     Args:
         port: None for the first free one from 7860.
         check: strips a prompt, or raises BadInput.
+        browse: also show it in this machine's browser.
 
-    Raises BadInput when Gradio is missing, the port is taken, or the run has no model.
+    Raises BadInput when the port is taken, or the run has no model.
     """
-    gradio = import_gradio()
-    title = f"BiTAgent: {scene.run.domain}, {scene.method}"
-    examples = list(scene.prompts.values())
-    _ = scene.model, scene.backbone, scene.dataset  # opened now: what is missing is said here, not in a browser
-    page = build_page(gradio, title, examples, lambda prompt: answer(scene, check(prompt)))
-    launch(gradio, page, port, scene.run.quiet)
-
-
-def launch(gradio: ModuleType, page: Any, port: int | None, quiet: bool) -> None:
-    """Serve a page to this machine alone. Raises BadInput when the port is taken."""
-    from starlette.middleware import Middleware
-
-    os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is up; nothing here needs a proxy
-    theme = gradio.themes.Base(font=list(FONTS), font_mono=["monospace"])
-    try:
-        _, url, _ = page.launch(  # quiet, for Gradio's own words offer a public link
-            server_name=HOST, server_port=port, share=False, ssr_mode=False, footer_links=[], quiet=True,
-            prevent_thread_lock=True, theme=theme, app_kwargs={"middleware": [Middleware(KeepToItself)]},
-        )  # fmt: skip
-    except OSError as error:
-        raise BadInput(f"the playground cannot listen on {HOST} ({error}); give another --port") from None
-    if not quiet:
-        print(f"open {url} in a browser on this machine; Ctrl-C ends it")
-    page.block_thread()
-
-
-def import_gradio() -> ModuleType:
-    """Gradio, told to stay offline. Raises BadInput when it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        import gradio
-    except ImportError:
-        raise BadInput("the playground needs Gradio: pip install 'bitagent[playground]' -c constraints.txt") from None
-    return gradio
-
-
-def build_page(gradio: ModuleType, title: str, examples: list[str], reply: Callable[[str], str]) -> Any:
-    """The page as Gradio's Blocks; `reply` turns a prompt into HTML, or raises BadInput."""
-
-    def shown(prompt: str) -> str:
+    examples = list(scene.policies) or list(scene.prompts.values())
+    reply = make_reply(scene, examples, check)
+    with Site(reply, port) as site:
+        reply(examples[0])  # what is missing is said here, not in a browser
+        if not scene.run.quiet:
+            print(f"open {site.url} in a browser on this machine; Ctrl-C ends it", flush=True)
+        if browse:
+            webbrowser.open(site.url)
         try:
-            return reply(prompt)
-        except BadInput as error:
-            raise gradio.Error(str(error)) from None
-
-    with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"## {title}\nWhat the model makes of a text: its imagination, the closest data, a policy.")
-        prompt = gradio.Textbox(label="Prompt", placeholder=examples[0], max_length=2000)
-        button = gradio.Button("Show", variant="primary")
-        gradio.Examples([[text] for text in examples], prompt)
-        films = gradio.HTML()
-        for event in (button.click, prompt.submit):
-            event(shown, prompt, films, api_visibility="private")
-    return page
+            site.serve_forever()
+        except KeyboardInterrupt:
+            print()
 
 
-def answer(scene: Scene, prompt: str) -> str:
-    """The films of a prompt as HTML with the GIFs inside."""
-    with tempfile.TemporaryDirectory() as folder:
-        films = [(inline(Path(folder) / film.file), escape(film.caption)) for film in ask(scene, prompt, Path(folder))]
-    return "".join(
-        f'<figure style="margin:1rem 0"><img src="{image}" alt="{caption}" style="max-width:100%">'
-        f"<figcaption>{caption}</figcaption></figure>"
-        for image, caption in films
-    )
+def make_reply(scene: Scene, examples: list[str], check: Callable[[str], str]) -> Callable[[str], str]:
+    """From a prompt, by default the first example, to the whole page; each is played once, one at a time."""
+    one_at_a_time = threading.Lock()
+    title = f"BiTAgent: {scene.run.domain}, {scene.method}"
 
+    @cache
+    def films(prompt: str) -> list[tuple[str, str]]:
+        with tempfile.TemporaryDirectory() as folder:
+            return [(inline(Path(folder) / film.file), film.caption) for film in ask(scene, prompt, Path(folder))]
 
-class KeepToItself:
-    """ASGI middleware by which the browser refuses to load anything from another host."""
+    def reply(prompt: str) -> str:
+        asked, shown, error = prompt.strip() or examples[0], [], ""
+        try:
+            with one_at_a_time:
+                shown = films(check(asked))
+        except BadInput as refused:
+            if asked == examples[0]:  # the run has what is needed, or there is no page
+                raise
+            error = str(refused)
+        about = {"title": title, "prompt": asked, "examples": examples, "films": shown, "error": error}
+        return render_page("playground.html.j2", about)
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_more(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", OWN_ONLY.encode())
-                message = {**message, "headers": [*message["headers"], policy]}
-            await send(message)
-
-        await self.app(scope, receive, send_more)
+    return reply

@@ -192,17 +192,6 @@ def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
     return float(interquartile_mean(*samples)), float(interval.low), float(interval.high)
 
 
-def bars(results: Sequence[Result], domain: str) -> dict[str, Panel]:
-    """{domain: {task: {method: (mean, standard error)}}} of single-task policies, random first; {} without any."""
-    single = [r for r in results if r.single_task]
-    panel = {}
-    for task in sorted({r.task for r in single}, key=tasks.task_names(domain, training_only=False).index):
-        mine = [r for r in single if r.task == task]
-        methods = {m: [r for r in mine if r.method == m] for m in ordered({r.method for r in mine})}
-        panel[task] = {"random": (float(np.mean([r.random_score for r in mine])), 0.0)} | _heights(methods)
-    return {domain: panel} if panel else {}
-
-
 def transfer_bars(results: Sequence[Result]) -> dict[str, Panel]:
     """{'walker → stickman': {task: {method: (mean, standard error)}}} of the models carried over (Fig. 3)."""
     panels: dict[str, Panel] = {}

@@ -14,11 +14,9 @@ from torch import Tensor
 from stages import worlds
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.embeddings import open_training_data
-from stages.core.actor_critic import Actor
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
-from stages.policies.policy import load_learner
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run, Section
@@ -49,6 +47,14 @@ def find_artifacts(run: Run) -> Iterator[Artifact]:
         yield from artifacts.find(run.root, pattern, domain=run.domain)
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A policy, and which of its prompts is meant."""
+
+    artifact: Artifact
+    index: int
+
+
 @dataclass
 class Scene:
     """The model `method` of the run's seed, its data, prompts and policies; `folder` is the page to be.
@@ -68,10 +74,13 @@ class Scene:
 
     @cached_property
     def model_artifact(self) -> Artifact:
+        """The model, or a policy that brought its model along to where there is none, as in `demo/`."""
         if is_model_free(self.method):
             raise BadInput(f"{self.method} learned without a world model; look at another --method")
-        made_by = self.run.command("pretrain", "--method", self.method, "--seed", str(self.run.seed))
         path = self.run.root / "model" / self.label
+        if not path.exists() and self.policies:
+            return next(iter(self.policies.values())).artifact
+        made_by = self.run.command("pretrain", "--method", self.method, "--seed", str(self.run.seed))
         return artifacts.load(path, "pretrain", domain=self.run.domain, made_by=made_by)
 
     @cached_property
@@ -80,6 +89,8 @@ class Scene:
 
     @cached_property
     def dataset(self) -> Dataset:
+        if self.model_artifact.meta["stage"] != "pretrain":
+            raise BadInput(f"{self.run.root} holds a policy without the data behind it")
         return open_training_data(self.model_artifact, self.run)
 
     @cached_property
@@ -99,11 +110,11 @@ class Scene:
         return held & ~info.cut & (info.length >= self.config.context + self.config.horizon)
 
     @cached_property
-    def policies(self) -> dict[str, Artifact]:
-        """Policies that follow one text prompt, by prompt."""
+    def policies(self) -> dict[str, Learned]:
+        """What follows a text prompt, by prompt: a policy for that one alone, or else one for several."""
         found = artifacts.find(self.run.root, f"policy/{self.label}/*", "behave", domain=self.run.domain)
-        asked = [(a.meta["config"]["prompts"], a) for a in found]
-        return {p[0]: a for p, a in asked if len(p) == 1 and not p[0].startswith("video ")}
+        asked = [(p, Learned(a, k), a.meta["config"]["prompts"]) for a in found for k, p in enumerate(_texts(a))]
+        return {prompt: learned for prompt, learned, beside in sorted(asked, key=lambda one: -len(one[2]))}
 
     @cached_property
     def prompts(self) -> dict[str, str]:
@@ -129,13 +140,22 @@ class Scene:
             return self.model.task(self.text)
 
     @property
+    def policy_measure(self) -> str:
+        """The measure of reward that the policies were trained on; the model's first where there is no policy."""
+        for learned in self.policies.values():
+            behave = learned.artifact.meta["config"]["behave"]
+            for name, measure in self.model.measures.items():
+                if (measure.align, measure.space) == (behave.get("align"), behave.get("space")):
+                    return name
+        return next(iter(self.model.measures))
+
+    @property
     def pause(self) -> int:
         """Milliseconds of a decision, as GIFs count them."""
         seconds = worlds.BODIES[self.run.domain].control_timestep * tasks.ACTION_REPEAT
         return max(20, round(seconds * 100) * 10)
 
 
-def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
-    """The actor of a policy artifact, frozen, on the model's device."""
-    learner = load_learner(artifact, model)
-    return learner.actor.to(next(model.parameters()).device).requires_grad_(False)
+def _texts(policy: Artifact) -> list[str]:
+    """The prompts of a policy that are text: a video's stands for a file."""
+    return [prompt for prompt in policy.meta["config"]["prompts"] if not prompt.startswith("video ")]

@@ -46,6 +46,7 @@ class Run:
     resolved: dict[str, Any] = field(default_factory=dict)
     preset: str = ""  # as typed, when it is the user's own file and not the domain's
     options: tuple[str, ...] = ()
+    log: str = ""  # a sink of runtime/sinks.py beside metrics.jsonl
 
     def command(self, stage: str, *options: str) -> str:
         """The command line that would make a missing artifact, for error messages."""

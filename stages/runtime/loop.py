@@ -31,7 +31,10 @@ from stages.runtime.artifacts import Recipe
 from stages.runtime.checkpoints import Groups
 from stages.runtime.distributed import World
 from stages.runtime.errors import BadInput, Interrupted
+from stages.runtime.sinks import open_sink
 from stages.runtime.storage import replace_file
+
+UNTIMED, TIMED = 5, 20  # updates: those that warm up, and those behind an estimate
 
 
 def seed_everything(seed: int) -> None:
@@ -78,18 +81,18 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 class Metrics:
-    """Appends one JSON object a line to `metrics.jsonl`; mirrors to TensorBoard when installed.
+    """Appends one JSON object a line to `metrics.jsonl`, and to a sink of `--log`, see runtime/sinks.py.
 
-    On resume, lines and points at or after `start_step` are dropped, so a step is never logged twice.
+    On resume, lines at or after `start_step` are dropped, so a step is never logged twice.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, start_step: int = 0, sink: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [json.dumps(row) for row in logs.read_log(self.path) if row["step"] < start_step]
         replace_file(self.path, lambda draft: draft.write_text("".join(line + "\n" for line in kept)))
         self.file = self.path.open("a")
-        self.board = _board(folder / "tensorboard", start_step, anew=not kept)
+        self.sink = open_sink(sink, folder, start_step, anew=not kept)
         self.began = time.time()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -98,26 +101,20 @@ class Metrics:
         row.update({k: round(float(v), 6) for k, v in values.items()})
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        if self.board is not None:
-            for key, value in values.items():
-                self.board.add_scalar(key, float(value), step)
+        if self.sink:
+            self.sink.log(step, {key: float(value) for key, value in values.items()})
 
     def close(self) -> None:
         self.file.close()
-        if self.board is not None:
-            self.board.close()
+        if self.sink:
+            self.sink.close()
 
 
-def _board(folder: Path, start_step: int, anew: bool) -> Any:
-    """TensorBoard's writer. Points of an earlier process at or after `start_step` are not shown, `anew` none."""
-    if anew:
-        for file in folder.glob("events.out.tfevents.*"):
-            file.unlink()
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # optional: the JSON lines hold everything
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step)
+def duration(minutes: float) -> str:
+    """0.2 → '12 s', 12 → '12 min', 90 → '1.5 h'."""
+    if minutes < 1.5:
+        return f"{round(minutes * 60)} s"
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def progress(total: int, initial: int, desc: str, unit: str, quiet: bool) -> tqdm[Any]:
@@ -207,7 +204,8 @@ class Loop:
     def steps(self) -> Iterator[int]:
         """The numbers of the updates that are left, with a bar over them."""
         path, updates, main = self.recipe.path, self.config.updates, self.place.is_main
-        self.metrics = Metrics(path.parent / f"{path.name}.log", self.start + 1) if main else None
+        log = path.parent / f"{path.name}.log"
+        self.metrics = Metrics(log, self.start + 1, self.recipe.run.log) if main else None
         self.bar = progress(updates, self.start, self.title, "update", self.recipe.run.quiet or not main)
         yield from range(self.start + 1, updates + 1)
 
@@ -237,6 +235,7 @@ class Loop:
             self.log(step, self.values)
             self.bar.set_postfix({k: f"{self.values[k]:.3g}" for k in show if k in self.values}, refresh=False)
         self.bar.update()
+        self._estimate(step)
         stopping = not last and self.place.stops_at(step, bool(self.stop))
         saving = not last and (stopping or step % c.checkpoint_every == 0)
         if saving and not logging:
@@ -246,6 +245,17 @@ class Loop:
             checkpoints.write(self.recipe.path, step, groups, self.recipe.about)
         if stopping:
             raise self.stop.leave(self.command)
+
+    def _estimate(self, step: int) -> None:
+        """Say once, after the first updates have been timed, how long the others take, when that is a while."""
+        done = step - self.start
+        if done == UNTIMED:
+            self.timed_from = time.monotonic()
+        elif done == UNTIMED + TIMED and self.bar is not None and not self.bar.disable:
+            each = (time.monotonic() - self.timed_from) / TIMED
+            left = each * (self.config.updates - step) / 60
+            if left >= 1:
+                self.bar.write(f"{self.title}: {each:.2g} s an update here, about {duration(left)} left")
 
     def _look(self, step: int, terms: Mapping[str, Tensor]) -> None:
         """Read the terms. When one is not finite in any process all of them leave: none waits for another."""

@@ -88,4 +88,4 @@ def test_a_baseline_with_and_one_without_a_model(root: Path) -> None:
         settings = ("--set", "offline_rl.updates=3")
         call(root, "behave", "--method", method, "--task", "walk", *settings)
         shown = call(root, "evaluate", "--method", method, "--task", "walk", "--episodes", "1").stdout
-        assert f"| walker walk | {method} | 0 |" in shown
+        assert "evaluate: score walk " in shown and f"evaluation/{method}-s0/walk" in shown

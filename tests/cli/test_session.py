@@ -10,7 +10,7 @@ from typer.testing import Result
 
 from bitagent_cli import session
 from bitagent_cli.options import Common
-from bitagent_cli.session import announcement, duration, prepare, resolve_scale
+from bitagent_cli.session import prepare, resolve_scale
 from stages.runtime.distributed import LAUNCHED
 
 
@@ -43,9 +43,7 @@ def test_prepare_resolves_everything(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert preset.model.deter == run.resolved["model"]["deter"] == 96
     assert run.resolved["scale"] == "laptop", "an evaluation's scale is the policy's own"
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith(
-        "pretrain: cheetah, scale laptop (auto: no CUDA), cpu, seed 3, in runs/cheetah-laptop; about "
-    )
+    assert first == "pretrain: cheetah, scale laptop (auto: no CUDA), cpu, seed 3, in runs/cheetah-laptop"
 
 
 def test_quiet_and_the_other_ranks_print_nothing(
@@ -64,15 +62,6 @@ def test_other_commands_are_named_with_the_options_they_need() -> None:
     _, run = prepare(common, "pretrain")
     wanted = "bitagent embed --preset walker --scale smoke --backbone offline --out 'my runs/x' --set model.deter=96"
     assert run.command("embed", "--backbone", "offline") == wanted
-
-
-def test_no_estimate_is_made_up() -> None:
-    line = announcement("pretrain", "walker", "paper", "", "cuda", 0, Path("runs/x"))
-    assert line == "pretrain: walker, scale paper, cuda, seed 0, in runs/x"
-
-
-def test_durations() -> None:
-    assert [duration(m) for m in (0.2, 1.4, 12, 89, 90)] == ["12 s", "84 s", "12 min", "89 min", "1.5 h"]
 
 
 def test_collecting_for_a_backbone_that_is_not_there_is_noted(

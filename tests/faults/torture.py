@@ -37,8 +37,8 @@ from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.shards import episode_arrays, read_sealed, write_shard
 from stages.methods import open_model
+from stages.policies.policy import load_actor
 from stages.report import results
-from stages.report.scene import load_actor
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput

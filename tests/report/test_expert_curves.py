@@ -52,8 +52,9 @@ def test_several_runs_share_one_picture(tmp_path: Path) -> None:
     experts = [expert for name in "ab" for expert in expert_curves.find_experts(tmp_path / name)]
     curves = expert_curves.expert_curves(experts)
     assert list(curves) == ["walker run, td3", "walker run, dreamer"]
-    figures.learning_curves(tmp_path / "curves.png", curves)
-    assert (tmp_path / "curves.png").stat().st_size > 5000
+    panels = figures.learning_curves(tmp_path / "curves.png", curves)
+    assert [panel.name for panel in panels] == ["curves-1.png", "curves-2.png"]
+    assert all(panel.stat().st_size > 5000 for panel in panels)
 
 
 def test_the_report_shows_them(tmp_path: Path) -> None:
@@ -63,6 +64,6 @@ def test_the_report_shows_them(tmp_path: Path) -> None:
     assert chapters.experts(scene) is None
     make_expert(made.root)
     chapter = chapters.experts(scene)
-    assert chapter is not None and [p.file for p in chapter.pictures] == ["experts.png"]
+    assert chapter is not None and [c.files for c in chapter.charts] == [("experts.png",)]
     files = {"experts.png", *(f"experts.{kind}" for kind in ("md", "csv", "tex", "json"))}
     assert {p.name for p in folder.iterdir()} == files

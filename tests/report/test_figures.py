@@ -65,8 +65,8 @@ def test_gif_gives_back_every_frame_even_equal_ones(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.astype(int), frames, atol=8)
 
 
-def draw_error(path: Path) -> None:
-    figures.prediction_error(
+def draw_error(path: Path) -> list[Path]:
+    return figures.prediction_error(
         path,
         {
             "horizon": [1, 2],
@@ -79,13 +79,13 @@ def draw_error(path: Path) -> None:
     )
 
 
-def draw_gates(path: Path) -> None:
-    figures.gate_bars(path, {"stand": [0.2, 0.9], "run": [0.4, 0.1]})
+def draw_gates(path: Path) -> list[Path]:
+    return figures.gate_bars(path, {"stand": [0.2, 0.9], "run": [0.4, 0.1]})
 
 
-def draw_traces(path: Path) -> None:
+def draw_traces(path: Path) -> list[Path]:
     wave = np.sin(np.arange(30))
-    figures.reward_traces(
+    return figures.reward_traces(
         path, {"walk": {"expert": (wave, wave**2), "random": (wave, wave**2)}, "run": {"random": (wave, wave**2)}}
     )
 
@@ -93,46 +93,57 @@ def draw_traces(path: Path) -> None:
 SCORES = {"walk": {"random": (0.0, 0.0), "bitagent": (0.8, 0.1)}, "run": {"bitagent": (-0.1, 0.02)}}
 
 
-def draw_scores(path: Path) -> None:
-    figures.score_bars(path, {"walker": SCORES})
+def draw_scores(path: Path) -> list[Path]:
+    return figures.score_bars(path, {"walker": SCORES})
 
 
-def draw_transfers(path: Path) -> None:
-    figures.score_bars(path, {"walker → stickman": SCORES, "stickman → walker": SCORES, "cheetah → walker": SCORES})
+def draw_transfers(path: Path) -> list[Path]:
+    return figures.score_bars(
+        path, {"walker → stickman": SCORES, "stickman → walker": SCORES, "cheetah → walker": SCORES}
+    )
 
 
-def draw_curves(path: Path) -> None:
+def draw_curves(path: Path) -> list[Path]:
     rows = [{"step": i, "loss": 1.0 / (i + 1), "seconds": i} for i in range(5)]
-    figures.curves(path, {"bitagent": [rows, rows[:3]], "genrl": [[{"step": 0, "kl": 2.0}, {"step": 1, "kl": 1.0}]]})
+    return figures.curves(
+        path, {"bitagent": [rows, rows[:3]], "genrl": [[{"step": 0, "kl": 2.0}, {"step": 1, "kl": 1.0}]]}
+    )
 
 
 DRAW = [draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves]
 
 
-@pytest.mark.parametrize("draw", DRAW)
-def test_charts_are_pictures_with_something_on_white(tmp_path: Path, draw: Any) -> None:
-    draw(tmp_path / "chart.png")
-    with Image.open(tmp_path / "chart.png") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert tuple(pixels[0, 0]) == (255, 255, 255)
-    assert min(pixels.shape[:2]) > 150
-    coloured = (pixels.max(-1).astype(int) - pixels.min(-1)) > 60
-    assert coloured.sum() > 50, "no line or bar in colour"
+@pytest.mark.parametrize(("draw", "count"), list(zip(DRAW, (1, 2, 3, 2, 6, 2), strict=True)))
+def test_every_panel_is_a_picture_that_fits_a_phone(tmp_path: Path, draw: Any, count: int) -> None:
+    panels = draw(tmp_path / "chart.png")
+    assert len(panels) == count and set(panels) == set(tmp_path.iterdir())
+    for panel in panels:
+        with Image.open(panel) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert tuple(pixels[0, 0]) == (255, 255, 255)
+        assert pixels.shape[0] > 150 and pixels.shape[1] <= 2 * 390
+        coloured = (pixels.max(-1).astype(int) - pixels.min(-1)) > 60
+        assert coloured.sum() > 50, "no line or bar in colour"
 
 
 def test_prompts_are_text_and_a_users_matplotlibrc_is_not_asked(tmp_path: Path) -> None:
     prompts = {r"earn $\x$": [0.2, 0.9], "walk $$": [0.4, 0.1]}
-    figures.gate_bars(tmp_path / "plain.png", prompts)
+    plain = figures.gate_bars(tmp_path / "plain.png", prompts)
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "savefig.dpi": 20}):
-        figures.gate_bars(tmp_path / "other.png", prompts)
-    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+        other = figures.gate_bars(tmp_path / "other.png", prompts)
+    assert [a.read_bytes() for a in plain] == [b.read_bytes() for b in other]
 
 
-def test_the_legend_names_every_line_of_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named: list[str] = []
-    monkeypatch.setattr(Figure, "legend", lambda self, handles, labels, **_: named.extend(labels))
-    draw_curves(tmp_path / "curves.png")  # genrl has no line in the first panel
-    assert named == ["bitagent (2 seeds)", "genrl"]
+@pytest.mark.parametrize(("lines", "panels"), [(2, [0, 1]), (7, [0]), (1, [])])
+def test_a_legend_stands_where_lines_need_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, panels: list[int]
+) -> None:
+    """On every panel for a few lines, on the first for many, nowhere for one."""
+    named: list[list[str]] = []
+    monkeypatch.setattr(Figure, "legend", lambda self, handles, labels, **_: named.append(list(labels)))
+    rows = [{"step": i, "loss": 1.0, "kl": 2.0} for i in range(3)]
+    figures.curves(tmp_path / "curves.png", {f"policy {i}": [rows] for i in range(lines)})
+    assert named == [[f"policy {i}" for i in range(lines)]] * len(panels)
 
 
 def test_several_seeds_become_mean_and_range_as_far_as_all_go() -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stages.report.lineage import provenance, still_there
-from stages.report.page import Chapter, Picture, write_report
+from stages.report.page import Chapter, Chart, Picture, bar_of, write_report
 from stages.report.tables import Table
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -48,7 +48,7 @@ def test_page_is_self_contained_and_well_formed(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "b.gif")
     table = Table("Scores", "A note.", ["task", "paper: x"], [["walk", "0.5"], ["paper: y", "0.6"]])
-    chapter = Chapter("One", "Text.", [table], [Picture("a.png", "chart", chart=True), Picture("b.gif", "film")])
+    chapter = Chapter("One", "Text.", [table], [Picture("b.gif", "film")], [Chart(("a.png",), "chart")])
     html = page(tmp_path, [chapter])
     links = Links()
     links.feed(html)
@@ -59,6 +59,11 @@ def test_page_is_self_contained_and_well_formed(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\(|<script", html)
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
     assert '<td class="paper">0.5</td>' in html and '<tr class="paper"><td class="">paper: y</td>' in html
+
+
+def test_a_score_is_a_bar_and_nothing_else_is() -> None:
+    cells = ("0.85 ± 0.06 (3)", "-0.20 [0.01]", "1.03 ± 0.02", "0.69", "120", "paper: bitagent", "")
+    assert [bar_of(cell) for cell in cells] == [85.0, 0.0, 100.0, None, None, None, None]
 
 
 def test_what_users_typed_is_escaped(tmp_path: Path) -> None:

@@ -1,58 +1,48 @@
-"""The page itself, where Gradio is installed: what it asks, what it answers, and that it keeps to itself."""
+"""The page of prompts: what it asks, what it answers, and that it keeps to itself."""
 
 from __future__ import annotations
 
-from typing import Any
+import http.client
+import threading
+from collections.abc import Iterator
 
 import pytest
 
-from stages.report import playground
+from stages.report.playground import OWN_ONLY, Site
 from stages.runtime.errors import BadInput
 
-gradio: Any = pytest.importorskip("gradio")
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site(lambda prompt: f"<b>{prompt or 'the first'}</b>", None) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served
+        served.shutdown()
 
 
-def reply(prompt: str) -> str:
-    if not prompt:
-        raise BadInput("the prompt is empty")
-    return f"<b>{prompt}</b>"
+def get(site: Site, path: str, host: str | None = None) -> tuple[int, str, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=20)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode(), answer.headers
 
 
-def test_a_prompt_is_answered_and_a_bad_one_explained() -> None:
-    page = playground.build_page(gradio, "walker", ["walk fast"], reply)
-    shown = next(f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == "shown")
-    assert shown("walk") == "<b>walk</b>"
-    with pytest.raises(gradio.Error, match="the prompt is empty"):
-        shown("")
+def test_a_prompt_is_answered(site: Site) -> None:
+    assert get(site, "/")[:2] == (200, "<b>the first</b>")
+    assert get(site, "/?prompt=walk%20fast")[:2] == (200, "<b>walk fast</b>")
+    assert get(site, "/other")[0] == 404
+    assert get(site, "/?prompt=" + "x" * 20_000)[0] == 414
 
 
-def test_the_page_is_served_to_this_machine_and_loads_nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
+def test_it_answers_this_machine_alone_and_the_browser_loads_nothing_else(site: Site) -> None:
+    assert site.server_address[0] == "127.0.0.1"
+    assert get(site, "/")[2]["Content-Security-Policy"] == OWN_ONLY
+    assert get(site, "/", host="evil.example:7860")[0] == 403
+    assert get(site, "/", host=f"localhost:{site.server_port}")[0] == 200
 
-    for name in ("http_proxy", "HTTPS_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
-    monkeypatch.setenv("no_proxy", "example.org")
-    page = playground.build_page(gradio, "walker", ["walk fast"], reply)
-    launched: dict[str, Any] = {}
-    original = page.launch
 
-    def launch(**options: Any) -> Any:
-        launched.update(options)
-        found = original(**options)
-        launched["url"] = found[1]
-        return found
-
-    monkeypatch.setattr(page, "launch", launch)
-    monkeypatch.setattr(page, "block_thread", lambda: None)
-    said: list[str] = []
-    monkeypatch.setattr(playground, "print", said.append, raising=False)
-    try:
-        playground.launch(gradio, page, None, quiet=False)
-        answer = httpx.get(launched["url"])
-    finally:
-        page.close()
-    assert launched["url"] in said[0]
-    assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
-    assert launched["url"].startswith("http://127.0.0.1:")
-    assert answer.status_code == 200
-    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+def test_a_port_that_is_taken_is_said(site: Site) -> None:
+    with pytest.raises(BadInput, match="give another --port"):
+        Site(str, site.server_port)
+    with Site(str, None) as other:
+        assert other.server_port != site.server_port

@@ -170,12 +170,6 @@ def test_corrupted_evaluation_is_named(tmp_path: Path) -> None:
         gather(tmp_path)
 
 
-def test_bars_put_random_first(tmp_path: Path) -> None:
-    evaluate(tmp_path, "walk", 0, 0.5, "genrl")
-    evaluate(tmp_path, "walk", 0, 0.6)
-    assert list(results.bars(gather(tmp_path), "walker")["walker"]["walk"]) == ["random", "bitagent", "genrl"]
-
-
 def test_gain_is_paired_by_seed() -> None:
     assert tables.paired_gains({0: 0.5, 1: 0.8, 2: 9.0}, {1: 0.4, 0: 0.3}) == pytest.approx([0.2, 0.4])
     assert tables.paired_gains({0: 0.5, 1: 0.7}, {3: 0.1}) == pytest.approx([0.5])

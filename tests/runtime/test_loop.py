@@ -1,4 +1,4 @@
-"""The log of a training: what TensorBoard shows after a resumed and after a fresh run."""
+"""The log of a training: the estimate, and what TensorBoard shows after a resumed and after a fresh run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from stages.runtime import logs
-from stages.runtime.loop import Metrics
+from stages.runtime.loop import Metrics, duration
 
 
 def log(folder: Path, start: int, end: int, loss: float) -> None:
     """Log updates start..end, as one process does."""
-    metrics = Metrics(folder, start)
+    metrics = Metrics(folder, start, "tensorboard")
     for step in range(start, end + 1):
         metrics.log(step, {"loss": loss})
     metrics.close()
@@ -41,3 +41,7 @@ def test_a_fresh_run_shows_nothing_of_the_one_before(tmp_path: Path) -> None:
     assert shown(tmp_path) == [(1, 1.0), (2, 1.0)]
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
     assert (tmp_path / "tensorboard" / "notes.txt").exists(), "only event files are the log's own"
+
+
+def test_durations() -> None:
+    assert [duration(m) for m in (0.2, 1.4, 12, 89, 90)] == ["12 s", "84 s", "12 min", "89 min", "1.5 h"]

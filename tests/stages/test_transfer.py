@@ -219,7 +219,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_evaluation(run, "walk", 0.1, method="bitagent")
     found = transfer.compare(run, src="quadruped")
     assert found is not None and found.path == run.root / "transfer" / "quadruped"
-    assert {"gain.md", "gain.csv", "gain.tex", "gain.json", "gain.png"} == found.meta["files"].keys()
+    assert {"gain.md", "gain.csv", "gain.tex", "gain.json"} == found.meta["files"].keys()
     (row,) = json.loads((found.path / "gain.json").read_text())
     assert row["gain"] == pytest.approx(0.2) and row["paired_seeds"] == 2
     said = capsys.readouterr().out
@@ -241,4 +241,3 @@ def test_the_report_shows_the_gain(tmp_path: Path) -> None:
     assert chapter is not None and chapter.tables[1].rows == [
         ["walker walk", "0.01", "0.80 [0.05]", "0.50 [0.05]", "+0.30"]
     ]
-    assert (tmp_path / "transfer-quadruped.png").exists()

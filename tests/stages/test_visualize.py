@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bitagent_cli import presets
+from bitagent_cli.options import check_text
 from bitagent_cli.presets import Preset
 from stages import behave, evaluate, pretrain, visualize
 from stages.backbones.embeddings import open_training_data
@@ -19,12 +20,13 @@ from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler
 from stages.policies.goals import Ask
 from stages.policies.play import PlayedPolicy
-from stages.report import chapters, figures, playground
+from stages.report import chapters, figures, performance, playground
 from stages.report.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
+from stages.worlds import tasks
 from tests.data.real_data import make_data
 from tests.stages import small_run
 
@@ -88,10 +90,10 @@ def see(preset: Preset, run: Run, **changes: Any) -> Artifact:
 def test_every_part_is_there(run: Run, report: Artifact) -> None:
     assert report.path == run.root / "report"
     wanted = {
-        "report.html", "scores.md", "scores.csv", "scores.tex", "scores.json", "scores.png", "policies.gif",
+        "report.html", "scores.md", "scores.csv", "scores.tex", "scores.json", "walk.gif", "policies.gif",
         "imagined-vs-real.png", "imagined-vs-real.gif", "prediction-error.png", "prediction-error.json", "dreams.gif",
-        "dreams.png", "gates.png", "gates.json", "real-above-text-imagination.png", "reward.png", "reward.json",
-        "reward-rank.md", "curves-model.png", "curves-policy.png", "data-random.png", "data-expert-walk.png",
+        "dreams.png", "gates-1.png", "gates.json", "real-above-text-imagination.png", "reward-1.png", "reward.json",
+        "reward-rank.md", "curves-model-1.png", "curves-policy-1.png", "data-random.png", "data-expert-walk.png",
     }  # fmt: skip
     assert wanted <= report.meta["files"].keys()
     artifacts.verify(report)
@@ -135,8 +137,11 @@ def test_numbers(report: Artifact) -> None:
 
 def test_page_shows_scores_the_paper_apart_and_the_prompt_escaped(report: Artifact) -> None:
     html = (report.path / "report.html").read_text()
-    assert "0.60 ± 0.10 (2)" in html and '<tr class="paper"><td class="">paper: bitagent</td>' in html
-    assert "1.03 ± 0.01" in html and '<td class=""></td>' in html, "tasks not run are blank"
+    assert html.index("walk: score 0.50 ± 0.05 over 2 episodes") < html.index("Scores by task"), (
+        "the policy comes first"
+    )
+    assert "0.60 <small>± 0.10 (2)</small>" in html and '<tr class="paper"><td class="">paper: bitagent</td>' in html
+    assert "1.03 <small>± 0.01</small>" in html and '<td class=""></td>' in html, "tasks not run are blank"
     assert "small in-domain stand-in" in html
     assert "hop on &lt;one&gt; leg" in html and PROMPT not in html
 
@@ -156,10 +161,8 @@ def test_nothing_is_remade_until_something_changes(
     assert (report.path / "report.html").stat().st_mtime_ns == before
     make_evaluation(run, "run", 0.2)
     after = see(preset, run)
-    said = capsys.readouterr().out
-    assert "| bitagent |  | 0.60 ± 0.10 (2) | 0.20 [0.05] |" in said
-    assert f"pictures and tables are in {run.root / 'report'}" in said
-    assert "left out" not in said
+    assert "left out" not in capsys.readouterr().out
+    assert "| bitagent |  | 0.60 ± 0.10 (2) | 0.20 [0.05] |" in (after.path / "scores.md").read_text()
     assert after.id != report.id and "0.20 [0.05]" in (after.path / "scores.md").read_text()
 
 
@@ -243,13 +246,13 @@ def test_every_grounding_is_judged_and_shows_what_it_imagines(
     chapter = chapters.rewards(scene)
     found = json.loads((tmp_path / "reward.json").read_text())
     assert set(found["walk"]["spearman"]) == {"reward", "similarity"}
-    assert chapter.tables[0].columns[1] == "rank correlation: reward" and "f_dec" not in chapter.tables[0].note
+    assert chapter.tables[0].rows[0][0] == "rank correlation: reward" and "f_dec" not in chapter.tables[0].note
     if method == "wm-clip":
         with pytest.raises(BadInput, match="imagines nothing from text"):
             chapters.dreams(scene)
     else:
         chapters.dreams(scene)
-        assert (tmp_path / "dreams.gif").exists() and not (tmp_path / "gates.png").exists(), "no fusion, no gates"
+        assert (tmp_path / "dreams.gif").exists() and not list(tmp_path.glob("gates*.png")), "no fusion, no gates"
 
 
 def test_a_model_free_method_has_no_model_to_look_into(run: Run, preset: Preset, tmp_path: Path) -> None:
@@ -310,35 +313,67 @@ def open_scene(run: Run, preset: Preset) -> Scene:
     return Scene(preset.visualize, run, "bitagent", judge_reward=False, folder=run.root / "report")
 
 
-def test_the_playground_shows_imagination_clips_and_a_rollout(
+def test_the_playground_plays_the_closest_policy_and_shows_clips(
     run: Run, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(playground, "DECISIONS", 9)
+    monkeypatch.setattr(performance, "DECISIONS", 24)
     scene = open_scene(run, preset)
-    dream, clips, rollout = playground.ask(scene, PROMPT, tmp_path)
-    frames = [len(figures.read_gif(tmp_path / film.file, 10_000)) for film in (dream, clips, rollout)]
-    assert 1 <= frames[0] <= preset.visualize.dream_steps + 1 and 1 <= frames[1] <= 8 and 1 <= frames[2] <= 3
-    assert f"“{PROMPT}”" in dream.caption and rollout.caption.startswith("Its policy")
+    policy, clips = playground.ask(scene, PROMPT, tmp_path)
+    frames = [len(figures.read_gif(tmp_path / film.file, 10_000)) for film in (policy, clips)]
+    assert 1 <= frames[0] <= 6 and 1 <= frames[1] <= 8
+    assert policy.caption == f"“{PROMPT}”.", "a free prompt has no score"
     assert clips.caption.count("expert of walk") + clips.caption.count("random") == 5
-    other = playground.ask(scene, "walk fast", tmp_path)[2]
-    assert "No policy was learned for this text" in other.caption and "cosine" in other.caption
+    other = playground.ask(scene, "walk fast", tmp_path)[0]
+    assert "no policy was learned for this text" in other.caption and "cosine" in other.caption
+    assert other.caption.endswith("(0: random, 1: expert).")
 
 
-def test_the_playground_escapes_what_was_typed(run: Run, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(playground, "DECISIONS", 2)
-    html = playground.answer(open_scene(run, preset), PROMPT)
-    assert html.count("data:image/gif;base64,") == 3
-    assert "&lt;one&gt;" in html and "<one>" not in html
-
-
-def test_a_playground_without_gradio_or_model_says_what_to_do(
-    run: Run, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_performance_is_what_the_environment_and_the_reward_say(
+    run: Run, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "gradio", None)
-        with pytest.raises(BadInput, match=r"pip install 'bitagent\[playground\]'"):
-            visualize.serve(preset.visualize, run, method="bitagent", port=None, check=str)
-    monkeypatch.setattr(playground, "import_gradio", lambda: None)
+    monkeypatch.setattr(performance, "DECISIONS", 24)
+    shown = performance.perform(open_scene(run, preset), "walk fast clean")
+    assert shown.task == "walk" and shown.cosine == 1.0
+    assert shown.real.shape == (6, 3, performance.SIZE, performance.SIZE) and shown.dream.shape == (6, 3, 64, 64)
+    about = tasks.get_task("walker", "walk")
+    assert len(shown.rewards["true"]) == 24 and shown.rewards["true"].max() > 0
+    assert shown.score == pytest.approx(tasks.normalized_score(about, 2 * shown.rewards["true"].sum()))
+    assert len(shown.rewards["learned"]) == 21 - performance.SMOOTH + 1, "three stretches of seven decisions"
+    film = performance.film_of(shown)
+    assert len(film) == 6 and (film[0] != film[-1]).any()
+
+
+def test_the_playground_escapes_what_was_typed_and_explains_what_it_refuses(
+    run: Run, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[str] = []
+    asked = playground.ask
+
+    def note(scene: Scene, prompt: str, folder: Path) -> Any:
+        played.append(prompt)
+        return asked(scene, prompt, folder)
+
+    monkeypatch.setattr(performance, "DECISIONS", 16)
+    monkeypatch.setattr(playground, "ask", note)
+    reply = playground.make_reply(open_scene(run, preset), ["walk fast clean"], check_text)
+    html = reply(PROMPT)
+    assert html.count("data:image/gif;base64,") == 2
+    assert "&lt;one&gt;" in html and "<one>" not in html and "http" not in re.sub(r"data:[^\"]*", "", html)
+    assert reply(PROMPT) == html and reply(" ") and played == [PROMPT, "walk fast clean"], "each is played once"
+    assert "the prompt has 3000 characters" in reply("x" * 3000)
+
+
+def test_a_playground_without_a_model_says_what_to_do(preset: Preset, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="bitagent pretrain"):
         empty = small_run.make_run(tmp_path)
         visualize.serve(preset.visualize, empty, method="bitagent", port=None, check=str)
+
+
+def test_one_policy_for_several_tasks_is_shown_under_each_of_its_prompts(run: Run, preset: Preset) -> None:
+    made = small_run.make_run(run.root, seed=4)
+    pretrain.run(pretrain.Sections(preset.pretrain, preset.model), made)
+    both = behave.run(preset.behave, made, Ask(many=["stand", "walk"]))
+    alone = behave.run(preset.behave, made, Ask(task="walk"))
+    found = Scene(preset.visualize, made, "bitagent", False, run.root).policies
+    named = {prompt: (learned.artifact.id, learned.index) for prompt, learned in found.items()}
+    assert named == {"standing up straight": (both.id, 0), "walk fast clean": (alone.id, 0)}
