@@ -206,7 +206,7 @@ class WorldModel(nn.Module):
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
 
     def dynamics(self) -> list[nn.Parameter]:
-        """What says how the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
+        """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
         filtering = [self.rssm.h_first] if self.config.reads_imagined else []
         return [*self.rssm.imagined_gru.parameters(), *self.rssm.prior_net.parameters(), *filtering]
 
