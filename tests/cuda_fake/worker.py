@@ -23,7 +23,7 @@ from torch import Tensor
 from bitagent_cli import presets
 from bitagent_cli.bench import train as bench
 from bitagent_cli.bench.kernels import count_kernels
-from stages import behave, methods, transfer
+from stages import behave, methods, pretrain, transfer
 from stages.backbones.base import Backbone
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior, draw_batch
@@ -94,6 +94,23 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
         batch = draw_batch(latents, found, config, behavior.noise, 2)
     twice(update, dict(batch))
     twice(update, {"prompt": batch["prompt"]})  # without data
+
+
+def dynamics() -> None:
+    """Two updates of the dynamics alone, on codes of frames."""
+    p = preset()
+    model, config = make_model("bitagent"), p.pretrain
+    optimizer = make_optimizer(list(model.dynamics()), config.dynamics.lr, config.weight_decay)
+    update = pretrain.dynamics_update(model, bench.synthetic_labels(model, CUDA), optimizer, config, PLACE)
+    shape = (config.dynamics.batch, config.dynamics.length)
+    batch = {
+        "modes": torch.zeros(*shape, p.model.classes, dtype=torch.long, device=CUDA),
+        "action": torch.zeros(*shape, ACTIONS, device=CUDA),
+        "is_first": torch.zeros(shape, dtype=torch.bool, device=CUDA),
+        "embedding": torch.randn(*shape, DIM_E, device=CUDA).half(),
+        "task": torch.zeros(shape[0], dtype=torch.long, device=CUDA),
+    }
+    twice(update, batch)
 
 
 def fake_dataset() -> Any:
@@ -195,6 +212,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "pretrain:channel gates": partial(pretraining, "bitagent", "model.gate=channel"),
     "behave:best shift": partial(behaviour, "bitagent", "behave.align=best", "behave.space=z"),
     "behave:text actions": partial(behaviour, "bitagent", "model.text_actions=policy"),
+    "dynamics": dynamics,
     "transfer": transferring,
     "mistake:item": partial(mistake, lambda x: x.sum().item()),
     "mistake:cpu": partial(mistake, lambda x: x.cpu()),
