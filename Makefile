@@ -15,22 +15,24 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 TORCH ?= $(shell grep '^torch==' constraints.txt)
+PRESENT := $(filter present,$(TORCH))
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BITAGENT := $(BIN)/python -m bitagent_cli
 
-.PHONY: help venv test lint format torture smoke demo quickstart results reproduce bench clean
+.PHONY: help venv test lint format torture smoke demo quickstart results reproduce bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(READY) ## make the virtual environment (TORCH=torch for a CUDA build of your choice, PYTHON=..., VENV=...)
+venv: $(READY) ## make the virtual environment (TORCH=torch for CUDA, TORCH=present for PYTHON's own, PYTHON=..., VENV=...)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed; this is %d.%d: make PYTHON=/path/to/python3.11" % v or 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(if $(PRESENT),@$(PYTHON) -c 'import torch; v = torch.__version__; sys = __import__("sys"); sys.exit(tuple(map(int, v.split(".")[:2])) < (2, 11) and "PyTorch 2.11 or newer is needed; there is " + v + ": make TORCH=torch" or 0)')
+	$(PYTHON) -m venv $(if $(PRESENT),--system-site-packages) $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install -q "$(TORCH)" -c $(VENV)/constraints.txt
+	$(if $(PRESENT),,$(BIN)/python -m pip install -q "$(TORCH)" -c $(VENV)/constraints.txt)
 	$(BIN)/python -m pip install -q -e ".[dev,offline,gym,lora,logs]" -c $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q --no-deps dm_control -c $(VENV)/constraints.txt
 	@touch $@
@@ -81,6 +83,11 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 
 include reproduce.mk
 include results.mk
+
+MINUTES ?= 5
+STATES ?= runs/walker-states
+gpu: $(READY) ## a GPU's first minutes: right, fast, and a short real run (MINUTES=, STATES= datasets without frames)
+	$(BITAGENT) bench gpu --minutes $(MINUTES) $(if $(wildcard $(STATES)/*/artifact.json),--states $(STATES))
 
 bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render

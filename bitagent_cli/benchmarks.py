@@ -36,6 +36,41 @@ def bench_training(
     _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, width, updates))
 
 
+@app.command("gpu", epilog="Example: [bold]bitagent bench gpu --states runs/walker-states --minutes 5[/bold]")
+@with_common
+def bench_gpu(
+    common: Common,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of the real run at the end.")] = 5.0,
+    task: Annotated[str, typer.Option(help="What its policy is asked for.")] = "walk",
+    states: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Datasets without frames; default: collect anew.")
+    ] = None,
+    pack: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Only make DIR, from the datasets of this run's folder.")
+    ] = None,
+    updates: Annotated[int, typer.Option(min=1, help="Timed updates of each loop.")] = 20,
+) -> None:
+    """A GPU's first minutes: updates the same as eager, their speed, and a short real run with its score.
+
+    Writes gpu.json and gpu.md into the run's folder, anew after every part. --scale is gpu where it is not given.
+    """
+    from bitagent_cli.session import prepare
+    from stages.runtime.errors import BadInput
+
+    common = dataclasses.replace(common, scale="gpu" if common.scale == "auto" else common.scale)
+    out = common.out or Path("runs") / f"bench-{common.scale}"
+    preset, run = prepare(dataclasses.replace(common, out=out), "bench")
+    from bitagent_cli.bench import gpu as bench
+
+    if pack is not None:
+        if states is None:
+            raise BadInput("--pack needs --states DIR: where the datasets without frames go")
+        typer.echo(f"{states}: {bench.pack(pack, states, run.domain) / 1e6:.0f} MB")
+        return
+    bench.run_all(preset, run, bench.GpuOrder(minutes, task, updates, states))
+    typer.echo((run.root / "gpu.md").read_text(), nl=False)
+
+
 @app.command("data", epilog="Example: [bold]bitagent bench data --gigabytes 4[/bold]")
 def bench_data(
     gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic dataset.")] = 2.0,

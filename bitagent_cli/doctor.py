@@ -95,11 +95,15 @@ def _cpu() -> Finding:
 def _cuda() -> Finding:
     import torch
 
+    from bitagent_cli.session import auto_scale
+    from stages.runtime.update import fast_bf16
+
     if not torch.cuda.is_available():
-        return Finding("cuda", "none visible to PyTorch; --scale auto means laptop here")
+        return Finding("cuda", f"none visible to PyTorch ({torch.__version__}); --scale auto means laptop here")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     named = ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
-    return Finding("cuda", f"{named}; --scale auto means paper here")
+    bf16 = "" if fast_bf16("cuda") else ", no bf16: float32 is used"
+    return Finding("cuda", f"{named}{bf16}; --scale auto means {auto_scale('cuda', Path())[0]} here")
 
 
 def _ray() -> Finding:
@@ -139,12 +143,20 @@ def _internvideo2() -> Finding:
     from stages.backbones.internvideo2 import missing_weights
 
     remedy = missing_weights()
-    return Finding("internvideo2", f"{'no ' if remedy else ''}weights of the paper scale's backbone", remedy)
+    return Finding(
+        "internvideo2",
+        f"{'no ' if remedy else ''}weights of the paper scale's backbone; --scale gpu does without",
+        remedy,
+    )
 
 
 def _compiler() -> Finding:
-    from stages.runtime.update import compiler_lack, cpp_compiler
+    import torch
 
+    from stages.runtime.compiling import compiler_lack, cpp_compiler
+
+    if torch.cuda.is_available() and (lack := compiler_lack("cuda")):
+        return Finding("compiler", f"{lack[0]}: updates on CUDA are captured and not compiled", lack[1])
     if lack := compiler_lack():
         return Finding("C++ compiler", f"{lack[0]}: --compile on is refused on the CPU", lack[1])
     return Finding("C++ compiler", f"{cpp_compiler()}, for --compile on")

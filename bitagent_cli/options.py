@@ -33,7 +33,7 @@ class Common:
 
     preset: Annotated[str, _shared("walker, cheetah, quadruped, stickman, or the path of a YAML file.")] = "walker"
     scale: Annotated[
-        str, _shared("smoke, laptop, paper, or auto: paper with a CUDA device, laptop without.")
+        str, _shared("smoke, laptop, gpu, paper, or auto: what suits this machine.")
     ] = "auto"  # fmt: skip
     seed: Annotated[int, _shared("Seed of all randomness.", min=0, max=2**31 - 1)] = 0
     device: Annotated[str, _shared("auto, cpu or cuda.")] = "auto"

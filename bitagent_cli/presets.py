@@ -30,7 +30,7 @@ from stages.runtime.names import base_method
 from stages.transfer import Config as TransferConfig
 from stages.visualize import Config as VisualizeConfig
 
-SCALES = ("smoke", "laptop", "paper")
+SCALES = ("smoke", "laptop", "gpu", "paper")
 MAX_FILE_BYTES = 2**17
 MAX_SET_LENGTH = 10_000
 
@@ -62,7 +62,7 @@ def resolve(name: str, scale: str, settings: Sequence[str] = (), method: str = "
 
     Args:
         name: a domain (walker) or the path of a YAML file with `base: walker` and overrides.
-        scale: smoke, laptop or paper.
+        scale: smoke, laptop, gpu or paper.
         settings: "section.key=value" strings; a value is read as YAML.
         method: one of `methods()`, or a label made from one, such as transfer-walker.
     Raises:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from bitagent_cli import presets
 from bitagent_cli.options import Common
@@ -17,6 +20,9 @@ from stages.runtime.distributed import is_first_process, require_one_process
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import duration
 from stages.runtime.sinks import check_sink
+
+GPU_GIB = 8  # of memory that updates at the paper's sizes need, with their data on the CPU
+PAPER_DISK_GIB = 150  # frames, states and embeddings of a domain at scale paper, models and checkpoints
 
 PARALLEL = ("pretrain", "behave")  # the stages that torchrun may start several processes of
 
@@ -31,7 +37,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
         require_one_process(stage)
     check_sink(common.log)
     device = resolve_device(common.device)
-    scale, why = resolve_scale(common.scale, device)
+    scale, why = resolve_scale(common.scale, device, common.out or Path("runs"))
     preset = presets.resolve(common.preset, scale, common.set, method)
     root = common.out or Path("runs") / f"{preset.domain}-{scale}"
     if root.exists() and not root.is_dir():
@@ -50,7 +56,7 @@ def prepare(common: Common, stage: str, method: str = "bitagent") -> tuple[Prese
 def prepare_paper(common: Common) -> Run:
     """What the page over all domains is told: the scale, and where it goes; no preset is involved."""
     device = resolve_device(common.device)
-    scale, why = resolve_scale(common.scale, device)
+    scale, why = resolve_scale(common.scale, device, common.out or Path("runs"))
     root = common.out or Path("runs") / f"paper-{scale}"
     if not common.quiet:
         print(announcement("visualize", "paper", scale, why, device, common.seed, root), flush=True)
@@ -73,11 +79,32 @@ def repeated(common: Common) -> tuple[str, ...]:
     return tuple(shlex.quote(word) for word in words)
 
 
-def resolve_scale(scale: str, device: str) -> tuple[str, str]:
-    """'auto' → the scale that suits the device, and the reason to print."""
-    if scale != "auto":
-        return scale, ""
-    return ("paper", " (auto: CUDA)") if device == "cuda" else ("laptop", " (auto: no CUDA)")
+def resolve_scale(scale: str, device: str, folder: Path) -> tuple[str, str]:
+    """'auto' → the scale that suits the machine, and the reason to print."""
+    return auto_scale(device, folder) if scale == "auto" else (scale, "")
+
+
+def auto_scale(device: str, folder: Path) -> tuple[str, str]:
+    """The scale that suits a device, runs in `folder` and the weights at hand, and why."""
+    if device != "cuda":
+        return "laptop", " (auto: no CUDA)"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if memory < GPU_GIB:
+        return "laptop", f" (auto: a GPU of {memory:.0f} GiB, {GPU_GIB} are needed)"
+    if missing_weights():
+        return "gpu", " (auto: CUDA, without InternVideo2's weights)"
+    free = free_gib(folder)
+    if free < PAPER_DISK_GIB:
+        return "gpu", f" (auto: {free:.0f} GiB of disk, scale paper takes {PAPER_DISK_GIB})"
+    return "paper", " (auto: CUDA)"
+
+
+def free_gib(folder: Path) -> float:
+    """Free space where a folder is, or would be made."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free / 2**30
 
 
 def announcement(stage: str, domain: str, scale: str, why: str, device: str, seed: int, root: Path) -> str:

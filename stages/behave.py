@@ -41,20 +41,13 @@ from stages.policies.policy import Acting, LatentPolicy
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Resumable
+from stages.runtime.compiling import keep_compiled, should_capture, should_compile
 from stages.runtime.config import Run
 from stages.runtime.distributed import World, require_one_process, world
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Loop, progress, seed_everything
 from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
-from stages.runtime.update import (
-    Batch,
-    Terms,
-    autocast,
-    make_optimizer,
-    make_update,
-    roomy,
-    should_compile,
-)
+from stages.runtime.update import Batch, Terms, autocast, make_optimizer, make_update, roomy
 from stages.worlds import tasks
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -154,8 +147,10 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         loss: nn.Module = behavior
         if place.size > 1:
             loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
+        keep_compiled(run.root)
         compiled = should_compile(config.compile, device)
-        clipped, captured = [(actor, config.clip), (critic, config.clip)], compiled and place.size == 1
+        captured = should_capture(config.compile, device, place.size)
+        clipped = [(actor, config.clip), (critic, config.clip)]
         update = make_update(
             loss, clipped, device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
         )

@@ -60,6 +60,7 @@ class Config(Section):
     backbone: str
     frames: Literal["native", "enlarged"]
     batch: int
+    stride: int
     workers: int
     offline: OfflineConfig
 
@@ -191,7 +192,7 @@ def embed_dataset(
 ) -> Artifact:
     """Write the sidecar embeddings of one dataset, going on from a stopped attempt."""
     path = run.root / "embeddings" / backbone_folder(name) / source.path.name
-    found = embedded(path, source, backbone) if artifacts.finished(path, run.fresh) else None
+    found = embedded(path, source, backbone, config.stride) if artifacts.finished(path, run.fresh) else None
     if found:
         if not run.quiet:
             print(f"reusing {path}")
@@ -200,17 +201,19 @@ def embed_dataset(
         dataset = Dataset.open([source.path], run.domain)
         frames = FrameSource(dataset, backbone.frame_size, config.workers, backbone.enlarged)
         again = run.command("embed", "--backbone", name)
-        job = EmbeddingJob(path, frames, name, backbone.id, [source, *inputs], config.batch, again)
+        job = EmbeddingJob(path, frames, name, backbone.id, [source, *inputs], config.batch, again, config.stride)
         # Refuse others; but the offline backbone is an input: made again, it has another id.
         if not (run.renew and inputs):
             artifacts.reuse(path, "embed", job.record, source.meta["seed"], job.inputs, run.fresh, run.renew)
         return compute_embeddings(job, backbone, run)
 
 
-def embedded(path: Path, source: Artifact, backbone: Backbone) -> Artifact | None:
-    """The finished embeddings of a dataset, imported ones included, when made by this very backbone."""
+def embedded(path: Path, source: Artifact, backbone: Backbone, stride: int) -> Artifact | None:
+    """The finished embeddings of a dataset, imported ones included, when made by this very backbone, of every frame or
+    at this stride."""
     if not path.exists():
         return None
     found = artifacts.load(path, "embed", domain=source.domain)
     same = found.meta["extra"].get("backbone_id", backbone.id) == backbone.id
+    same = same and found.meta["config"].get("stride", 1) in (1, stride)
     return found if same and source.id in found.meta["inputs"].values() else None

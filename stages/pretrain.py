@@ -35,22 +35,13 @@ from stages.methods.states import FrozenStates, posterior_modes, sequence_sample
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Groups, Resumable
+from stages.runtime.compiling import Compile, keep_compiled, should_capture, should_compile
 from stages.runtime.config import PartShare, Run, Section, Share
 from stages.runtime.distributed import World, is_first_process, world
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Loop, seed_everything
 from stages.runtime.names import is_model_free, method_option
-from stages.runtime.update import (
-    Batch,
-    Compile,
-    Terms,
-    Update,
-    annealed,
-    make_optimizer,
-    make_update,
-    set_lr,
-    should_compile,
-)
+from stages.runtime.update import Batch, Terms, Update, annealed, make_optimizer, make_update, set_lr
 from stages.worlds import tasks
 
 EMBEDDED_AT_ONCE = 64  # windows of frames
@@ -202,6 +193,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
     tower = load_tower(job.mllm, config.backbone, job.embeddings[0], run, place.device, job.source)
     freed = [p for p in tower.owner.parameters() if p.requires_grad] if tower else []
     optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
+    keep_compiled(run.root)
     labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
     update = build_update(JointObjective(model, labels, config.objective, place, tower), optimizer, config, place)
     sampler = Sampler(
@@ -306,8 +298,8 @@ def build_update(objective: JointObjective, optimizer: torch.optim.Optimizer, co
     loss: nn.Module = objective
     if place.size > 1:
         loss = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-    compiled = objective.tower is None and should_compile(config.compile, place.device)
-    captured = compiled and place.size == 1
+    choice: Compile = config.compile if objective.tower is None else "off"
+    compiled, captured = should_compile(choice, place.device), should_capture(choice, place.device, place.size)
     clipped = [(optimizer, config.clip)]
     return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
 
@@ -336,7 +328,8 @@ def dynamics_update(
     if place.size > 1:
         loss = nn.parallel.DistributedDataParallel(loss)
     compiled = should_compile(config.compile, place.device)
-    clipped, captured = [(optimizer, config.clip)], compiled and place.size == 1
+    captured = should_capture(config.compile, place.device, place.size)
+    clipped = [(optimizer, config.clip)]
     return make_update(loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured)
 
 

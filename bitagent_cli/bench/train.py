@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitagent_cli.bench.data import peak_bytes, write_episodes
+from bitagent_cli.bench.kernels import count_kernels
 from stages import behave, pretrain
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior
@@ -22,11 +23,12 @@ from stages.core.bitagent import BiTAgent
 from stages.core.joint_model import JointModel
 from stages.core.objective import choose_prompts, joint_behavior_loss
 from stages.core.settings import ModelConfig
-from stages.core.world_model import Labels, Noise, State, TaskContext
+from stages.core.world_model import Labels, Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.data.sampler import Sampler, data_device, prefetch
+from stages.runtime.compiling import should_capture, should_compile
 from stages.runtime.distributed import World, keep_freed_memory
-from stages.runtime.update import Update, autocast, fast_bf16, make_optimizer, make_update, should_compile
+from stages.runtime.update import Update, autocast, fast_bf16, make_optimizer, make_update
 
 DIM_EMBEDDING = {"internvideo2": 512}  # of the backbones that are not trained here
 EPISODES = 4  # of random pixels, behind the time an update waits for data
@@ -77,9 +79,12 @@ def bench_pretrain(
     batch, objective, update = joint_update(config, model, place)
     flops = count_flops(lambda: objective(batch)[0])
     model.zero_grad(set_to_none=True)
+    eager = joint_update(config.model_copy(update={"compile": "off"}), model, place)[2]
+    kernels = count_kernels(lambda: eager(batch))
     seconds = time_calls(lambda: update(batch), place.device, updates)
     return {
         **figures(seconds, flops, ceiling, place.device),
+        "kernels": kernels,
         "frames_per_second": round(config.batch * config.length / seconds),
         "compiled": should_compile(config.compile, place.device),
         "batch": [config.batch, config.length],
@@ -87,7 +92,7 @@ def bench_pretrain(
 
 
 def joint_update(
-    config: pretrain.Config, model: JointModel, place: World
+    config: pretrain.Config, model: WorldModel, place: World
 ) -> tuple[dict[str, Tensor], nn.Module, Update]:
     """A resident batch, the objective, and its update."""
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
@@ -123,18 +128,12 @@ def bench_behave(
     reset_peak(place.device)
     model.requires_grad_(False)
     n, starts, h = config.decisions, config.imagined, config.horizon
-    with torch.no_grad():
-        prompts = model.task(synthetic_labels(model, place.device).text)
-    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
-    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
-    batch = synthetic_transitions(n, model, place.device)
-    loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
-    compiled, clipped = should_compile(config.compile, place.device), [(actor, config.clip), (critic, config.clip)]
-    update = make_update(
-        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=compiled, after=learner.update_slow
-    )
+    batch, loss, update = behave_update(config, model, place)
+    learner, prompts = loss.learner, loss.prompts
     flops = count_flops(lambda: loss(batch)[0])
     learner.zero_grad(set_to_none=True)
+    eager = behave_update(config.model_copy(update={"compile": "off"}), model, place)[2]
+    kernels = count_kernels(lambda: eager(batch))
     seconds = time_calls(lambda: update(batch), place.device, updates)
     imagines = config.actor_critic.imagination > 0
     task = prompts.rows(batch["prompt"])
@@ -146,12 +145,30 @@ def bench_behave(
     model.requires_grad_(True)
     return {
         **figures(seconds, flops, ceiling, place.device),
+        "kernels": kernels,
         "decisions_per_second": round(n / seconds),
         "imagined_steps_per_second": round(starts * h / seconds) if imagines else 0,
         "decisions": n,
         "starts": starts,
         "horizon": h,
     }, split
+
+
+def behave_update(config: behave.Config, model: WorldModel, place: World) -> tuple[dict[str, Tensor], Behavior, Update]:
+    """A batch of latents, the loss of a policy that learns from it under one prompt, and its update."""
+    model.requires_grad_(False)
+    with torch.no_grad():
+        prompts = model.task(synthetic_labels(model, place.device).text)
+    learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
+    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+    loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
+    compiled = should_compile(config.compile, place.device)
+    captured = should_capture(config.compile, place.device, place.size)
+    clipped = [(actor, config.clip), (critic, config.clip)]
+    update = make_update(
+        loss, clipped, place.device, bf16=config.bf16, compiled=compiled, captured=captured, after=learner.update_slow
+    )
+    return synthetic_transitions(config.decisions, model, place.device), loss, update
 
 
 def bench_parts(config: pretrain.Config, model: JointModel, place: World, updates: int) -> dict[str, float]:
@@ -205,7 +222,7 @@ def time_part(part: Callable[[], Tensor], module: nn.Module, device: torch.devic
     return round(seconds * 1e3, 2)
 
 
-def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.device) -> dict[str, Tensor]:
+def synthetic_batch(config: pretrain.Config, model: WorldModel, device: torch.device) -> dict[str, Tensor]:
     b, t = config.batch, config.length
     return {
         "image": torch.randint(0, 256, (b, t, 3, 64, 64), dtype=torch.uint8, device=device),
@@ -216,7 +233,7 @@ def synthetic_batch(config: pretrain.Config, model: JointModel, device: torch.de
     }
 
 
-def synthetic_transitions(count: int, model: JointModel, device: torch.device) -> dict[str, Tensor]:
+def synthetic_transitions(count: int, model: WorldModel, device: torch.device) -> dict[str, Tensor]:
     """What `draw_batch` returns, for one prompt."""
     c = model.config
 
@@ -238,7 +255,7 @@ def synthetic_transitions(count: int, model: JointModel, device: torch.device) -
     }
 
 
-def synthetic_labels(model: JointModel, device: torch.device) -> Labels:
+def synthetic_labels(model: WorldModel, device: torch.device) -> Labels:
     text = F.normalize(torch.randn(1, model.dim_embedding, device=device), dim=-1)
     return Labels(text, torch.ones(1, dtype=torch.bool, device=device), torch.zeros(1, device=device))
 

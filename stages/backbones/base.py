@@ -72,15 +72,22 @@ class Backbone(ABC):
             return F.normalize(self._text(list(texts)).float(), dim=-1)
 
     @torch.no_grad()
-    def encode_episode(self, frames: np.ndarray, batch: int) -> Tensor:
+    def encode_episode(self, frames: np.ndarray, batch: int, stride: int = 1) -> Tensor:
         """The embedding of the window that ends at each frame of one episode: uint8 (T, 3, H, W) → (T, dim).
 
-        The first frame is repeated before the start. Equals `encode_video` on those windows.
+        The first frame is repeated before the start. Equals `encode_video` on those windows; with a stride on every
+        stride-th, whose embedding the frames up to the next one hold.
         """
-        rows = window_rows(np.array([0, len(frames)]))  # (T, 8)
+        rows = window_rows(np.array([0, len(frames)]))[::stride]  # (T / stride, 8)
         resized = resize(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), self.frame_size, self.resample)
         parts = [torch.from_numpy(rows[i : i + batch]) for i in range(0, len(rows), batch)]
-        return torch.cat([self.encode_video(resized[part]) for part in parts])
+        found = torch.cat([self.encode_video(resized[part]) for part in parts])
+        return held(found, stride, len(frames))
+
+
+def held(found: Tensor, stride: int, length: int) -> Tensor:
+    """Rows of every stride-th frame (T / stride, D) → (T, D): each holds until the next."""
+    return found.repeat_interleave(stride, 0)[:length]
 
 
 def linears_of(modules: Sequence[nn.Module]) -> list[nn.Linear]:

@@ -201,7 +201,8 @@ class EmbeddingJob:
     """One dataset to embed into the artifact `path`.
 
     backbone_name, backbone_id: what is recorded of the backbone. inputs: the dataset first, then what the backbone
-    comes from. batch: windows a forward pass. command: the command line that goes on after a stop.
+    comes from. batch: windows a forward pass. command: the command line that goes on after a stop. stride: frames from
+    one embedding to the next, see `Backbone.encode_episode`.
     """
 
     path: Path
@@ -211,11 +212,13 @@ class EmbeddingJob:
     inputs: Sequence[Artifact]
     batch: int
     command: str
+    stride: int = 1
 
     @property
     def record(self) -> dict[str, Any]:
         """What decides the content beside the inputs."""
-        return {"backbone": self.backbone_name, "backbone_id": self.backbone_id, "frames": self.frames.how}
+        strided = {"stride": self.stride} if self.stride > 1 else {}
+        return {"backbone": self.backbone_name, "backbone_id": self.backbone_id, "frames": self.frames.how, **strided}
 
 
 def compute_embeddings(job: EmbeddingJob, backbone: Backbone, run: Run) -> Artifact:
@@ -223,7 +226,7 @@ def compute_embeddings(job: EmbeddingJob, backbone: Backbone, run: Run) -> Artif
 
     Raises Interrupted on a signal, after saving.
     """
-    began, dataset = time.time(), job.frames.dataset
+    began, dataset, episodes = time.time(), job.frames.dataset, 0
     about = {"config": job.record, "inputs": artifacts.input_ids(job.inputs)}
     with stop_signals() as stop:
         partial = PartialEmbeddings(job.path, dataset, backbone.dim, about)
@@ -231,8 +234,13 @@ def compute_embeddings(job: EmbeddingJob, backbone: Backbone, run: Run) -> Artif
             partial.restart()
         with progress(dataset.n_frames, partial.rows, f"embed {job.path.name}", "frame", run.quiet) as bar:
             for images in job.frames.episodes(partial.episodes):
-                partial.append(backbone.encode_episode(images, job.batch).cpu().numpy())
+                started = time.monotonic()
+                partial.append(backbone.encode_episode(images, job.batch, job.stride).cpu().numpy())
                 bar.update(len(images))
+                episodes += 1
+                if episodes == 2 and not run.quiet:  # the first one also warms up
+                    left = (dataset.n_frames - partial.rows) / len(images) * (time.monotonic() - started)
+                    bar.write(f"embed {job.path.name}: about {left / 3600:.2g} h for {dataset.n_frames} frames")
                 if stop:
                     partial.save()
                     raise stop.leave(job.command)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.backbones.base import Backbone, linears_of, resize
+from stages.backbones.base import Backbone, held, linears_of, resize
 from stages.runtime import storage
 from stages.runtime.errors import BadInput
 from stages.worlds.motion import window_rows
@@ -199,15 +199,15 @@ class HubBackbone(Backbone):
             return F.normalize(self.family.video(self.model, self.looks.pixels(frames)).float(), dim=-1)
 
     @torch.no_grad()
-    def encode_episode(self, frames: np.ndarray, batch: int) -> Tensor:
+    def encode_episode(self, frames: np.ndarray, batch: int, stride: int = 1) -> Tensor:
         if not self.family.image:
-            return super().encode_episode(frames, batch)
+            return super().encode_episode(frames, batch, stride)
         found = []  # each frame once; a window is a mean
         for start in range(0, len(frames), batch):
             part = torch.from_numpy(frames[start : start + batch].copy()).to(self.device)
             found.append(self._frames(resize(part, self.frame_size, self.resample)))
         rows = torch.from_numpy(window_rows(np.array([0, len(frames)]))).to(self.device)
-        return F.normalize(torch.cat(found)[rows].mean(1), dim=-1)
+        return held(F.normalize(torch.cat(found)[rows].mean(1), dim=-1)[::stride], stride, len(frames))
 
     def _text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(

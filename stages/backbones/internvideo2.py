@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +328,22 @@ def load_internvideo2(device: str) -> InternVideo2Backbone:
     with torch.device("meta"):
         model = InternVideo2(Sizes())
     load_public_weights(model, read_checkpoint(file), file)
-    return InternVideo2Backbone(model, find_tokenizer(), f"internvideo2-1b-{storage.file_sha256(file)[:12]}", device)
+    return InternVideo2Backbone(model, find_tokenizer(), f"internvideo2-1b-{checkpoint_sha256(file)[:12]}", device)
+
+
+def checkpoint_sha256(file: Path) -> str:
+    """Of the checkpoint's bytes. The hub's cache names a file by it; another one is read, once a process."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    about = blob.stat()
+    return _sha256_of(blob, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    """The hash of a file of this size, changed then."""
+    return storage.file_sha256(file)
 
 
 def find_checkpoint() -> Path:

@@ -152,7 +152,7 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def _scale(self, running: Tensor, values: Tensor) -> Tensor:
         """Running 5-95 percentile range, floored: rewards in [-1, 1] would vanish under DreamerV3's floor of 1."""
-        low, high = torch.quantile(gathered(values.flatten()), torch.tensor([0.05, 0.95], device=values.device))
+        low, high = torch.quantile(gathered(values.flatten()), torch.linspace(0.05, 0.95, 2, device=values.device))
         running.lerp_(high - low, self.config.return_rate)
         return running.clamp(min=self.config.return_floor)
 

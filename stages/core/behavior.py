@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.core.actor_critic import ActorCritic, Transitions
 from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
-from stages.core.nets import autocast_dtype
+from stages.core.nets import autocast_dtype, unrolled
 from stages.core.settings import BehaviorConfig
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.runtime.update import Batch, Terms
@@ -93,7 +93,8 @@ class Behavior(nn.Module):
             stds.append(std)
             return action
 
-        states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
+        with unrolled(self.learner.actor):
+            states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
         return states, actions, torch.stack(stds, 1)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs
+from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs, unrolled
 from stages.core.rssm import RSSM, Dynamics
 from stages.core.settings import ModelConfig
 from stages.core.tamf import TAMF
@@ -132,13 +132,14 @@ class JointModel(WorldModel):
         latents: list[Tensor] = []
         all_probs = []
         actions, semantic = self.text_action(actions), self.fusion.fuse_semantic(task.semantics)
-        for step in range(actions.shape[1] + 1):
-            if step:
-                h = self.text_dynamics.step(h, latents[-1], actions[:, step - 1])
-                log_probs = self.text_dynamics.prior(h)
-            s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
-            latents.append(self.fusion.blend(semantic, s, task.gates))
-            all_probs.append(log_probs)
+        with unrolled(self.text_dynamics, self.fusion):
+            for step in range(actions.shape[1] + 1):
+                if step:
+                    h = self.text_dynamics.step(h, latents[-1], actions[:, step - 1])
+                    log_probs = self.text_dynamics.prior(h)
+                s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
+                latents.append(self.fusion.blend(semantic, s, task.gates))
+                all_probs.append(log_probs)
         return torch.stack([z.float() for z in latents], 1), torch.stack(all_probs, 1)
 
 
@@ -148,7 +149,8 @@ def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor)
     keep = (~reset).unsqueeze(-1).to(h_first.dtype)  # (B, T, 1)
     restart = (h_first.unsqueeze(1) * (1 - keep)).unbind(1)  # T × (B, deter)
     h, states = h_first, []
-    for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
-        h = torch.addcmul(new, dynamics.gru.cell(given, h).to(h_first.dtype), kept)
-        states.append(h)
+    with unrolled(dynamics.gru.rec, dynamics.gru.norm):
+        for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
+            h = torch.addcmul(new, dynamics.gru.cell(given, h).to(h_first.dtype), kept)
+            states.append(h)
     return torch.stack(states, 1)

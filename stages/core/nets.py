@@ -2,14 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.runtime.compiling import fusible
+
 IMAGE_CHANNELS = 3
 IMAGE_SIZE = 64  # height and width of the frames that encoder and decoder are made for
+
+
+class Repeated:
+    """A linear map, or with `norm` (shape and ε) a LayerNorm, at every step of an unrolled loop (`unrolled`).
+
+    Its weights are cast once. Their gradient is taken once, after the loop's backward pass, from the inputs and output
+    gradients of all steps together: one product where there would be one and a sum at every step.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, norm: tuple[tuple[int, ...], float] | None = None) -> None:
+        self.given, self.norm, self.uses = (weight, bias), norm, list[tuple[Tensor, ...]]()
+        self.cast: tuple[Tensor, Tensor | None] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.float() if self.norm else x.to(autocast_dtype(x))
+        if self.cast is None:
+            self.cast = _Weights.apply(self, x.dtype, *self.given)
+        return _Use.apply(self, x, *self.cast)
+
+
+class _Weights(torch.autograd.Function):
+    """The weights of a `Repeated` in the type of its products; backward is called when all uses have been."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: Repeated, kind: torch.dtype, weight: Tensor, bias: Tensor | None) -> Any:
+        ctx.owner, ctx.kind = owner, weight.dtype
+        ctx.set_materialize_grads(False)  # the uses hand on none
+        return tuple(None if p is None else p.to(kind, copy=True) for p in (weight, bias))
+
+    @staticmethod
+    def backward(ctx: Any, *_: None) -> Any:
+        owner = ctx.owner
+        uses, owner.uses = owner.uses, []
+        if not uses:
+            return None, None, None, None
+        x, grad, *moments = (torch.cat(parts) for parts in zip(*uses, strict=True))
+        if owner.norm is None:
+            bias = grad.sum(0).to(ctx.kind) if ctx.needs_input_grad[3] else None
+            return None, None, (grad.T @ x).to(ctx.kind), bias
+        back = torch.ops.aten.native_layer_norm_backward
+        return None, *back(grad, x, owner.norm[0], *moments, *owner.given, [False, True, True])
+
+
+class _Use(torch.autograd.Function):
+    """One step's use: x (..., I) → (..., O)."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: Repeated, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.owner = owner
+        if owner.norm is None:
+            ctx.save_for_backward(x, weight)
+            return F.linear(x, weight, bias)
+        out, mean, rstd = torch.native_layer_norm(x, owner.norm[0], weight, bias, owner.norm[1])
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (x, weight, *rest), owner, into = ctx.saved_tensors, ctx.owner, None
+        if ctx.needs_input_grad[2]:
+            owner.uses.append(tuple(t.reshape(-1, t.shape[-1]) for t in (x, grads[0], *rest[1:])))
+        if ctx.needs_input_grad[1] and owner.norm is None:
+            into = grads[0] @ weight
+        elif ctx.needs_input_grad[1]:
+            back = torch.ops.aten.native_layer_norm_backward
+            into = back(grads[0], x, owner.norm[0], *rest[1:], weight, rest[0], [True, False, False])[0]
+        return None, into, None, None
+
+
+class Linear(nn.Linear):
+    """A linear map that an unrolled loop may repeat."""
+
+    repeated: Callable[[Tensor], Tensor] | None = None
+
+    def repeat(self) -> Repeated:
+        return Repeated(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.repeated(x) if self.repeated else super().forward(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A norm that an unrolled loop may repeat."""
+
+    repeated: Callable[[Tensor], Tensor] | None = None
+
+    def repeat(self) -> Repeated:
+        return Repeated(self.weight, self.bias, (self.normalized_shape, self.eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.repeated(x) if self.repeated else super().forward(x)
+
+
+@contextmanager
+def unrolled(*modules: nn.Module) -> Iterator[None]:
+    """In here, loop over time: what of these modules can `repeat` does so, where it does not already."""
+    parts: list[Any] = [m for module in modules for m in module.modules() if getattr(m, "repeated", m) is None]
+    for part in parts:
+        part.repeated = part.repeat()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.repeated = None
 
 
 class MLP(nn.Sequential):
@@ -18,8 +127,8 @@ class MLP(nn.Sequential):
     def __init__(self, inp: int, out: int, units: int, layers: int, *, zero_out: bool = False) -> None:
         blocks: list[nn.Module] = []
         for i in range(layers):
-            blocks += [nn.Linear(inp if i == 0 else units, units, bias=False), nn.LayerNorm(units), nn.SiLU()]
-        head = nn.Linear(units if layers else inp, out)
+            blocks += [Linear(inp if i == 0 else units, units, bias=False), LayerNorm(units), nn.SiLU()]
+        head = Linear(units if layers else inp, out)
         if zero_out:  # a critic that starts at zero does not drag early returns around
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -38,16 +147,12 @@ class NormGRU(nn.Module):
         super().__init__()
         self.deter = deter
         self.inp = MLP(inp, 3 * deter, deter, 1)
-        self.rec = nn.Linear(deter, 3 * deter, bias=False)
-        self.norm = nn.LayerNorm(3 * deter)
+        self.rec = Linear(deter, 3 * deter, bias=False)
+        self.norm = LayerNorm(3 * deter)
 
     def cell(self, projected: Tensor, h: Tensor) -> Tensor:
         """projected = inp(x): (..., 3D), h: (..., D) → next h (..., D)."""
-        gates = self.norm(projected + self.rec(h))  # (..., 3D)
-        reset, candidate, update = gates.chunk(3, -1)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        update = torch.sigmoid(update - 1.0)
-        return torch.lerp(h, candidate.to(h.dtype), update.to(h.dtype))
+        return gated(self.norm(projected + self.rec(h)), h)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return self.cell(self.inp(x), h)
@@ -61,10 +166,20 @@ class NormGRU(nn.Module):
         keep = (~reset).unsqueeze(-1).to(h.dtype)  # (B, T, 1)
         restart = (h_reset.unsqueeze(1) * (1.0 - keep)).unbind(1)  # T × (B, D)
         states = []
-        for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
-            h = self.cell(given, torch.addcmul(new, h, kept)).to(h.dtype)
-            states.append(h)
+        with unrolled(self.rec, self.norm):
+            for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
+                h = self.cell(given, torch.addcmul(new, h, kept)).to(h.dtype)
+                states.append(h)
         return torch.stack(states, 1)
+
+
+@fusible
+def gated(gates: Tensor, h: Tensor) -> Tensor:
+    """The step of a GRU: gates (..., 3D), its reset, candidate and update; h (..., D) → next h."""
+    reset, candidate, update = gates.chunk(3, -1)
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    update = torch.sigmoid(update - 1.0)
+    return torch.lerp(h, candidate.to(h.dtype), update.to(h.dtype))
 
 
 def he_init(module: nn.Module) -> None:
@@ -176,12 +291,14 @@ def to_uint8(decoded: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- categoricals
 
 
+@fusible
 def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
     """Log of (1 - unimix)·softmax(logits) + unimix / K, over the last axis, in float32."""
     probs = torch.softmax(logits.float(), -1)
     return torch.log((1.0 - unimix) * probs + unimix / logits.shape[-1])
 
 
+@fusible
 def sample_one_hot(log_probs: Tensor, uniform: Tensor | None) -> Tensor:
     """Straight-through one-hot sample of (..., C, K), flattened to (..., C·K).
 

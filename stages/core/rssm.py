@@ -59,8 +59,8 @@ class RSSM(Dynamics):
 
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
-        self.imagination = self.gru if config.reads_imagined else NormGRU(dim_z + dim_action, config.deter)
-        for cell in {self.gru, self.imagination}:
+        self.imagination = None if config.reads_imagined else NormGRU(dim_z + dim_action, config.deter)
+        for cell in (self.gru, self.imagined_gru):
             entrance = cell.inp[0]
             assert isinstance(entrance, nn.Linear)
             with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
@@ -75,9 +75,14 @@ class RSSM(Dynamics):
         logits = self.posterior_net(self.encoder(image.flatten(0, -4)))
         return unimix_log_probs(logits.unflatten(0, lead).unflatten(-1, self.shape), self.unimix)
 
+    @property
+    def imagined_gru(self) -> NormGRU:
+        """The recurrence of imagination: its own, or the filter's."""
+        return self.imagination or self.gru
+
     def imagined_step(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """A transition of imagination, by its own recurrence or the filter's: as `step`."""
-        return self.imagination(torch.cat([z, action.to(z.dtype)], -1), h).to(h.dtype)
+        """A transition of imagination: as `step`."""
+        return self.imagined_gru(torch.cat([z, action.to(z.dtype)], -1), h).to(h.dtype)
 
     def first(self, batch: int) -> Tensor:
         """h before the first frame of an episode: (batch, deter)."""

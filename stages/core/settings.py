@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.runtime.compiling import Compile
 from stages.runtime.config import Section, Share
-from stages.runtime.update import Compile
 
 Align = Literal["none", "best"]
 Space = Literal["z", "semantic", "relative"]

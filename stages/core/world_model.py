@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from stages.core.nets import ImageDecoder, sample_one_hot
+from stages.core.nets import ImageDecoder, sample_one_hot, unrolled
 from stages.core.rssm import RSSM
 from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
 from stages.runtime.errors import BadInput
@@ -206,9 +206,9 @@ class WorldModel(nn.Module):
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
 
     def dynamics(self) -> list[nn.Parameter]:
-        """What says how the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
+        """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
         filtering = [self.rssm.h_first] if self.config.reads_imagined else []
-        return [*self.rssm.imagination.parameters(), *self.rssm.prior_net.parameters(), *filtering]
+        return [*self.rssm.imagined_gru.parameters(), *self.rssm.prior_net.parameters(), *filtering]
 
     # ------------------------------------------------------------------ filtering
 
@@ -284,12 +284,13 @@ class WorldModel(nn.Module):
         """
         states, actions, priors = [start], [], []
         shape = (len(start.h), *self.rssm.shape)
-        for step in range(horizon):
-            action = act(states[-1].features, step)
-            uniform = noise.uniform(*shape) if noise else None
-            state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
-            states.append(state)
-            actions.append(action)
-            priors.append(prior)
+        with unrolled(self):
+            for step in range(horizon):
+                action = act(states[-1].features, step)
+                uniform = noise.uniform(*shape) if noise else None
+                state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
+                states.append(state)
+                actions.append(action)
+                priors.append(prior)
         stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
         return stacked, torch.stack(actions, 1), torch.stack(priors, 1)

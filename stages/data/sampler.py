@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.data.episodes import Dataset
 from stages.runtime.errors import BadInput
-from stages.runtime.update import roomy
+from stages.runtime.update import CAPTURE, roomy
 
 KEYS = ("image", "action", "reward", "is_first", "is_terminal")
 
@@ -160,7 +160,7 @@ def check_frame_size(dataset: Dataset, size: int) -> None:
 
 
 def data_device(dataset: Dataset, device: torch.device) -> str:
-    """Where batches are gathered: on the GPU when frames and embeddings take less than half its free memory."""
+    """Where batches are gathered: on the GPU when frames and embeddings fit beside the training (`roomy`)."""
     row = int(np.prod(dataset.row_shape("image"))) + 2 * dataset.dim_embedding + 4 * dataset.action_dim + 1
     return str(roomy(dataset.n_frames * row, device))
 
@@ -191,12 +191,18 @@ def prefetch(
     """
 
     def make(step: int) -> dict[str, Tensor]:
-        batch = sampler.sample(step, rank, world)
-        if device == "cpu" or sampler.device != "cpu":
-            return batch
-        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+        with CAPTURE:
+            batch = sampler.sample(step, rank, world)
+            if device == "cpu" or sampler.device != "cpu":
+                return batch
+            return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
 
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+    def begin() -> None:
+        """A new thread's device is the first GPU, whichever the process computes on: memory would be pinned there."""
+        if device != "cpu":
+            torch.cuda.set_device(device)
+
+    with ThreadPoolExecutor(1, "prefetch", begin) as pool:
         queue = deque(pool.submit(make, step) for step in range(start_step, min(start_step + depth, stop_step)))
         try:
             for step in range(start_step, stop_step):

@@ -128,18 +128,23 @@ class LatentPolicy(Policy):
 
     @torch.no_grad()
     def act(self, frames: np.ndarray, backbone_frames: np.ndarray | None = None) -> np.ndarray:
-        single = frames.ndim == 3
         image = batched(frames, self.device)  # (N, 3, 64, 64)
+        looked_at = image if backbone_frames is None else batched(backbone_frames, self.device)
+        action = self.step(image, looked_at).cpu().numpy()
+        return action[0] if frames.ndim == 3 else action
+
+    @torch.no_grad()
+    def step(self, image: Tensor, looked_at: Tensor) -> Tensor:
+        """`act` on the device: frames (N, 3, 64, 64), and those that the backbone looks at, → action (N, A)."""
         task = self.task.expand(len(image))
-        e = self._semantics(image if backbone_frames is None else batched(backbone_frames, self.device))  # (N, dim_e)
+        e = self._semantics(looked_at)  # (N, dim_e)
         if self.state is None:
             self.action = torch.zeros(len(image), self.model.dim_action, device=self.device)
         self.state = self.model.observe_step(image, self.state, self.action, e, task)
         mean, std = self.actor(torch.cat([self.state.features, task.tau], -1))
         self.action = (mean + std * torch.randn_like(std)).clamp(-1, 1) if self.acting.sample else mean
         self.steps += 1
-        action = self.action.cpu().numpy()
-        return action[0] if single else action
+        return self.action
 
     def _semantics(self, image: Tensor) -> Tensor:
         """e_v of the last 8 frames, the first repeated at an episode's start; zeros where the model reads none."""

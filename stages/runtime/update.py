@@ -1,4 +1,4 @@
-"""One optimizer update as a callable: eager, compiled, or compiled and captured in a CUDA graph.
+"""One optimizer update as a callable: eager, with its small functions compiled, or captured in a CUDA graph.
 
 GPU updates of a model this small are bound by kernel launches; capturing forward, backward,
 clipping and the optimizer step as one graph leaves a single launch.
@@ -6,82 +6,36 @@ clipping and the optimizer step as one graph leaves a single launch.
 
 from __future__ import annotations
 
-import mmap
-import os
-import shutil
-import sys
-import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from stages.runtime.errors import BadInput
+from stages.runtime.compiling import fusing
 
-
-def _worded(choice: Any) -> Any:
-    """YAML reads a bare `on` or `off` as a boolean."""
-    return ("off", "on")[choice] if isinstance(choice, bool) else choice
-
-
-Compile = Annotated[Literal["auto", "off", "on"], BeforeValidator(_worded)]
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 Update = Callable[[Batch], Terms]
 
-
-def should_compile(choice: Compile, device: torch.device) -> bool:
-    """`auto` compiles on CUDA only. Raises BadInput for `on` where nothing can be compiled for the CPU."""
-    if choice == "on" and device.type == "cpu" and (lack := compiler_lack()):
-        raise BadInput(f"compile=on cannot be used: {lack[0]}; {lack[1]}, or use compile=off")
-    return choice == "on" or (choice == "auto" and device.type == "cuda")
-
-
-def cpp_compiler() -> str | None:
-    """The path of the C++ compiler that torch.compile runs: CXX, else g++ (macOS: clang++); None without one."""
-    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
-
-
-def compiler_lack() -> tuple[str, str] | None:
-    """What torch.compile lacks on this machine to compile for the CPU, and what to do; None when it lacks nothing."""
-    if cpp_compiler() is None:
-        return "no C++ compiler was found", "install g++, or set CXX to the path of one"
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not runs_code(folder):
-        remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written and is not mounted noexec"
-        return f"compiled code cannot be kept and run in {folder}", remedy
-    return None
-
-
-def runs_code(folder: Path) -> bool:
-    """Whether files can be made in a folder and mapped as code, as a library is that is loaded from there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(mmap.PAGESIZE)
-            mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
-    except OSError:
-        return False
-    return True
+UPDATE_BYTES = 12 * 2**30  # twice what an update at the paper's sizes allocates
+CAPTURE = threading.Lock()  # held while a CUDA graph is recorded: no other thread may allocate or copy meanwhile
 
 
 def fast_bf16(device: str | torch.device) -> bool:
-    """Whether bfloat16 products run in hardware: on GPUs, and on CPUs with AVX512-BF16 or AMX."""
+    """Whether bfloat16 products run in hardware: on GPUs from Ampere on, and on CPUs with AVX512-BF16 or AMX."""
     if torch.device(device).type != "cpu":
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capability = torch.cpu.get_capabilities()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
 
 def roomy(size: int, device: torch.device) -> torch.device:
-    """`device` where `size` bytes take less than half of its free memory, else the CPU."""
-    if device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2:
+    """`device` where `size` bytes leave half of its free memory, or what updates need, to others; else the CPU."""
+    if device.type != "cuda":
         return device
-    return torch.device("cpu")
+    free = torch.cuda.mem_get_info(device)[0]
+    return device if size < max(free // 2, free - UPDATE_BYTES) else torch.device("cpu")
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
@@ -92,10 +46,13 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 def make_optimizer(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW; capturable on CUDA so that its step can be part of a graph, which reads the step size anew."""
     device = next((p.device for p in parameters if p.is_cuda), None)
-    step_size = torch.tensor(lr, device=device) if device else lr
-    return torch.optim.AdamW(
-        parameters, lr=step_size, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=device is not None
+    optimizer = torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, eps=1e-8, fused=True, capturable=device is not None
     )
+    if device is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), lr, device=device)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -129,14 +86,14 @@ def make_update(
         loss: returns the scalar to minimise and detached terms to log.
         optimizers: each with the gradient norm its parameters are clipped to.
         bf16: forward pass under bfloat16 autocast, see `autocast`.
+        compiled: the small functions that repeat in it are compiled (`stages.runtime.compiling.fusible`).
         captured: replay the whole update as a CUDA graph (batches of one fixed shape).
         after: extra in-place work after the step (slow targets).
     """
-    forward = torch.compile(loss, dynamic=False) if compiled else loss
 
     def update(batch: Batch) -> Terms:
-        with autocast(device, bf16):
-            total, terms = forward(batch)
+        with autocast(device, bf16), fusing(compiled):
+            total, terms = loss(batch)
         for optimizer, _ in optimizers:
             optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -189,7 +146,8 @@ class CapturedUpdate:
         self.batch = {k: v.clone() for k, v in batch.items()}
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # thread_local: what a thread outside this project does is no reason to give the recording up.
+        with CAPTURE, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.terms = self.update(self.batch)
 
 

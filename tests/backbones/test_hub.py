@@ -103,6 +103,8 @@ def test_an_episode_equals_its_windows(family: str, tmp_path: Path) -> None:
     rows = np.maximum(np.arange(11)[:, None] + np.arange(-7, 1), 0)
     wanted = backbone.encode_video(torch.from_numpy(frames[rows]))
     assert torch.allclose(backbone.encode_episode(frames, batch=4), wanted, atol=1e-5)
+    strided = backbone.encode_episode(frames, batch=4, stride=4)
+    assert torch.allclose(strided, wanted[np.arange(11) // 4 * 4], atol=1e-5)
 
 
 def test_frames_of_another_size_are_resized(tmp_path: Path) -> None:

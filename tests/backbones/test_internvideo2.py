@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.backbones import load_backbone
+from stages.backbones import internvideo2, load_backbone
 from stages.backbones.bert import BertSizes
 from stages.backbones.internvideo2 import (
     FILE,
@@ -313,3 +314,23 @@ def test_a_checkpoint_that_cannot_be_read_is_not_to_be_downloaded_again(
     with pytest.raises(BadInput, match="cannot be read") as caught:
         read_checkpoint(tmp_path / "weights.pt")
     assert "download" not in str(caught.value)
+
+
+def test_the_checkpoint_is_hashed_once_and_not_at_all_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has gigabytes, and several prompts ask for it. One that was replaced is another."""
+    read: list[Path] = []
+    real = internvideo2.storage.file_sha256
+    monkeypatch.setattr(internvideo2.storage, "file_sha256", lambda file: read.append(file) or real(file))
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"one")
+    first = internvideo2.checkpoint_sha256(file)
+    assert internvideo2.checkpoint_sha256(file) == first == hashlib.sha256(b"one").hexdigest() and len(read) == 1
+    file.write_bytes(b"other")
+    assert internvideo2.checkpoint_sha256(file) == hashlib.sha256(b"other").hexdigest() and len(read) == 2
+    blob = tmp_path / "blobs" / hashlib.sha256(b"third").hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(b"third")
+    (tmp_path / "snapshot.pt").symlink_to(blob)
+    assert internvideo2.checkpoint_sha256(tmp_path / "snapshot.pt") == blob.name and len(read) == 2

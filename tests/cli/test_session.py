@@ -2,20 +2,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import Result
 
+from bitagent_cli import session
 from bitagent_cli.options import Common
 from bitagent_cli.session import prepare, resolve_scale
 from stages.runtime.distributed import LAUNCHED
 
 
-def test_auto_scale_follows_the_device() -> None:
-    assert resolve_scale("auto", "cuda")[0] == "paper"
-    assert resolve_scale("auto", "cpu")[0] == "laptop"
-    assert resolve_scale("smoke", "cuda") == ("smoke", "")
+def test_auto_scale_follows_device_weights_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the gated weights a GPU runs what needs none, and the first line says so."""
+    card, missing, free = SimpleNamespace(total_memory=16 * 2**30), [""], [500.0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(session, "missing_weights", lambda: missing[0])
+    monkeypatch.setattr(session, "free_gib", lambda folder: free[0])
+    assert resolve_scale("auto", "cuda", tmp_path) == ("paper", " (auto: CUDA)")
+    assert resolve_scale("auto", "cpu", tmp_path)[0] == "laptop"
+    assert resolve_scale("smoke", "cuda", tmp_path) == ("smoke", "")
+    missing[0] = "they are gated"
+    assert resolve_scale("auto", "cuda", tmp_path) == ("gpu", " (auto: CUDA, without InternVideo2's weights)")
+    missing[0], free[0] = "", 40.0
+    assert resolve_scale("auto", "cuda", tmp_path) == ("gpu", " (auto: 40 GiB of disk, scale paper takes 150)")
+    card.total_memory = 4 * 2**30
+    assert resolve_scale("auto", "cuda", tmp_path) == ("laptop", " (auto: a GPU of 4 GiB, 8 are needed)")
+
+
+def test_free_space_is_that_of_the_folder_to_be_made(tmp_path: Path) -> None:
+    assert session.free_gib(tmp_path / "not" / "yet") == pytest.approx(session.free_gib(tmp_path), rel=0.1)
 
 
 def test_prepare_resolves_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ MODULES = {
     "h_fuse": ("fusion.fuse_",),
     "q(s|x)": ("rssm.encoder.", "rssm.posterior_net."),
     "gru": ("rssm.gru.", "rssm.h_first"),
+    "imagination": ("rssm.imagination.",),
     "p(s|h)": ("rssm.prior_net.",),
     "decoder": ("decoder.",),
     "f_dec": ("semantic_decoder.",),
@@ -43,8 +44,8 @@ REACHES = {
     "alignment": {"adapter", "f_task", "f_psi"},  # Eq. 13
     "semantic_prediction": INTO_Z | {"gru", "f_sem"},
     "text_imagination": FUSION | TEXT,  # Eq. 9: the world model is the fixed teacher
-    "joint_behavior": INTO_Z | {"gru", "p(s|h)", "f_sem"} | TEXT,  # Eq. 14: the backward path
-    "rollout": INTO_Z | {"gru", "p(s|h)", "f_sem"},  # the posteriors and e it is held to are fixed
+    "joint_behavior": INTO_Z | {"gru", "imagination", "p(s|h)"} | TEXT,  # Eq. 14: the backward path
+    "rollout": INTO_Z | {"gru", "imagination", "p(s|h)", "f_sem"},  # the posteriors and e it is held to are fixed
 }
 
 
@@ -94,9 +95,13 @@ def test_backward_path_into_the_mllm_is_open_from_the_first_update(term: str) ->
     assert "adapter.scale" in reached(model, losses(model)[term])["adapter"]
 
 
-def test_holding_the_semantics_leaves_their_predictor_out_of_joint_behavior() -> None:
-    model = make_model(imagined_semantics="hold")
-    assert set(reached(model, losses(model)["joint_behavior"])) == REACHES["joint_behavior"] - {"f_sem"}
+def test_fed_with_what_it_imagines_the_filter_learns_from_rollouts() -> None:
+    """`reads_imagined`: the rollouts of Eq. 14 go through imagined z, so that what predicts e takes part."""
+    fed = (REACHES["joint_behavior"] | {"f_sem"}) - {"imagination"}
+    model = make_model(reads_imagined=True)
+    assert set(reached(model, losses(model)["joint_behavior"])) == fed
+    held = make_model(imagined_semantics="hold", reads_imagined=True)
+    assert set(reached(held, losses(held)["joint_behavior"])) == fed - {"f_sem"}
 
 
 @pytest.mark.parametrize("term", ["kl", "image", "joint_behavior"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bitagent_cli.bench.kernels import KernelCount
 from stages.core import nets
 from tests.core import literal
 from tests.core.helpers import scramble
@@ -239,3 +242,63 @@ def test_two_hot_head_learns_a_return() -> None:
         head.loss(head(x), target).sum().backward()
         optimizer.step()
     close(head.mean(head(x)), target, 0.02)
+
+
+# ---------------------------------------------------------------------------- loops
+
+
+def looped(repeat: bool, steps: int, dtype: torch.dtype, train: bool = True) -> list[Tensor]:
+    """A recurrence with an MLP inside: its last state, the gradients of the parameters and of the input."""
+    torch.manual_seed(0)
+    body, cell = nets.MLP(5, 6, 7, 1), nets.NormGRU(6, 4)
+    for module in (body, cell):
+        scramble(module)
+        module.requires_grad_(train)
+    x = torch.randn(3, 5).requires_grad_()
+    h = torch.zeros(3, 4)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        projected = cell.inp(torch.ones(3, 6))
+        with nets.unrolled(body, cell) if repeat else nullcontext():
+            for _ in range(steps):
+                h = cell.cell(projected + cell.rec(body(x + h.sum())[:, :4]), h)
+    h.float().square().sum().backward()
+    assert x.grad is not None
+    found = [h.detach(), x.grad, *(p.grad for m in (body, cell) for p in m.parameters() if p.grad is not None)]
+    assert len(found) == (2 + 13 if train else 2)
+    return found
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_a_loop_repeats_gives_the_same_states_and_gradients(train: bool) -> None:
+    for one, other in zip(*(looped(on, 5, torch.float32, train) for on in (True, False)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*(looped(on, 3, torch.bfloat16, train) for on in (True, False)), strict=True):
+        assert (one - other).norm() < 0.05 * other.norm().clamp(min=1e-3)
+
+
+def test_a_loops_weights_are_cast_and_get_their_gradient_once() -> None:
+    """Each step more adds a product forward and one backward for every map, and no cast of weights."""
+
+    def counted(steps: int) -> dict[str, int]:
+        with KernelCount() as counter:
+            looped(True, steps, torch.float32)
+        return counter.found
+
+    few, many = counted(3), counted(8)
+    products = ("aten::mm", "aten::addmm")
+    # Two maps of the body, and the recurrent one twice; the first step's state asks for no gradient.
+    assert sum(many[k] - few[k] for k in products) == 5 * 2 * 4
+    assert many["aten::native_layer_norm_backward"] - few["aten::native_layer_norm_backward"] == 5 * 2
+
+
+def test_after_a_loop_and_in_one_inside_it_modules_are_as_before() -> None:
+    layer = nets.Linear(2, 2)
+    with nets.unrolled(layer):
+        outer = layer.repeated
+        with nets.unrolled(layer):
+            assert layer.repeated is outer is not None
+        assert layer.repeated is outer
+    assert layer.repeated is None
+    with pytest.raises(ZeroDivisionError), nets.unrolled(layer):
+        _ = 1 / 0
+    assert layer.repeated is None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from stages.core.nets import unrolled
 from stages.core.settings import ModelConfig
 from stages.core.tamf import TAMF
 from tests.core import literal
@@ -117,3 +120,29 @@ def test_base_row_is_the_direct_sum_of_two_embeddings() -> None:
     assert torch.equal(found, fusion(e, s, fusion.gates(-tau)))
     trained = {name.split(".")[0] for name, p in fusion.named_parameters() if p.requires_grad}
     assert trained == {"fuse_semantic", "fuse_state"}
+
+
+def test_inside_a_loop_the_experts_are_folded_and_give_the_same() -> None:
+    """Values, and gradients of inputs, gates and every parameter."""
+    found = []
+    for fold in (True, False):
+        torch.manual_seed(0)
+        fusion = TAMF(ModelConfig(**{**MODEL, "gate": "scalar", "fusion_layers": 3}), 6)
+        scramble(fusion)
+        e, s = torch.randn(4, 6).requires_grad_(), torch.rand(4, MODEL["classes"] * MODEL["categories"])
+        gates = fusion.gates(torch.randn(4, MODEL["dim_task"]))
+        with unrolled(fusion) if fold else nullcontext():
+            assert (fusion.repeated is not None) == fold
+            z = fusion(e, s, gates)
+            z = fusion(e + z.mean(), s, gates)
+        z.square().sum().backward()
+        found.append([z.detach(), e.grad, *(p.grad for p in fusion.parameters())])
+    assert len(found[0]) > 30
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_of_single_channels_are_not_folded() -> None:
+    fusion = TAMF(ModelConfig(**{**MODEL, "gate": "channel"}), 6)
+    with unrolled(fusion):
+        assert fusion.repeated is None and fusion.fuse_state.repeated is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from stages.data import episodes as room
 from stages.data.episodes import Dataset, write_sidecar
 from stages.data.sampler import KEYS, Sampler, Windows, prefetch
 from stages.runtime.errors import BadInput
+from stages.runtime.update import CAPTURE
 from tests.data.synthetic import make_dataset, make_episode, make_run
 
 LENGTHS = ((20, 12, 9, 31), (14, 25))  # of two parts; with windows of 10 one episode is too short
@@ -228,3 +230,35 @@ def test_prefetch_ends_its_thread_when_left_early(dataset: Dataset) -> None:
 def test_prefetch_passes_errors_on(dataset: Dataset) -> None:
     with pytest.raises(BadInput, match="divide"):
         next(prefetch(Sampler(dataset, 8, LENGTH, seed=0), 0, 10, world=3))
+
+
+def test_the_prefetch_thread_is_on_the_gpu_it_copies_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread's device is the first GPU: on the second rank, memory would be pinned there."""
+    chosen: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, str(device)))
+    )
+    make_dataset(tmp_path / "a")
+    sampler = Sampler(Dataset.open([tmp_path / "a"], "walker"), 2, 4, 0)
+    for device in ("cpu", "cuda:1"):
+        batches = prefetch(sampler, 0, 1, device=device)
+        with suppress(Exception):  # there is no such GPU to copy to
+            next(batches)
+        batches.close()
+    assert chosen == [("prefetch_0", "cuda:1")]
+
+
+def test_no_batch_is_made_while_a_graph_is_recorded(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a")
+    sampler = Sampler(Dataset.open([tmp_path / "a"], "walker"), 2, 4, 0)
+    made = threading.Event()
+    drawn = sampler.sample
+    sampler.sample = lambda *where: made.set() or drawn(*where)  # type: ignore[func-returns-value, method-assign]
+    batches = prefetch(sampler, 0, 3)
+    with CAPTURE:
+        waiting = threading.Thread(target=next, args=(batches,))
+        waiting.start()
+        assert not made.wait(0.2)
+    assert made.wait(30)
+    waiting.join()
+    batches.close()

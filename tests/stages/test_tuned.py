@@ -206,7 +206,12 @@ def test_a_policy_reads_the_frames_that_its_data_was_embedded_from(tmp_path: Pat
     small_run.make_data(here, "random")
     embed.run(
         embed.Config(
-            backbone=clip, frames=frames, batch=64, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE)
+            backbone=clip,
+            frames=frames,
+            batch=64,
+            stride=1,
+            workers=1,
+            offline=embed.OfflineConfig(**small_run.OFFLINE),
         ),
         here,
     )
@@ -237,7 +242,7 @@ def test_a_tuned_backbone_goes_on_from_there_on_another_body(tmp_path: Path) -> 
     save_tiny("clip", Path(clip))
     runs = {name: small_run.make_run(tmp_path / f"{name}-smoke", domain=name) for name in ("walker", "cheetah")}
     sizes = embed.Config(
-        backbone=clip, frames="native", batch=64, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE)
+        backbone=clip, frames="native", batch=64, stride=1, workers=1, offline=embed.OfflineConfig(**small_run.OFFLINE)
     )
     for one in runs.values():
         small_run.make_data(one, "random")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.backbones.base import Backbone, linears_of, resize
+from stages.backbones.base import Backbone, held, linears_of, resize
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Section
@@ -200,10 +200,10 @@ class OfflineBackbone(Backbone):
         return self._sentences
 
     @torch.no_grad()
-    def encode_episode(self, frames: np.ndarray, batch: int = BATCH) -> Tensor:
+    def encode_episode(self, frames: np.ndarray, batch: int = BATCH, stride: int = 1) -> Tensor:
         resized = resize(torch.from_numpy(frames.copy()).to(self.device), self.frame_size, self.resample)
         with torch.autocast(resized.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.video.episode(resized, batch)
+            return held(self.video.episode(resized, batch)[::stride], stride, len(frames))
 
 
 def _known_sentences(artifact: Artifact) -> dict[str, Tensor]:
