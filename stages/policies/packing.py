@@ -1,6 +1,6 @@
 """A policy with what it needs to act, in a run folder of its own: what `push` sends, and what `bitagent demo` plays.
 
-pack(artifact, Path("shared"))          as it is: the same ids
+pack_up(artifact, Path("shared"))          as it is: the same ids
 shrink(artifact, Path("demo"))          its tensors in fewer bits: artifacts of their own, made from the first
 """
 
@@ -41,7 +41,7 @@ def needed(artifact: Artifact) -> list[Artifact]:
     return found
 
 
-def pack(artifact: Artifact, folder: Path) -> list[Artifact]:
+def pack_up(artifact: Artifact, folder: Path) -> list[Artifact]:
     """Copy an artifact, and what it needs, to the same places below `folder`."""
     root, copied = root_of(artifact), []
     for one in needed(artifact):

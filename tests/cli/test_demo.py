@@ -23,7 +23,14 @@ from stages.runtime.artifacts import Artifact
 from tests.stages import small_run
 
 MEGABYTES = 12
-SMALL = ["pretrain.updates=1", "behave.updates=1", "pretrain.bf16=false", "behave.bf16=false", "behave.horizon=5"]
+SMALL = [
+    "pretrain.updates=1",
+    "pretrain.dynamics.updates=0",
+    "behave.updates=1",
+    "pretrain.bf16=false",
+    "behave.bf16=false",
+    "behave.horizon=5",
+]
 SHIPPED = "library_name: bitagent" in (demo_folder() / "README.md").read_text()  # the card is there: so is the demo
 
 
