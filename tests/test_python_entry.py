@@ -22,7 +22,9 @@ from tests.stages import small_run
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "pretrain.updates=1",
-    "pretrain.dynamics.updates=0",
+    "pretrain.dynamics.updates=1",
+    "pretrain.dynamics.length=14",
+    "pretrain.dynamics.horizon=5",
     "behave.updates=1",
     "pretrain.bf16=false",
     "behave.bf16=false",

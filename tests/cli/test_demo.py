@@ -25,7 +25,9 @@ from tests.stages import small_run
 MEGABYTES = 12
 SMALL = [
     "pretrain.updates=1",
-    "pretrain.dynamics.updates=0",
+    "pretrain.dynamics.updates=1",
+    "pretrain.dynamics.length=14",
+    "pretrain.dynamics.horizon=5",
     "behave.updates=1",
     "pretrain.bf16=false",
     "behave.bf16=false",
