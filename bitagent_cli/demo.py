@@ -16,7 +16,7 @@ from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 
 MAKE = "bitagent demo --make runs/walker-laptop/policy/bitagent-s0/stand+walk+run"
-NOTE = "Small enough to come with the code: matrices in half precision, the largest in 8 bits."
+NOTE = "Small enough to come with the code: 8 bits a weight, 16 in the actor, no critics."
 
 
 def demo_folder() -> Path:

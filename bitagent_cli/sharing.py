@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.policies.packing import pack
+from stages.policies.packing import pack_up
 from stages.report.card import model_card
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
@@ -34,7 +34,7 @@ def push_artifact(path: Path, target: str, private: bool) -> None:
     """Send an artifact, its backbone and a card. Raises BadInput when the hub refuses or cannot be reached."""
     name, found = repository(target), artifacts.load(path)
     with tempfile.TemporaryDirectory() as folder:
-        sent = pack(found, Path(folder))
+        sent = pack_up(found, Path(folder))
         use = f"bitagent pull {target} --out runs/{name.split('/')[1]}"
         (Path(folder) / "README.md").write_text(model_card(found, use))
         with hub(target) as api:

@@ -28,8 +28,8 @@ class Command:
 
 COMMANDS = (
     Command("bitagent doctor", r"ok +ray renderer", ""),
-    Command("bitagent collect --preset walker", r"collect: 4 datasets, \d+ frames, runs/walker-laptop/data"),
-    Command("bitagent embed --preset walker", r"embed: 4 datasets"),
+    Command("bitagent collect --preset walker", r"collect: \d datasets, \d+ frames, runs/walker-laptop/data"),
+    Command("bitagent embed --preset walker", r"embed: \d datasets"),
     Command("bitagent pretrain --preset walker", r"pretrain: .* runs/walker-laptop/model/bitagent-s0"),
     Command("bitagent behave --preset walker --task walk", r"behave: .* runs/walker-laptop/policy/bitagent-s0/walk"),
     Command("bitagent evaluate --preset walker --task walk", r"evaluate: score walk -?\d\.\d\d ± "),

@@ -20,7 +20,16 @@ from stages.runtime.config import Run
 from tests.stages import small_run
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["pretrain.updates=1", "behave.updates=1", "pretrain.bf16=false", "behave.bf16=false", "behave.horizon=5"]
+SMALL = [
+    "pretrain.updates=1",
+    "pretrain.dynamics.updates=1",
+    "pretrain.dynamics.length=14",
+    "pretrain.dynamics.horizon=5",
+    "behave.updates=1",
+    "pretrain.bf16=false",
+    "behave.bf16=false",
+    "behave.horizon=5",
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
-    "collect.random_episodes=1", "embed.offline.updates=2", "pretrain.updates=2", "behave.updates=2",
+    "collect.random_episodes=1", "embed.offline.updates=2", "pretrain.updates=2",
+    "pretrain.dynamics.updates=2", "behave.updates=2",
     "visualize.error_windows=2", "visualize.reward_windows=20", "visualize.reward_glance=2",
 )  # fmt: skip
 STAGES = ("collect --source random", "embed", "pretrain", "behave --task run", "evaluate --task run", "visualize")

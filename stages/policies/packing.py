@@ -1,6 +1,6 @@
 """A policy with what it needs to act, in a run folder of its own: what `push` sends, and what `bitagent demo` plays.
 
-pack(artifact, Path("shared"))          as it is: the same ids
+pack_up(artifact, Path("shared"))          as it is: the same ids
 shrink(artifact, Path("demo"))          its tensors in fewer bits: artifacts of their own, made from the first
 """
 
@@ -20,8 +20,7 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
 
 DEPTH = {"backbone": 1, "collect": 2, "pretrain": 2, "behave": 3, "embed": 3, "evaluate": 3, "transfer": 2}
-SOME, MANY = 4096, 65_536  # weights of a matrix that is kept in 16 bits, and in 8: many hide the error of each
-EXACT = (ACTOR, "rssm.posterior_net.", "rssm.gru.", "fusion.", "video.")  # what acts: in 16 bits all the same
+SOME = 4096  # weights of the smallest matrix that is kept in fewer bits: what is smaller weighs little
 
 
 def root_of(artifact: Artifact) -> Path:
@@ -42,7 +41,7 @@ def needed(artifact: Artifact) -> list[Artifact]:
     return found
 
 
-def pack(artifact: Artifact, folder: Path) -> list[Artifact]:
+def pack_up(artifact: Artifact, folder: Path) -> list[Artifact]:
     """Copy an artifact, and what it needs, to the same places below `folder`."""
     root, copied = root_of(artifact), []
     for one in needed(artifact):
@@ -54,9 +53,9 @@ def pack(artifact: Artifact, folder: Path) -> list[Artifact]:
 
 
 def shrink(policy: Artifact, folder: Path) -> list[Artifact]:
-    """Write a policy and its backbone below `folder` in half precision, most large matrices in 8 bits, no critics.
+    """Write a policy and its backbone below `folder` in 8 bits, the actor in half precision, without critics.
 
-    They load as any artifact does: weights become float32 again.
+    They load as any artifact does: `Artifact.tensors` gives float32 again.
     """
     root, written = root_of(policy), dict[str, Artifact]()
     for one in needed(policy):
@@ -72,15 +71,23 @@ def shrink(policy: Artifact, folder: Path) -> list[Artifact]:
 
 
 def fewer_bits(tensors: Mapping[str, Tensor], actor_alone: bool = False) -> dict[str, Tensor]:
-    """Matrices as float16, the largest as float8; what is small, embeddings among it, stays as it is.
+    """Matrices in 8 bits with a scale a row, the actor's in 16; what is small, embeddings among it, stays as it is.
 
     `actor_alone`: leave out the critics, which only learning needs.
     """
     kept = {name: value for name, value in tensors.items() if not actor_alone or name.startswith(ACTOR)}
-    return {name: value.to(_dtype(name, value)) for name, value in kept.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in kept.items():
+        if value.ndim < 2 or value.numel() <= SOME or not value.is_floating_point():
+            found[name] = value
+        elif name.startswith(ACTOR):
+            found[name] = value.half()
+        else:
+            found[name], found[name + artifacts.SCALE] = in_8_bits(value)
+    return found
 
 
-def _dtype(name: str, value: Tensor) -> torch.dtype:
-    if value.ndim < 2 or value.numel() <= SOME or not value.is_floating_point():
-        return value.dtype
-    return torch.float8_e4m3fn if value.numel() > MANY and not name.startswith(EXACT) else torch.float16
+def in_8_bits(value: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (R, ...) as int8 and the scale (R, 1, ...) of each row; see `artifacts.expanded`."""
+    scale = value.abs().amax(tuple(range(1, value.ndim)), keepdim=True).clamp(min=1e-12) / 127
+    return (value / scale).round().to(torch.int8), scale

@@ -31,7 +31,7 @@ def model_card(artifact: Artifact, use: str, note: str = "") -> str:
     facts |= {"made": meta["created"], "code": meta["commit"], "on": meta["versions"].get("hardware", "")}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value != "")
     scores = "\n".join(f"| {r.domain} {r.task} | {r.score:.2f} ± {r.stderr:.2f} |" for r in _scores(artifact))
-    tree = "\n".join(_origins(provenance([artifact], root_of(artifact)), ""))
+    tree = "\n".join(_ancestry(provenance([artifact], root_of(artifact)), ""))
     parts = [
         f"---\nlicense: mit\nlibrary_name: bitagent\ntags:\n{tags}\n---",
         f"# BiTAgent: {artifact.domain}, {artifact.path.name}",
@@ -55,10 +55,10 @@ def _scores(artifact: Artifact) -> list[results.Result]:
     return [r for r in found if artifact.id in (r.artifact.id, *r.artifact.meta["inputs"].values())]
 
 
-def _origins(nodes: list[Node], indent: str) -> Iterator[str]:
+def _ancestry(nodes: list[Node], indent: str) -> Iterator[str]:
     """A line an artifact, its inputs indented below it."""
     for node in nodes:
         made = node.artifact.meta if node.artifact and not node.state else {}
         seconds = f", {made['wall_seconds']:.0f} s" if made else ""
         yield f"{indent}- `{node.name}` {node.id}{seconds}"
-        yield from _origins(node.inputs, indent + "  ")
+        yield from _ancestry(node.inputs, indent + "  ")

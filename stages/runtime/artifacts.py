@@ -35,6 +35,7 @@ from stages.runtime.errors import BadInput
 
 PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "transformers", "safetensors")
 CONTENT = ("stage", "domain", "config", "seed", "inputs", "extra", "files")  # of artifact.json: what the id covers
+SCALE = "#scale"  # ends the name of the scale of a tensor in 8 bits
 META: dict[str, type] = {
     "id": str, "name": str, "stage": str, "domain": str, "config": dict, "seed": int, "inputs": dict, "extra": dict,
     "files": dict, "input_paths": dict, "resolved": dict, "versions": dict, "commit": str, "wall_seconds": float,
@@ -62,9 +63,16 @@ class Artifact:
         file = self.path / f"{name}.safetensors"
         check_file(self, file.name)
         try:
-            return load_file(str(file), device=device)
+            return expanded(load_file(str(file), device=device))
         except (SafetensorError, OSError, ValueError) as error:
             raise storage.corrupted(file, error) from None
+
+
+def expanded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that were stored in 8 bits, with a scale a row beside them (policies/packing.py), as float32."""
+    values = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
+    scaled = {name: values[name].float() * tensors[name + SCALE] for name in values if name + SCALE in tensors}
+    return values | scaled
 
 
 def input_ids(inputs: Sequence[Artifact]) -> dict[str, str]:

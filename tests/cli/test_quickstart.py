@@ -16,7 +16,8 @@ from tests.stages import small_run
 
 TINY = (
     "collect.random_episodes=1", "collect.expert.decisions.default=500", "collect.expert.keep_episodes=1",
-    "embed.offline.updates=2", "pretrain.updates=2", "behave.updates=2", "visualize.error_windows=2",
+    "embed.offline.updates=2", "pretrain.updates=2",
+    "pretrain.dynamics.updates=2", "behave.updates=2", "visualize.error_windows=2",
     "visualize.reward_windows=20", "visualize.reward_glance=2",
 )  # fmt: skip
 
