@@ -65,7 +65,7 @@ def bench_gpu(
     if pack is not None:
         if states is None:
             raise BadInput("--pack needs --states DIR: where the datasets without frames go")
-        typer.echo(f"{states}: {bench.pack(pack, states, run.domain) / 1e6:.0f} MB")
+        typer.echo(f"{states}: {bench.pack_states(pack, states, run.domain) / 1e6:.0f} MB")
         return
     bench.run_all(preset, run, bench.GpuOrder(minutes, task, updates, states))
     typer.echo((run.root / "gpu.md").read_text(), nl=False)

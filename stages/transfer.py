@@ -35,6 +35,7 @@ from stages.worlds import tasks
 BODY = (
     "rssm.gru.inp.0.weight",
     "text_dynamics.gru.inp.0.weight",
+    "rssm.imagination.inp.0.weight",
 )  # read [z, action]: the action's columns are the body's
 
 

@@ -234,7 +234,7 @@ def carried(folder: Path, domain: str) -> list[Artifact]:
     return [artifacts.load(path, "collect", domain=domain) for path in paths]
 
 
-def pack(source: Path, target: Path, domain: str, megabytes: float = CARRIED_MB) -> int:
+def pack_states(source: Path, target: Path, domain: str, megabytes: float = CARRIED_MB) -> int:
     """The datasets of a run without their frames, thinned evenly to so many megabytes, to be carried; the bytes."""
     datasets = [Dataset.open([a.path], domain) for a in carried(source / "data", domain)]
     whole = sum(d.n_frames * _row_bytes(d) for d in datasets)

@@ -181,30 +181,6 @@ class ActorCritic(nn.Module):
         }
         return -(objective * weight).mean(), critic, {k: v.detach() for k, v in metrics.items()}
 
-    def expansion_losses(
-        self, features: Tensor, action: Tensor, reward: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Actor and critic losses of the action values on imagined rollouts of the policy itself.
-
-        The values learn λ-returns, which are on the policy's own path, with the values themselves at their end; the
-        actor climbs the smaller value. No gradient passes through the dynamics.
-
-        Args:
-            features: (N, H+1, I). action: (N, H, A) taken at states 0..H-1. reward: (N, H) of arriving at 1..H.
-        """
-        c = self.config
-        with torch.no_grad():
-            mean = self.actor(features)[0]  # (N, H+1, A)
-            width, rows = mean.shape[-1], features.flatten(0, 1)
-            value = self.slow_action_values(rows, mean.reshape(-1, width)).amin(0).unflatten(0, features.shape[:2])
-            returns = lambda_return(reward, value, c.discount, c.trace)  # (N, H)
-        here = features[:, :-1].flatten(0, 1)  # (N·H, I)
-        critic = (self.action_values(here, action.reshape(-1, width)) - returns.flatten()).square().mean(1).sum()
-        climbed = self.slow_action_values(here, self.actor(here)[0]).amin(0)
-        actor = -c.climb * climbed.mean() / self.value_range.clamp(min=c.return_floor)
-        metrics = {"imagined_reward": reward.mean(), "imagined_return": returns.mean(), "critic_imagined": critic}
-        return actor, critic, {k: v.detach() for k, v in metrics.items()}
-
     def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor and critic losses on transitions of the data under the learned reward (TD3+BC, Eq. 3 and 5).
 

@@ -34,7 +34,7 @@ def collected(tmp_path: Path, bitagent: Bitagent) -> Path:
 def test_states_travel_and_give_the_same_frames(collected: Path, tmp_path: Path) -> None:
     """Thinned to the size that is allowed, and rendered again where they arrive."""
     whole = Dataset.open([collected / "data" / "random"], "walker")
-    size = gpu.pack(collected, tmp_path / "states", "walker")
+    size = gpu.pack_states(collected, tmp_path / "states", "walker")
     packed = gpu.carried(tmp_path / "states", "walker")
     assert [a.path.name for a in packed] == ["expert-walk", "random"] and size < 40e6
     assert not any(a.meta["extra"]["image_size"] for a in packed) and packed[0].meta["extra"]["task"] == "walk"
@@ -46,7 +46,7 @@ def test_states_travel_and_give_the_same_frames(collected: Path, tmp_path: Path)
     rows = np.arange(0, whole.n_frames, 97)
     for key in ("image", "action", "reward", "state"):
         np.testing.assert_array_equal(arrived.rows(key, rows), whole.rows(key, rows))
-    thin = gpu.pack(collected, tmp_path / "thin", "walker", megabytes=size / 2e6)
+    thin = gpu.pack_states(collected, tmp_path / "thin", "walker", megabytes=size / 2e6)
     assert 0.2 * size < thin < 0.8 * size
 
 

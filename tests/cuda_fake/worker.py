@@ -23,7 +23,7 @@ from torch import Tensor
 from bitagent_cli import presets
 from bitagent_cli.bench import train as bench
 from bitagent_cli.bench.kernels import count_kernels
-from stages import behave, methods, transfer
+from stages import behave, methods, pretrain, transfer
 from stages.backbones.base import Backbone
 from stages.core.actor_critic import ActorCritic
 from stages.core.behavior import Behavior, draw_batch
@@ -96,9 +96,29 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
     twice(update, {"prompt": batch["prompt"]})  # without data
 
 
+def dynamics() -> None:
+    """Two updates of the dynamics alone, on codes of frames."""
+    p = preset()
+    model, config = make_model("bitagent"), p.pretrain
+    optimizer = make_optimizer(list(model.dynamics()), config.dynamics.lr, config.weight_decay)
+    update = pretrain.dynamics_update(model, bench.synthetic_labels(model, CUDA), optimizer, config, PLACE)
+    shape = (config.dynamics.batch, config.dynamics.length)
+    batch = {
+        "modes": torch.zeros(*shape, p.model.classes, dtype=torch.long, device=CUDA),
+        "action": torch.zeros(*shape, ACTIONS, device=CUDA),
+        "is_first": torch.zeros(shape, dtype=torch.bool, device=CUDA),
+        "embedding": torch.randn(*shape, DIM_E, device=CUDA).half(),
+        "task": torch.zeros(shape[0], dtype=torch.long, device=CUDA),
+    }
+    twice(update, batch)
+
+
 def fake_dataset() -> Any:
     """Two episodes, as `encode_data` reads a dataset."""
-    rows, info = 2 * ROWS, SimpleNamespace(start=np.array([0, ROWS]), length=np.array([ROWS, ROWS]))
+    rows, info = (
+        2 * ROWS,
+        SimpleNamespace(start=np.array([0, ROWS]), length=np.array([ROWS, ROWS]), past=np.zeros(2, int)),
+    )
     widths = {"action": (ACTIONS,), "embedding": (DIM_E,), "reward": (), "image": (3, 64, 64)}
 
     def read(key: str, index: np.ndarray) -> np.ndarray:
@@ -114,7 +134,9 @@ def acting(method: str) -> None:
     with torch.device(CUDA):
         learner = ActorCritic(model.dim_policy, model.dim_action, preset().behave.actor_critic)
     embedding = torch.randn(1, DIM_E)
-    policy = LatentPolicy(model, learner, FakeBackbone(), embedding, 64, Acting("cuda", semantics_every=2, sample=True))
+    policy = LatentPolicy(
+        model, learner.actor, FakeBackbone(), embedding, 64, Acting("cuda", semantics_every=2, sample=True)
+    )
     for _ in range(3):
         image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=CUDA)
         with Strict():
@@ -195,13 +217,14 @@ CHECKS: dict[str, Callable[[], None]] = {
     "pretrain:channel gates": partial(pretraining, "bitagent", "model.gate=channel"),
     "behave:best shift": partial(behaviour, "bitagent", "behave.align=best", "behave.space=z"),
     "behave:text actions": partial(behaviour, "bitagent", "model.text_actions=policy"),
+    "dynamics": dynamics,
     "transfer": transferring,
     "mistake:item": partial(mistake, lambda x: x.sum().item()),
     "mistake:cpu": partial(mistake, lambda x: x.cpu()),
     "mistake:mixed": partial(mistake, lambda x: x + torch.ones(3)),
     "mistake:constant": partial(mistake, lambda x: x * torch.tensor([1.0, 2.0, 3.0], device=x.device)),
     "mistake:data-dependent": partial(mistake, lambda x: x[x > 0]),
-    "kernels:pretrain": partial(kernels, "pretrain", 10900),
+    "kernels:pretrain": partial(kernels, "pretrain", 9700),
     "kernels:behave": partial(kernels, "behave", 7000),
 }
 

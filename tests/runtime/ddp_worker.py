@@ -16,7 +16,7 @@ from stages.core.joint_model import JointModel
 from stages.pretrain import Config, JointObjective, build_update
 from stages.runtime.distributed import World, world
 from stages.runtime.update import make_optimizer
-from tests.core.helpers import make_batch, make_labels, make_model, objective_config
+from tests.core.helpers import dynamics_config, make_batch, make_labels, make_model, objective_config
 
 UPDATES, BATCH = 20, 4
 
@@ -37,6 +37,7 @@ CONFIG = Config(
     log_every=10,
     checkpoint_every=10,
     objective=objective_config(),
+    dynamics=dynamics_config(),
 )
 
 
