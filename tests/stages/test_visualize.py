@@ -334,7 +334,7 @@ def test_a_performance_is_what_the_environment_and_the_reward_say(
     monkeypatch.setattr(performance, "DECISIONS", 24)
     shown = performance.perform(open_scene(run, preset), "walk fast clean")
     assert shown.task == "walk" and shown.cosine == 1.0
-    assert shown.real.shape == (6, 3, performance.SIZE, performance.SIZE) and shown.dream.shape == (6, 3, 64, 64)
+    assert shown.real.shape == (6, 3, performance.SIZE, performance.SIZE) and shown.dream.shape == (2, 3, 64, 64)
     about = tasks.get_task("walker", "walk")
     assert len(shown.rewards["true"]) == 24 and shown.rewards["true"].max() > 0
     assert shown.score == pytest.approx(tasks.normalized_score(about, 2 * shown.rewards["true"].sum()))
