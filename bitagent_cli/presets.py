@@ -33,6 +33,7 @@ from stages.visualize import Config as VisualizeConfig
 SCALES = ("smoke", "laptop", "gpu", "paper")
 MAX_FILE_BYTES = 2**17
 MAX_SET_LENGTH = 10_000
+OPTIONAL = {"pretrain.dynamics.updates"}  # counts of what may be left out
 
 
 class Preset(Section):
@@ -290,7 +291,7 @@ def _nearest_key(given: str) -> str:
 
 
 def _require_usable(preset: Preset, defaults: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Numbers are finite; none is negative, and no count is 0, where its default is not."""
+    """Numbers are finite; none is negative, and no count but those of OPTIONAL is 0, where its default is not."""
     usual = dict(_leaves(defaults))
     for key, value in _leaves(preset.model_dump()):
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -299,6 +300,6 @@ def _require_usable(preset: Preset, defaults: Mapping[str, Any], origin: Mapping
         if not abs(value) < float("inf"):
             raise BadInput(f"{key}={value} in {where} must be a finite number")
         default = usual.get(key, 1)
-        least = 1 if isinstance(value, int) and default >= 1 else 0
+        least = 1 if isinstance(value, int) and default >= 1 and key not in OPTIONAL else 0
         if value < min(least, default):
             raise BadInput(f"{key}={str(value)[:60]} in {where} is too small: give {least} or more")

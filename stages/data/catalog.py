@@ -151,13 +151,13 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
         start=start,
         seed=np.concatenate(seeds),
         cut=cut,
-        origin=_origins(parts, shards),
+        origin=_origin_episodes(parts, shards),
         past=np.where(cut, WINDOW - 1, 0),
     )
     return parts, info
 
 
-def _origins(parts: Sequence[Part], shards: Sequence[Sequence[Shard]]) -> np.ndarray:
+def _origin_episodes(parts: Sequence[Part], shards: Sequence[Sequence[Shard]]) -> np.ndarray:
     """(E,) the number of the episode that each was cut from, or its own.
 
     Raises BadInput when branches do not say where they were cut, or were cut from data that has changed since.

@@ -235,3 +235,9 @@ def test_any_setting_is_taken_or_refused_in_words(setting: str) -> None:
         presets.resolve("walker", "smoke", [setting])
     except BadInput as error:
         assert str(error)
+
+
+def test_the_dynamics_alone_can_be_switched_off() -> None:
+    assert presets.resolve("walker", "smoke", ["pretrain.dynamics.updates=0"]).pretrain.dynamics.updates == 0
+    with pytest.raises(BadInput, match=r"pretrain\.updates=0 .* is too small: give 1 or more"):
+        presets.resolve("walker", "smoke", ["pretrain.updates=0"])

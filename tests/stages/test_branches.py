@@ -110,5 +110,5 @@ def test_a_report_has_all_its_parts(run: Run, drawn: np.ndarray, capsys: pytest.
     made = small_run.make_run(run.root, quiet=False)
     report = visualize.run(preset.visualize, made)
     left_out = {line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("left out")}
-    assert left_out == {"left out, scores", "left out, policies"}
+    assert left_out == {"left out, scores", "left out, policy"}
     assert (report.path / "data-branch.png").exists()
