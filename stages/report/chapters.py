@@ -320,10 +320,10 @@ def counterfactuals(scene: Scene) -> Chapter | None:
     about = counterfactual.judge_tasks(scene)
     save_json(scene.folder, "counterfactual", about)
     text = (
-        f"From states of each task's replay the simulator and the model, which has seen {counterfactual.CONTEXT} frames, "
-        f"go on under the data's actions, the same with noise of {counterfactual.NOISE}, those of another window, and "
-        f"uniform ones. Where the imagined reward ({scene.policy_measure}) is the real one, the gap is 0 and the slope "
-        "1. How to read it: docs/imagination.md."
+        f"From states of each task's replay the simulator and the model, which has seen {counterfactual.CONTEXT} "
+        f"frames, go on under the data's actions, the same with noise of {counterfactual.NOISE}, those of another "
+        f"window, and uniform ones. Where the imagined reward ({scene.policy_measure}) is the real one, the gap is 0 "
+        "and the slope 1. How to read it: docs/imagination.md."
     )
     missing = [task for task in tasks.task_names(scene.run.domain) if task not in about]
     if missing:

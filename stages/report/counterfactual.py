@@ -30,7 +30,6 @@ from stages.worlds.render import render_states
 CONTEXT = 32  # frames the model looks at before it imagines
 HORIZON = 16  # decisions it imagines
 STEPS = (4, 8, 16)  # at which the two are compared: a reward reads 8 frames, so what an action does shows late
-LEAD = 8  # decisions simulated again up to the start, for what a stored state does not hold
 SAMPLES = 4  # imagined rollouts behind an expected reward
 NOISE = 0.3  # standard deviation of what is added to the data's actions
 PUSH, PUSH_STEPS = 0.2, 4  # of one action dimension for so many decisions: the difference behind a gradient
@@ -74,7 +73,7 @@ class Judge:
     measure: Measure
 
     def futures(self, rows: np.ndarray, action: np.ndarray, seed: int = 0) -> Futures:
-        """What follows the frames at `rows` (N,) under `action` (N, K, H, A) in [-1, 1], which leads to the next frames.
+        """What follows the frames at `rows` (N,) under `action` (N, K, H, A) in [-1, 1], the first leading off them.
 
         The model has seen the CONTEXT frames up to each row, which must lie in one episode.
         """
@@ -108,10 +107,10 @@ class Judge:
         return self.model.observe(image, action, is_first, e, task, None).state.map(lambda x: x[:, -1].float())
 
     def _happened(self, rows: np.ndarray, action: np.ndarray) -> tuple[Tensor, Tensor]:
-        """What the simulator makes of the actions: frames (N·K, H, 3, S, S) uint8, adapted embeddings (N·K, H, dim_e)."""
-        data, device = self.dataset, self.prompt.tau.device
-        before = data.windows("state", rows - LEAD, LEAD + 1)  # (N, L+1, ·)
-        led = data.windows("action", rows - LEAD, LEAD + 1)
+        """What the simulator makes of it: frames (N·K, H, 3, S, S) uint8 and adapted embeddings (N·K, H, dim_e)."""
+        data, device, first = self.dataset, self.prompt.tau.device, rows - CONTEXT + 1
+        before = data.windows("state", first, CONTEXT)  # (N, C, ·)
+        led = data.windows("action", first, CONTEXT)
         states = real_states(data.domain, before, led, action).reshape(-1, action.shape[2], before.shape[-1])
         image = self._drawn(states, data.image_size)
 
@@ -154,7 +153,7 @@ def real_states(domain: str, before: np.ndarray, led: np.ndarray, action: np.nda
     again, and the body put where it was.
 
     Args:
-        before: (N, L+1, ·) states of the data. led: (N, L+1, A), the actions that led to them.
+        before: (N, C, ·) states of the data. led: (N, C, A), the actions that led to them.
     """
     env = tasks.make_env(domain, tasks.task_names(domain)[0])
     env.reset(seed=0)
@@ -327,8 +326,8 @@ def counterfactual_tables(about: dict[str, dict[str, Any]]) -> dict[str, Table |
         numbers.append({"task": task, **found["gradient"], **entropy})
         rows.append([_cell(value) for value in numbers[-1].values()])
     note = (
-        "The reward's change along each action dimension, in the model and in the simulator: cosine of the two, and the "
-        "imagined one's length over the real one's. Entropy of the prior along the data's actions, nats."
+        "The reward's change along each action dimension, in the model and in the simulator: cosine of the two, and "
+        "the imagined one's length over the real one's. Entropy of the prior along the data's actions, nats."
     )
     made["counterfactual-gradient"] = Table("Gradient and drift of imagination", note, header, rows, numbers)
     return made
