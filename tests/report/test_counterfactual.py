@@ -67,12 +67,12 @@ def along_the_data(judge: Judge, row: int) -> np.ndarray:
 
 
 def test_the_data_s_own_actions_really_earn_what_the_data_earn(judge: Judge, found: Futures) -> None:
-    """Measured: 2e-5, where a reward moves by 0.01 and more from one frame to the next."""
+    """Up to 2e-7, measured, where a reward moves by up to 0.7 from one frame to the next."""
     for real, row in zip(found.real[:, 0], ROWS, strict=True):
         wanted = along_the_data(judge, int(row))
-        np.testing.assert_allclose(real, wanted, atol=5e-4)
-        assert np.abs(np.diff(wanted)).max() > 5e-3, "else any reward would do"
-    assert np.abs(found.real[:, 3] - found.real[:, 0]).max() > 5e-3, "other actions lead elsewhere"
+        np.testing.assert_allclose(real, wanted, atol=1e-5)
+        assert np.abs(np.diff(wanted)).max() > 0.1, "else any reward would do"
+    assert np.abs(found.real[:, 3] - found.real[:, 0]).max() > 0.1, "other actions lead elsewhere"
 
 
 @pytest.mark.parametrize("domain, task", [("walker", "walk"), ("quadruped", "walk")])
