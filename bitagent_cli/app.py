@@ -282,7 +282,7 @@ def transfer(
 def visualize(
     common: Common,
     method: Method = "bitagent",
-    reward: Annotated[bool, typer.Option("--reward", help="Judge the learned reward on more episodes.")] = False,
+    reward: Annotated[bool, typer.Option("--reward", help="Judge the learned reward longer, and imagination.")] = False,
     paper: Annotated[
         bool, typer.Option("--paper", help="Every domain of a scale instead: Tables 1 and 2, Fig. 3 and 4.")
     ] = False,

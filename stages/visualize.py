@@ -1,7 +1,7 @@
 """Visualize: what there is to look at in a run, as pictures, tables and one self-contained page.
 
     bitagent visualize --preset walker
-    bitagent visualize --preset walker --reward      more episodes behind the judgement of the learned reward
+    bitagent visualize --preset walker --reward      the learned reward judged on more episodes, and imagination
     bitagent visualize --paper --scale laptop        every domain: Tables 1 and 2, Fig. 3 and 4
     bitagent visualize --preset walker --serve       a page that asks for prompts and shows what the model makes of them
 
@@ -36,7 +36,8 @@ def run(config: Config, run: Run, *, method: str = "bitagent", reward: bool = Fa
 
     Args:
         method: whose model and policies are shown (of `run.seed`); scores are those of every method and seed.
-        reward: judge the learned reward on `reward_episodes` episodes instead of `reward_glance`.
+        reward: judge the learned reward on `reward_episodes` episodes instead of `reward_glance`, and what imagination
+            says of other actions than the data's.
 
     Raises BadInput when there is nothing to show.
     """

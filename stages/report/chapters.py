@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.data.episodes import Dataset
 from stages.methods import open_model
 from stages.policies.policy import load_actor
-from stages.report import diagnostics, figures, results, tables
+from stages.report import counterfactual, diagnostics, figures, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
@@ -313,6 +313,28 @@ def _mean_of(kind: str, shown: str, found: Mapping[str, Any]) -> str:
     return f"{np.average([s['mean'][shown] for s in mine], weights=[s['windows'] for s in mine]):.3f}" if mine else ""
 
 
+def counterfactuals(scene: Scene) -> Chapter | None:
+    """The reward imagined under other actions than the data's beside what really follows; with --reward alone."""
+    if not scene.judge_reward:
+        return None
+    about = counterfactual.judge_tasks(scene)
+    save_json(scene.folder, "counterfactual", about)
+    text = (
+        f"From states of each task's replay the simulator and the model, which has seen {counterfactual.CONTEXT} "
+        f"frames, go on under the data's actions, the same with noise of {counterfactual.NOISE}, those of another "
+        f"window, and uniform ones. Where the imagined reward ({scene.policy_measure}) is the real one, the gap is 0 "
+        "and the slope 1. How to read it: docs/imagination.md."
+    )
+    missing = [task for task in tasks.task_names(scene.run.domain) if task not in about]
+    if missing:
+        text += f" Without a replay in the data, and so not judged: {', '.join(missing)}."
+    made = save_tables(scene.folder, counterfactual.counterfactual_tables(about))
+    curves = {task: {counterfactual.KINDS[k]: c for k, c in found["curves"].items()} for task, found in about.items()}
+    caption = "Reward under other actions: real solid, imagined dashed."
+    chart = _chart(scene, "counterfactual.png", caption, figures.counterfactual_rewards, curves)
+    return Chapter("Can imagination be trusted?", text, made, charts=[chart])
+
+
 # ---------------------------------------------------------------------------- training, data
 
 
@@ -366,4 +388,4 @@ def _evaluate_command(scene: Scene) -> str:
     return scene.run.command("evaluate", "--task", tasks.task_names(scene.run.domain)[0])
 
 
-PARTS = (policy, scores, transfers, imagination, dreams, rewards, training, experts, datasets)
+PARTS = (policy, scores, transfers, imagination, dreams, rewards, counterfactuals, training, experts, datasets)

@@ -231,6 +231,22 @@ def reward_traces(path: Path, traces: Mapping[str, Mapping[str, tuple[np.ndarray
     return panel_paths(path, len(panels))
 
 
+def counterfactual_rewards(path: Path, curves: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> list[Path]:
+    """Rewards by decisions after the start, a panel a task, a colour a kind of actions: real solid, imagined dashed.
+
+    Args:
+        curves: {task: {kind: {"real": (H,), "imagined": (H,), ...}}}.
+    """
+    with chart(path, len(curves), height=3.0) as axes:
+        for ax, (task, kinds) in zip(axes, curves.items(), strict=True):
+            for (kind, lines), color in zip(kinds.items(), COLORS, strict=False):
+                steps = np.arange(1, len(lines["real"]) + 1)
+                ax.plot(steps, lines["real"], color=color, linewidth=1.3, label=kind)
+                ax.plot(steps, lines["imagined"], color=color, linewidth=1.3, linestyle="--")
+            ax.set(title=task, xlabel="decisions", ylabel="reward")
+    return panel_paths(path, len(curves))
+
+
 def score_bars(path: Path, panels: Mapping[str, Groups]) -> list[Path]:
     """Scores with whiskers: {title: {task: {method: (mean, half-width)}}}, a panel a task.
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from stages import worlds
@@ -39,6 +41,7 @@ class ViewConfig(Section):
     reward_glance: int
     reward_windows: int
     reward_horizon: int
+    counterfactual_states: Annotated[int, Field(ge=2)]
 
 
 def find_artifacts(run: Run) -> Iterator[Artifact]:

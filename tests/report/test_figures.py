@@ -110,10 +110,15 @@ def draw_curves(path: Path) -> list[Path]:
     )
 
 
-DRAW = [draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves]
+def draw_counterfactuals(path: Path) -> list[Path]:
+    lines = {"real": np.linspace(0, 1, 16), "imagined": np.linspace(0, 2, 16)}
+    return figures.counterfactual_rewards(path, {"walk": {"the data's": lines, "uniform": lines}, "run": {"x": lines}})
 
 
-@pytest.mark.parametrize(("draw", "count"), list(zip(DRAW, (1, 2, 3, 2, 6, 2), strict=True)))
+DRAW = [draw_counterfactuals, draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves]
+
+
+@pytest.mark.parametrize(("draw", "count"), list(zip(DRAW, (2, 1, 2, 3, 2, 6, 2), strict=True)))
 def test_every_panel_is_a_picture_that_fits_a_phone(tmp_path: Path, draw: Any, count: int) -> None:
     panels = draw(tmp_path / "chart.png")
     assert len(panels) == count and set(panels) == set(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from stages.data.episodes import held_out_episodes
 from stages.data.sampler import Sampler
 from stages.policies.goals import Ask
 from stages.policies.play import PlayedPolicy
-from stages.report import chapters, figures, performance, playground
+from stages.report import chapters, counterfactual, figures, performance, playground
 from stages.report.scene import Scene
 from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
@@ -253,6 +253,50 @@ def test_every_grounding_is_judged_and_shows_what_it_imagines(
     else:
         chapters.dreams(scene)
         assert (tmp_path / "dreams.gif").exists() and not list(tmp_path.glob("gates*.png")), "no fusion, no gates"
+
+
+@pytest.mark.parametrize("method", ["bitagent", "genrl", "wm-clip", "founder"])
+def test_imagination_is_judged_on_the_replays_that_there_are(
+    run: Run, preset: Preset, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counterfactual, "CONTEXT", 8)  # with what is imagined, all 24 rows
+    pretrain.run(pretrain.Sections(preset.pretrain, preset.model, constants=preset.groundings), run, method=method)
+    chapter = chapters.counterfactuals(Scene(preset.visualize, run, method, True, tmp_path))
+    assert chapter is not None and "not judged: stand, run" in chapter.text
+    walk, gradient = chapter.tables
+    assert len(walk.rows) == 12 and walk.rows[0][:2] == ["the data's", "4"]
+    assert "no episode is held out" in walk.note and len(gradient.rows) == 1
+    found = json.loads((tmp_path / "counterfactual.json").read_text())["walk"]
+    assert found["states"] == 4 and found["held_out"] is False and set(found["gradient"]) == {"cosine", "norm_ratio"}
+    shown = found["curves"]["uniform"]
+    assert len(shown["entropy"]) == 16 and min(shown["entropy"]) > 0
+    assert abs(shown["real"][7] - found["actions"]["uniform"]["8"]["real"]) <= 0.001
+    assert chapter.charts[0].files == ("counterfactual.png",) and (tmp_path / "counterfactual.png").exists()
+    assert {"counterfactual-walk.md", "counterfactual-gradient.csv"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_imagination_is_judged_only_when_asked_and_where_it_can_be(run: Run, preset: Preset, tmp_path: Path) -> None:
+    assert chapters.counterfactuals(Scene(preset.visualize, run, "bitagent", False, tmp_path)) is None
+    scene = Scene(preset.visualize, run, "bitagent", True, tmp_path)
+    with pytest.raises(BadInput, match=r"episode of 48 frames .*bitagent collect .*--source expert --task stand"):
+        chapters.counterfactuals(scene)
+    scene.dataset.names.discard("state")
+    with pytest.raises(BadInput, match="hold no physics states to try other actions from"):
+        chapters.counterfactuals(scene)
+    assert not list(tmp_path.iterdir())
+
+
+def test_imagination_is_judged_on_held_out_episodes_where_there_are_some(run: Run, preset: Preset) -> None:
+    scene = Scene(preset.visualize, run, "bitagent", True, run.root)
+    info = scene.dataset.episode_info
+    walk, other = np.flatnonzero(info.task == "walk"), np.flatnonzero(info.task != "walk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counterfactual, "CONTEXT", 8)
+        for held, wanted in ((walk[1:2], ([walk[1]], True)), (other, ([*walk], False)), ([], ([*walk], False))):
+            scene.__dict__["_left_out"] = np.isin(np.arange(len(info.task)), held)
+            scene.__dict__.pop("judged", None)
+            episodes, held_out = counterfactual._episodes(scene, "walk")
+            assert (list(episodes), held_out) == wanted
 
 
 def test_a_model_free_method_has_no_model_to_look_into(run: Run, preset: Preset, tmp_path: Path) -> None:
