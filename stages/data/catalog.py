@@ -17,13 +17,15 @@ from stages.data.shards import Shard, allow_open_files, check_episodes
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import BadInput
-from stages.worlds.motion import WINDOW
 
 ENLARGED = "+enlarged"  # ends the id of a backbone that reads the stored frames, bilinearly resized to its size
 FACTS = {
     "source": str, "task": str, "renderer": str, "image_size": int, "action_dim": int, "state_dim": int,
     "episodes": int, "frames": int, "returns": list,
 }  # fmt: skip
+
+
+PADDED = 7  # first rows of a branch whose windows of 8 frames (stages/worlds/motion.py) would begin before it
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def index_episodes(found: Sequence[Artifact], shards: Sequence[Sequence[Shard]])
         seed=np.concatenate(seeds),
         cut=cut,
         origin=_origin_episodes(parts, shards),
-        past=np.where(cut, WINDOW - 1, 0),
+        past=np.where(cut, PADDED, 0),
     )
     return parts, info
 

@@ -8,7 +8,7 @@ import pytest
 
 from bitagent_cli import doctor
 from bitagent_cli.doctor import Finding
-from stages.runtime import update
+from stages.runtime import compiling
 
 
 def test_reports_what_is_missing_and_how_to_get_it(
@@ -58,7 +58,7 @@ def test_a_machine_that_cannot_compile(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "install g++" in found.remedy and "refused" in found.detail and not found.essential
     monkeypatch.setenv("CXX", str(tmp_path / "gcc"))
     assert not doctor._compiler().remedy
-    monkeypatch.setattr(update, "runs_code", lambda folder: False)
+    monkeypatch.setattr(compiling, "runs_code", lambda folder: False)
     assert "TORCHINDUCTOR_CACHE_DIR" in doctor._compiler().remedy
 
 

@@ -50,8 +50,8 @@ def checksums(root: Path) -> dict[str, dict[str, str]]:
 def test_the_same_seed_makes_the_same_tensors(root: Path, tmp_path: Path) -> None:
     first, second = checksums(root), checksums(train(tmp_path / "run"))
     assert set(first) == {
-        "data/random", "data/expert-walk", "backbone", "embeddings/offline/random", "embeddings/offline/expert-walk",
-        "model/bitagent-s0",
+        *(f"{kind}/{name}" for kind in ("data", "embeddings/offline") for name in ("random", "expert-walk", "branch")),
+        "backbone", "model/bitagent-s0",
     }  # fmt: skip
     assert first == second
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from stages.data import catalog
 from stages.data import episodes as room
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.data.rerender import render_dataset
 from stages.data.sampler import Sampler, Windows
 from stages.runtime.errors import BadInput
+from stages.worlds.motion import WINDOW
 from tests.data.synthetic import (
     assert_same,
     make_branches,
@@ -164,3 +166,7 @@ def test_without_branches_windows_are_drawn_as_before(tmp_path: Path) -> None:
     make_dataset(tmp_path / "random", LENGTHS)
     starts, _ = Sampler(Dataset.open([tmp_path / "random"], "walker"), 12, LENGTH, 3, Windows(0.25)).draw(5)
     assert starts.tolist() == [47, 5, 32, 47, 0, 8, 3, 2, 32, 1, 32, 40]
+
+
+def test_what_is_passed_over_is_what_a_window_lacks() -> None:
+    assert catalog.PADDED == WINDOW - 1

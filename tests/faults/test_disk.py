@@ -83,8 +83,7 @@ def test_a_read_only_folder(pipeline: Pipeline, tmp_path: Path, request: pytest.
     step = find("pretrain")
     if os.geteuid() == 0:  # permissions do not stop root; a read-only file system does
         disk = request.getfixturevalue("disk")
-        shutil.copytree(pipeline.root / "walker-smoke" / "data", disk / "walker-smoke" / "data")
-        shutil.copytree(pipeline.root / "walker-smoke" / "embeddings", disk / "walker-smoke" / "embeddings")
+        shutil.copytree(pipeline.branch(step, tmp_path / "run"), disk, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert_refused(pipeline.run(step, disk), "read-only", "--out")
     else:

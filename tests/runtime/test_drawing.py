@@ -30,7 +30,7 @@ def draw(path: Path, title: str = "a title") -> np.ndarray:
 
 def test_a_users_settings_do_not_reach_the_picture_nor_change(tmp_path: Path) -> None:
     plain = draw(tmp_path / "a" / "plain.png")
-    assert plain.shape == (220, 330, 4) and plain.min(axis=(0, 1))[3] == 255
+    assert plain.shape == (400, 600, 4) and plain.min(axis=(0, 1))[3] == 255
     with matplotlib.rc_context(HOSTILE):
         np.testing.assert_array_equal(draw(tmp_path / "hostile.png"), plain)
         assert {key: matplotlib.rcParams[key] for key in HOSTILE} == HOSTILE

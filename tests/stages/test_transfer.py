@@ -53,11 +53,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/ with a walker model of one update, and a quadruped's data."""
     folder = tmp_path_factory.mktemp("transfer")
     walker = domain(folder, "walker")
-    make_embeddings(make_data(walker.root, rows=9), DIM_E)
+    make_embeddings(make_data(walker.root, rows=14), DIM_E)
     pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), walker)
     target = domain(folder, "quadruped")
     for task in ("", "run"):
-        make_embeddings(make_data(target.root, "quadruped", task, episodes=2, rows=9), DIM_E)
+        make_embeddings(make_data(target.root, "quadruped", task, episodes=2, rows=14), DIM_E)
     return folder
 
 
@@ -102,13 +102,13 @@ def test_all_but_the_actions_columns_are_carried_over() -> None:
 
 @pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
 def test_a_baseline_carries_all_but_the_actions_columns_too(method: str) -> None:
-    """The recurrence's input is the one weight that depends on the body."""
+    """The input of each recurrence is what depends on the body."""
     constants = methods.constants_of(method, presets.resolve("walker", "smoke").groundings)
     source, target = (methods.build(method, model_config(), DIM_E, body, constants) for body in (WALKER, QUADRUPED))
     transfer.carry_over(target, source.state_dict(), Path("there"))
     own, dim_z = target.state_dict(), source.dim_z
     for name, value in source.state_dict().items():
-        if name == transfer.BODY[0]:
+        if name in transfer.BODY:
             assert torch.equal(own[name][:, :dim_z], value[:, :dim_z]) and own[name].shape[1] == dim_z + QUADRUPED
         else:
             assert torch.equal(own[name], value), name

@@ -64,7 +64,7 @@ def test_a_domain_is_one_file_of_worlds_and_one_preset(copy: Path) -> None:
     bitagent(copy, "embed")
     bitagent(copy, "pretrain")
     made = {str(file.parent.relative_to(copy / "run")) for file in (copy / "run").rglob("artifact.json")}
-    data = ("random", "expert-stand", "expert-hop")
+    data = ("random", "expert-stand", "expert-hop", "branch")
     wanted = [f"{kind}/{name}" for kind in ("data", "embeddings/offline") for name in data]
     assert made == {*wanted, "backbone", "model/bitagent-s0"}
 
