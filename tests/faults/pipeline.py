@@ -48,7 +48,7 @@ ADAPTED = tuple(
     for place in ("model/transfer-walker-s0", "policy/transfer-walker-s0/run", "evaluation/transfer-walker-s0/run")
 )
 EXPLORED = ("cheetah-smoke/data/explore",)  # last, and where no step looks for more data
-BRANCHES = ("walker-smoke/data/branch",)  # likewise
+BRANCHES = ("cheetah-smoke/data/branch",)  # likewise
 
 STEPS = (
     Step("collect random", ("collect", "--source", "random", "--workers", "1"), (), DATA[:1]),
@@ -61,7 +61,7 @@ STEPS = (
     Step("target embed", ("embed",), TARGET[:1], TARGET[1:], "cheetah"),
     Step("transfer", ("transfer", "--src", "walker", "--task", "run"), (*TARGET, MODEL), ADAPTED, "cheetah"),
     Step("collect explore", ("collect", "--source", "explore", "--workers", "1"), (), EXPLORED, "cheetah"),
-    Step("collect branch", ("collect", "--source", "branch", "--workers", "1"), DATA, BRANCHES),
+    Step("collect branch", ("collect", "--source", "branch", "--workers", "1"), TARGET[:1], BRANCHES, "cheetah"),
 )  # fmt: skip
 KILLED = tuple(step for step in STEPS if not step.name.startswith("target"))
 

@@ -23,7 +23,7 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
-from tests.core.helpers import model_config, scramble
+from tests.core.helpers import DYNAMICS, model_config, scramble
 from tests.data.real_data import make_data, make_embeddings
 from tests.stages import small_run
 from tests.stages.test_visualize import make_evaluation
@@ -131,7 +131,7 @@ def test_the_adapted_model_is_a_model_artifact_of_the_target(base: Path, adapted
     assert adapted.meta["config"]["pretrain"]["updates"] == CONFIG.updates
     assert open_model(adapted).dim_action == QUADRUPED
     log = (adapted.path.parent / "transfer-walker-s0.log" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(log[-1])["step"] == CONFIG.updates
+    assert json.loads(log[-1])["step"] == CONFIG.updates + DYNAMICS["updates"]
 
 
 def test_training_starts_from_the_source(base: Path, adapted: Artifact) -> None:
