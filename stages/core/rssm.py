@@ -60,7 +60,7 @@ class RSSM(Dynamics):
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
         self.imagination = None if config.reads_imagined else NormGRU(dim_z + dim_action, config.deter)
-        for cell in (self.gru, self.imagined_gru):
+        for cell in filter(None, (self.gru, self.imagination)):
             entrance = cell.inp[0]
             assert isinstance(entrance, nn.Linear)
             with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
