@@ -131,7 +131,7 @@ def dynamics_loss(
     config: DynamicsConfig,
     noise: Noise,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Imagination's recurrence, the prior and the predictor of e alone, on states that are fixed: the posterior's modes.
+    """Imagination's recurrence, the prior and the predictor of e alone, on fixed states: the posterior's modes.
 
     The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
     image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
