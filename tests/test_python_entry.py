@@ -20,16 +20,6 @@ from stages.runtime.config import Run
 from tests.stages import small_run
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "pretrain.updates=1",
-    "pretrain.dynamics.updates=1",
-    "pretrain.dynamics.length=14",
-    "pretrain.dynamics.horizon=5",
-    "behave.updates=1",
-    "pretrain.bf16=false",
-    "behave.bf16=false",
-    "behave.horizon=5",
-]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small_run.make_data(made, "random", rows=20)
     small_run.make_backbone(made)
     small_run.make_embeddings(made)
-    preset = presets.resolve("walker", "smoke", SMALL)
+    preset = presets.resolve("walker", "smoke", small_run.SMALL)
     pretrain.run(preset.sections, made)
     behave.run(preset.behave, made, Ask(task="walk"))
     return made

@@ -23,17 +23,6 @@ from stages.runtime.artifacts import Artifact
 from tests.stages import small_run
 
 MEGABYTES = 12
-SMALL = [
-    "pretrain.updates=1",
-    "pretrain.dynamics.updates=1",
-    "pretrain.dynamics.length=14",
-    "pretrain.dynamics.horizon=5",
-    "behave.updates=1",
-    "pretrain.bf16=false",
-    "behave.bf16=false",
-    "behave.horizon=5",
-]
-SHIPPED = "library_name: bitagent" in (demo_folder() / "README.md").read_text()  # the card is there: so is the demo
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A policy for two tasks, of one update, on a model of one update."""
     run = small_run.make_run(tmp_path_factory.mktemp("demo") / "walker-smoke")
     small_run.make_inputs(run)
-    preset = presets.resolve("walker", "smoke", SMALL)
+    preset = presets.resolve("walker", "smoke", small_run.SMALL)
     pretrain.run(preset.sections, run)
     return behave.run(preset.behave, run, Ask(many=["stand", "walk"]))
 
@@ -110,7 +99,6 @@ def test_a_folder_without_a_policy_is_refused(
     assert_refused(bitagent("demo", tmp_path), "no policy to play", MAKE)
 
 
-@pytest.mark.skipif(not SHIPPED, reason="demo/ holds no card yet, so no demo")
 def test_the_shipped_demo_is_whole_small_and_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo_folder()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= MEGABYTES * 1e6

@@ -59,6 +59,11 @@ PRETRAIN: dict[str, Any] = {
     "dynamics": dynamics_config(),
 }
 
+SMALL = [  # --set of the smoke preset, for one update of everything on the episodes made here
+    "pretrain.updates=1", "pretrain.dynamics.updates=1", "pretrain.dynamics.length=14", "pretrain.dynamics.horizon=5",
+    "behave.updates=1", "pretrain.bf16=false", "behave.bf16=false", "behave.horizon=5",
+]  # fmt: skip
+
 
 def pretrain_config(**changes: Any) -> pretrain.Config:
     return pretrain.Config(**{**PRETRAIN, **changes})
