@@ -15,6 +15,7 @@ from stages.core.settings import DynamicsConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
 DYNAMICS_PAST = 8  # frames of a sequence that h sees before rollouts of `dynamics_loss` begin
+ROLLOUT = ("rollout_nats", "rollout_semantics", "rollout_states")
 
 
 @dataclass
@@ -135,7 +136,9 @@ def dynamics_loss(
 
     The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
     image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
-    running free under the data's actions, from frames that have a past.
+    running free under the data's actions, from frames that have a past. `rollout_states` is the squared error of its h
+    against the filter's, over the variance of these: actor and critics learn on filtered states, and read imagined
+    ones right only where the two agree (BYOL's and SPR's loss of latents).
 
     Args:
         prompting: how sequences get their prompts (`choose_prompts`).
@@ -167,9 +170,11 @@ def dynamics_loss(
     valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
     free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
     error = (e[:, steps].flatten(0, 1) - states.e[:, 1:]).square().sum(-1)
-    terms |= {"rollout_nats": (free * valid).mean(), "rollout_semantics": (error * valid).mean()}
+    astray = (h[:, steps].flatten(0, 1).detach() - states.h[:, 1:]).square().mean(-1) / h.detach().var()
+    terms |= {name: (x * valid).mean() for name, x in zip(ROLLOUT, (free, error, astray), strict=True)}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
     total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
+    total = total + config.states * terms["rollout_states"]
     return total, {k: v.detach() for k, v in terms.items()}
 
 

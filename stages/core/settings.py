@@ -75,6 +75,7 @@ class DynamicsConfig(Section):
     lr: float
     codes: float
     semantics: float
+    states: float
     branches: Share
 
 

@@ -207,8 +207,9 @@ class WorldModel(nn.Module):
 
     def dynamics(self) -> list[nn.Parameter]:
         """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
-        filtering = [self.rssm.h_first] if self.config.reads_imagined else []
-        return [*self.rssm.imagined_gru.parameters(), *self.rssm.prior_net.parameters(), *filtering]
+        blind = self.rssm.imagination
+        recurrence = [*blind.parameters()] if blind else [self.rssm.h_first, *self.rssm.gru.parameters()]
+        return [*recurrence, *self.rssm.prior_net.parameters()]
 
     # ------------------------------------------------------------------ filtering
 
@@ -265,8 +266,8 @@ class WorldModel(nn.Module):
         guesses whatever the actions do. So imagination has a recurrence of its own, which reads where a rollout begins,
         z_t where `seen`, and from there on the actions alone (`model.reads_imagined: true` feeds the filter's instead).
         """
-        z = state.z if seen or self.config.reads_imagined else torch.zeros_like(state.z)
-        h = self.rssm.imagined_step(state.h, z, action)  # (B, deter)
+        blind = not (seen or self.config.reads_imagined)
+        h = self.rssm.blind_step(state.h, action) if blind else self.rssm.step(state.h, state.z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
