@@ -232,7 +232,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         if config.dynamics.updates:
             windows = Windows(config.start_fraction, left_out=held_out)
             sequences = sequence_sampler(dataset, config.dynamics, windows, run.seed, embedded=tower is None)
-            modes = posterior_modes(model, dataset, place.device, quiet=run.quiet, bf16=config.bf16)
+            modes = posterior_modes(model, dataset, place.device, quiet=run.quiet)
             states = FrozenStates(sequences, modes, embed_all(tower, dataset) if tower else None, place)
             update = dynamics_update(model, labels, last, config, place)
             for step in steps:

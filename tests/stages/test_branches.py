@@ -70,8 +70,8 @@ def test_a_branch_of_a_held_out_episode_is_not_trained_on(dataset: Dataset, draw
 
 def test_behaviour_decides_where_a_branch_has_a_past(run: Run, dataset: Dataset) -> None:
     model, cpu = open_model(small_run.model_artifact(run)), torch.device("cpu")
-    modes = posterior_modes(model, dataset, cpu, quiet=True, bf16=False)
-    latents = encode_data(model, dataset, modes, model.task(unit(2)), 4, cpu, bf16=False)
+    modes = posterior_modes(model, dataset, cpu, quiet=True)
+    latents = encode_data(model, dataset, modes, model.task(unit(2)), 4, cpu)
     info = dataset.episode_info
     first = np.where(info.cut, 7, 0)
     rows = [np.arange(s + f, s + n - 1) for s, f, n in zip(info.start, first, info.length, strict=True)]

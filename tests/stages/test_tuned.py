@@ -177,8 +177,8 @@ def test_from_prompt_to_score(run: Run) -> None:
     assert policy.backbone_size == 64
     dataset = open_training_data(made, run)
     cpu = torch.device("cpu")
-    modes = posterior_modes(policy.model, dataset, cpu, quiet=True, bf16=False)
-    latents = encode_data(policy.model, dataset, modes, policy.contexts, 4, cpu, bf16=False)
+    modes = posterior_modes(policy.model, dataset, cpu, quiet=True)
+    latents = encode_data(policy.model, dataset, modes, policy.contexts, 4, cpu)
     frames = dataset.episode(0).image
     assert frames is not None
     for row, frame in enumerate(frames):
