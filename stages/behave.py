@@ -37,7 +37,7 @@ from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward
 from stages.methods.states import posterior_modes
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
 from stages.policies.play import play_policy, training_renderer
-from stages.policies.policy import Acting, LatentPolicy
+from stages.policies.policy import Acting, LatentPolicy, embedded_every
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Resumable
@@ -174,6 +174,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         # Artifact: actor and critic with the model and the prompt they go with.
         if place.is_main:
             extra = {k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+            extra["stride"] = embedded_every(source)
             tuned = {"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}
             recipe.save(
                 {

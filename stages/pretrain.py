@@ -163,6 +163,7 @@ def train_or_reuse(job: Job) -> Artifact:
                     "dim_action": model.dim_action,
                     "backbone": job.sections.pretrain.backbone,
                     "backbone_id": backbone,
+                    "stride": 1 if job.mllm.in_loop else max(e.meta["config"].get("stride", 1) for e in job.embeddings),
                     "mllm": job.mllm.model_dump(),
                     "losses": losses,
                 }

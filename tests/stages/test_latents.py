@@ -95,6 +95,30 @@ def test_a_policy_that_acts_meets_the_states_it_learned_from(
                 torch.testing.assert_close(found, wanted.float(), rtol=2e-3, atol=2e-3)
 
 
+def test_a_policy_reads_the_backbone_as_often_as_it_read_the_data(tmp_path: Path) -> None:
+    """Embedded at every fourth frame: the policy then holds e over the same frames as the data do."""
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_data(run, "random")
+    small_run.make_backbone(run)
+    small_run.make_embeddings(run, stride=4)
+    pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=2), model_config()), run)
+    made = behave.run(behave_config(updates=2), run, Ask(prompt="hold it"))
+    policy, dataset = Policy.load(made.path), open_training_data(small_run.model_artifact(run), run)
+    assert isinstance(policy, LatentPolicy) and policy.acting.semantics_every == 4
+    frames = dataset.episode(0).image
+    assert frames is not None
+    found = []
+    for frame in frames:
+        policy.act(frame)
+        assert policy.state is not None
+        found.append(policy.state.e[0])
+    stored = policy.model.adapter(torch.from_numpy(dataset.rows("embedding", np.arange(len(frames)))).float())
+    torch.testing.assert_close(torch.stack(found), stored, rtol=2e-3, atol=2e-3)
+    assert len(torch.unique(torch.stack(found), dim=0)) == 4  # 14 frames
+    every = Policy.load(made.path, semantics_every=1)
+    assert isinstance(every, LatentPolicy) and every.acting.semantics_every == 1
+
+
 def test_frames_are_read_once_for_all_policies_of_a_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """And once more when the model has changed."""
     found, dataset = small_run.model_artifact(run), open_training_data(small_run.model_artifact(run), run)
