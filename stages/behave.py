@@ -37,7 +37,7 @@ from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward
 from stages.methods.states import posterior_modes
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
 from stages.policies.play import play_policy, training_renderer
-from stages.policies.policy import Acting, LatentPolicy
+from stages.policies.policy import Acting, LatentPolicy, embedded_every
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Resumable
@@ -47,7 +47,7 @@ from stages.runtime.distributed import World, require_one_process, world
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Loop, progress, seed_everything
 from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
-from stages.runtime.update import Batch, Terms, autocast, make_optimizer, make_update, roomy
+from stages.runtime.update import Batch, Terms, make_optimizer, make_update, roomy
 from stages.worlds import tasks
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -134,7 +134,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         if not variant.data_free:
             dataset = open_training_data(source, run)
             modes = data_modes(model, source, dataset, run, device)
-            latents = encode_data(model, dataset, modes, prompts, config.horizon, device, config.bf16)
+            latents = encode_data(model, dataset, modes, prompts, config.horizon, device)
             oracle = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if variant.oracle else None
 
         # Learner: actor and critics, and the loss of an update.
@@ -174,6 +174,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         # Artifact: actor and critic with the model and the prompt they go with.
         if place.is_main:
             extra = {k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+            extra["stride"] = embedded_every(source)
             tuned = {"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}
             recipe.save(
                 {
@@ -258,16 +259,17 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
 def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device) -> Tensor:
     """Posterior modes (N, C) of the data of the model `source`, an artifact of its own: all its policies read the same.
 
-    It depends on the model alone, so they are read in the precision the model was trained in. Waits for another
-    process that is making it.
+    It depends on the model alone. Waits for another process that is making it.
     """
     path = run.root / "latents" / str(source.meta["name"])
-    recipe = Recipe(run, path, "latents", {}, [source])
+    record = {"precision": "float32"}
+    recipe = Recipe(run, path, "latents", record, [source])
     with storage.locked(path, wait=True):
-        found = artifacts.reuse(path, "latents", {}, run.seed, [source], fresh=False, renew=True)
+        # What was read in another precision is made again: nobody asks for these by a command of their own.
+        stale = artifacts.finished(path, fresh=False) and artifacts.load(path, "latents").meta["config"] != record
+        found = artifacts.reuse(path, "latents", record, run.seed, [source], fresh=stale, renew=True)
         if found is None:
-            bf16 = bool(source.meta["config"]["pretrain"]["bf16"])
-            modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
+            modes = posterior_modes(model, dataset, device, quiet=run.quiet)
             found = recipe.save({"posterior": {"modes": modes}})
         with artifacts.rebuilding(found):
             modes = found.tensors("posterior")["modes"]
@@ -286,9 +288,10 @@ def encode_data(
     prompts: TaskContext,
     horizon: int,
     device: torch.device,
-    bf16: bool,
 ) -> Latents:
     """Filter every episode from its first frame under each prompt, with the posterior's `modes` (N, C).
+
+    In float32, as a policy filters when it acts: it is to meet the states that it learned from.
 
     Raises:
         BadInput: no episode is longer than `horizon`.
@@ -308,12 +311,11 @@ def encode_data(
         s = F.one_hot(modes[torch.from_numpy(index)].to(device).long(), c.categories).flatten(-2).float()  # (B, T, S)
         is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
         is_first[:, 0] = True
-        with autocast(device, bf16):
-            e = model.adapter(F.normalize(e, dim=-1))
-            for k in range(count):
-                fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
-                states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
-                h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
+        e = model.adapter(F.normalize(e, dim=-1))
+        for k in range(count):
+            fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
+            states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
+            h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
         e_all[flat] = e.flatten(0, 1).half().to(h.device)
     info = dataset.episode_info
     long_enough = np.flatnonzero(info.length > horizon)

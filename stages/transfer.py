@@ -6,6 +6,9 @@
 Reads runs/<src>-<scale>/model/<method>-s<seed> and the target's data and embeddings; writes
 runs/<dst>-<scale>/model/transfer-<src>-s<seed>, on which `behave` and `evaluate` learn and score the tasks with
 --method transfer-<src>. `compare` then writes runs/<dst>-<scale>/transfer/<src>: the gain over the control.
+
+What reads embeddings is carried over too, though the offline backbones of two bodies have little in common unless they
+were trained from the same seed (docs/transfer.md).
 """
 
 from __future__ import annotations

@@ -26,13 +26,18 @@ class Prompted:
     shown: Tensor
 
 
+def segment_semantics(e: Tensor) -> Tensor:
+    """What a segment of frames shows: the mean direction of its embeddings (B, T, dim_e) → (B, dim_e)."""
+    return F.normalize(e.mean(1), dim=-1)
+
+
 def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveConfig, noise: Noise) -> Prompted:
     """The label's text, or pseudo-text: the segment's own video embedding, noised (LAFITE) and renormalised.
 
     Args:
         e: (B, T, dim_e) backbone embeddings. part: (B,) index into `labels`.
     """
-    segment = F.normalize(e.mean(1), dim=-1)  # (B, dim_e)
+    segment = segment_semantics(e)  # (B, dim_e)
     direction = F.normalize(noise.normal(*segment.shape), dim=-1)
     amount = config.pseudo_text_noise * noise.uniform(len(e), 1)
     pseudo = F.normalize((1 - amount) * segment + amount * direction, dim=-1)

@@ -107,7 +107,7 @@ class Labels:
     """What is known of each dataset part's task: text (P, dim_e), known (P,) bool, threshold (P,).
 
     A replay spans random to expert behaviour, so a segment counts as a demonstration of its label
-    only when the backbone finds it at least `threshold` similar to the prompt.
+    only when the backbone finds it, as a whole, at least `threshold` similar to the prompt.
     """
 
     text: Tensor
