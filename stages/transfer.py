@@ -39,7 +39,7 @@ BODY = (
     "rssm.gru.inp.0.weight",
     "text_dynamics.gru.inp.0.weight",
     "rssm.imagination.inp.0.weight",
-)  # read [z, action]: the action's columns are the body's
+)  # their last columns read the action: they are the body's
 
 
 class Config(Section):
@@ -134,10 +134,10 @@ def check_tuning(source: Artifact, mllm: MllmConfig) -> None:
 
 def carry_over(model: WorldModel, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Load all weights of the source but the action's input columns, which stay as initialised."""
-    own, dim_z = model.state_dict(), model.dim_z
-    carried = dict(tensors)
+    own, carried = model.state_dict(), dict(tensors)
     for name in set(BODY) & set(own):
-        carried[name] = torch.cat([tensors[name][:, :dim_z], own[name][:, dim_z:]], 1)
+        shared = own[name].shape[1] - model.dim_action
+        carried[name] = torch.cat([tensors[name][:, :shared], own[name][:, shared:]], 1)
     load_weights(model, carried, where)
 
 

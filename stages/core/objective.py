@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.joint_model import JointModel
-from stages.core.nets import categorical_kl
+from stages.core.nets import categorical_kl, sample_one_hot
 from stages.core.settings import DynamicsConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
@@ -141,9 +141,9 @@ def dynamics_loss(
 
     The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
     image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
-    running free under the data's actions, from frames that have a past. `rollout_states` is the squared error of its h
-    against the filter's, over the variance of these: actor and critics learn on filtered states, and read imagined
-    ones right only where the two agree (BYOL's and SPR's loss of latents).
+    running free under the data's actions, from frames that have a past. `rollout_states` is the mean square of its h
+    less the filter's: actor and critics learn on filtered states, and read imagined ones right only where the two
+    agree (a consistency of latents, as in SPR and TD-MPC2).
 
     Args:
         prompting: how sequences get their prompts (`choose_prompts`).
@@ -169,13 +169,12 @@ def dynamics_loss(
 
     # Rollouts, begun where h has a past.
     start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST, DYNAMICS_PAST)
-    count, horizon = steps.shape
-    repeated = task.repeat_interleave(count)
-    states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    imagined, prior = model.follow(start, actions, task.repeat_interleave(len(steps)), noise)
+    codes = sample_one_hot(prior.detach(), noise.uniform(*prior.shape))  # (B·count, H, S)
     valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
     free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
-    error = (e[:, steps].flatten(0, 1) - states.e[:, 1:]).square().sum(-1)
-    astray = (h[:, steps].flatten(0, 1).detach() - states.h[:, 1:]).square().mean(-1) / h.detach().var()
+    error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, codes)).square().sum(-1)
+    astray = (h[:, steps].flatten(0, 1).detach() - imagined).float().square().mean(-1)
     terms |= {name: (x * valid).mean() for name, x in zip(ROLLOUT, (free, error, astray), strict=True)}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
     total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics

@@ -55,7 +55,10 @@ class Dynamics(nn.Module):
 
 
 class RSSM(Dynamics):
-    """The world model's dynamics, with the posterior q(s_t | x_t) and a learned first state."""
+    """The world model's dynamics, with the posterior q(s_t | x_t), a learned first state, and a recurrence of imagination.
+
+    `imagination` reads actions alone, and is None where imagination feeds the filter's with what it imagines.
+    """
 
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)

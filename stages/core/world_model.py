@@ -263,8 +263,8 @@ class WorldModel(nn.Module):
         """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
 
         A recurrence that filters takes every z for an observation: fed with what it imagines, it believes its own
-        guesses whatever the actions do. So imagination has a recurrence of its own, which reads where a rollout begins,
-        z_t where `seen`, and from there on the actions alone (`model.reads_imagined: true` feeds the filter's instead).
+        guesses whatever the actions do. So only the step from a z that was `seen` is the filter's; from there on a
+        recurrence of imagination's own reads the actions alone (`model.reads_imagined: true` keeps the filter's).
         """
         blind = not (seen or self.config.reads_imagined)
         h = self.rssm.blind_step(state.h, action) if blind else self.rssm.step(state.h, state.z, action)  # (B, deter)
@@ -272,6 +272,20 @@ class WorldModel(nn.Module):
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
         return State(h, self.fuse(e, s, task.gates), e), prior
+
+    def follow(self, start: State, actions: Tensor, task: TaskContext, noise: Noise) -> tuple[Tensor, Tensor]:
+        """h (N, H, deter) and priors (N, H, C, K) of `imagine` under known actions (N, H, A).
+
+        A recurrence that reads actions alone needs no z: everything else is parallel over time.
+        """
+        if self.rssm.imagination is None:
+            states, _, priors = self.imagine(start, lambda _, t: actions[:, t], actions.shape[1], task, noise)
+            return states.h[:, 1:], priors
+        first = self.rssm.step(start.h, start.z, actions[:, 0])  # (N, deter)
+        reset = torch.zeros(actions[:, 1:].shape[:2], dtype=torch.bool, device=actions.device)
+        later = self.rssm.imagination.scan(actions[:, 1:], first, reset, first)  # (N, H-1, deter)
+        h = torch.cat([first.unsqueeze(1), later], 1)
+        return h, self.rssm.prior(h)
 
     def imagine(
         self, start: State, act: Callable[[Tensor, int], Tensor], horizon: int, task: TaskContext, noise: Noise | None

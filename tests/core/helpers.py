@@ -52,7 +52,8 @@ OBJECTIVE: dict[str, Any] = {
 }
 
 DYNAMICS: dict[str, Any] = {
-    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "branches": 0.5,
+    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "states": 2.0,
+    "branches": 0.5,
 }  # fmt: skip
 
 ONLINE: dict[str, Any] = {
