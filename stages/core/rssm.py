@@ -55,7 +55,7 @@ class Dynamics(nn.Module):
 
 
 class RSSM(Dynamics):
-    """The world model's dynamics, with the posterior q(s_t | x_t), a learned first state, and a recurrence of imagination.
+    """The world model's dynamics, with the posterior q(s_t | x_t), a first state, and a recurrence of imagination.
 
     `imagination` reads actions alone, and is None where imagination feeds the filter's with what it imagines.
     """

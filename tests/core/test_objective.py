@@ -233,7 +233,8 @@ def test_dynamics_alone_are_cross_entropies_on_fixed_states() -> None:
             sums["semantics"] += ((e - world.predict(h, codes[t].ravel())) ** 2).sum() / 57
         for i, start in enumerate(starts):
             actions = array(batch["action"])[b, start + 1 : start + 3]
-            dreamed, _, es, priors = world.imagine(hs[start], zs[start], e_all[b, start], tau, actions, noise[2 * b + i])
+            from_here = (hs[start], zs[start], e_all[b, start], tau, actions, noise[2 * b + i])
+            dreamed, _, es, priors = world.imagine(*from_here)
             for k in (1, 2):
                 if batch["is_first"][b, start + 1 : start + 1 + k].any():
                     break
