@@ -40,22 +40,22 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, owner: Repeated, kind: torch.dtype, weight: Tensor, bias: Tensor | None) -> Any:
-        ctx.owner, ctx.kind = owner, weight.dtype
+        # Not the owner: it holds what this returns, and nothing could free a ring through the graph.
+        ctx.uses, ctx.norm, ctx.given, ctx.kind = owner.uses, owner.norm, owner.given, weight.dtype
         ctx.set_materialize_grads(False)  # the uses hand on none
         return tuple(None if p is None else p.to(kind, copy=True) for p in (weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *_: None) -> Any:
-        owner = ctx.owner
-        uses, owner.uses = owner.uses, []
-        if not uses:
+        if not ctx.uses:
             return None, None, None, None
-        x, grad, *moments = (torch.cat(parts) for parts in zip(*uses, strict=True))
-        if owner.norm is None:
+        x, grad, *moments = (torch.cat(parts) for parts in zip(*ctx.uses, strict=True))
+        ctx.uses.clear()
+        if ctx.norm is None:
             bias = grad.sum(0).to(ctx.kind) if ctx.needs_input_grad[3] else None
             return None, None, (grad.T @ x).to(ctx.kind), bias
         back = torch.ops.aten.native_layer_norm_backward
-        return None, *back(grad, x, owner.norm[0], *moments, *owner.given, [False, True, True])
+        return None, *back(grad, x, ctx.norm[0], *moments, *ctx.given, [False, True, True])
 
 
 class _Use(torch.autograd.Function):
