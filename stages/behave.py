@@ -140,7 +140,8 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         # Learner: actor and critics, and the loss of an update.
         seed_everything(run.seed + 1)
         learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(device)
-        actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+        halves = (learner.actor, learner.action_values)
+        actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
         noise = Noise(device, place.rank, place.size)
         behavior = Behavior(model, learner, prompts, config, noise, oracle)
         found_outcomes = data_outcomes(behavior, latents) if latents else None
@@ -169,7 +170,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
                 terms = update(batch)
                 if watched and step % config.watch_every == 0:
                     loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
-                loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "data_value"))
+                loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "value"))
 
         # Artifact: actor and critic with the model and the prompt they go with.
         if place.is_main:
@@ -213,7 +214,7 @@ def watch(
     with torch.random.fork_rng():
         task = behavior.prompts.rows(batch["prompt"])
         start = State.read(batch) if "h" in batch else behavior.dreamed_starts(task)
-        states, actions, _ = behavior.rollout(start, task, config.horizon)
+        states, actions = behavior.rollout(start, task, config.horizon)
         seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
         for index, name in enumerate(goal.tasks):
             policy.reset(index)
@@ -328,7 +329,9 @@ def encode_data(
     early = [d[:EARLY] for d, past in zip(decisions, lead, strict=True) if not past] or decisions
     action, reward = (torch.from_numpy(dataset.rows(k, every)).float().to(device) for k in ("action", "reward"))
     rows_of = (torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early)))
-    return Latents(h, z, e_all, action, reward, *rows_of)
+    by_policy, frames = [p.source != "branch" for p in dataset.parts], [p.frames for p in dataset.parts]
+    imitated = torch.from_numpy(np.repeat(by_policy, frames)).float().to(device)  # (N,)
+    return Latents(h, z, e_all, action, reward, imitated, *rows_of)
 
 
 def equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray]:

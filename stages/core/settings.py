@@ -86,7 +86,7 @@ class ActorCriticConfig(Section):
     layers: int
     discount: float
     trace: float
-    entropy: float
+    transitions: float
     imagination: float
     anchor: float
     climb: float

@@ -13,7 +13,7 @@ from torch import Tensor
 from stages import behave, pretrain
 from stages.backbones.embeddings import open_training_data
 from stages.behave import data_modes, encode_data, posterior_modes
-from stages.core.latents import Latents, label_rewards, outcomes, standardized
+from stages.core.latents import Latents, label_rewards, outcomes
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
 from stages.methods import open_model
@@ -187,6 +187,7 @@ def test_outcomes_are_the_next_rewards_of_the_same_episode_and_the_row_they_end_
     latents = make_latents(run, 5)
     reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
     found = outcomes(latents, reward, 0.9, 3)
+    reward = ((reward.T - found.mean) / found.spread).T
     for start, length in latents.episodes.tolist():
         for t in range(length - 1):
             row, steps = start + t, min(3, length - 1 - t)
@@ -196,10 +197,13 @@ def test_outcomes_are_the_next_rewards_of_the_same_episode_and_the_row_they_end_
                 assert found.reward[k, row].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_standardized_rewards_have_unit_spread_over_the_rows_arrived_at(run: Run) -> None:
+def test_outcomes_count_rewards_in_deviations_from_the_mean_of_the_rows_arrived_at(run: Run) -> None:
     latents = make_latents(run, 5)
     reward = 3 + 0.1 * torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
     reward[:, latents.episodes[:, 0]] = 0  # never arrived at
-    found = standardized(latents, reward)[:, latents.decisions + 1]
-    torch.testing.assert_close(found.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.std(1), torch.ones(2), atol=1e-4, rtol=0)
+    found = outcomes(latents, reward, 0.9, 1)
+    arrived = reward[:, latents.decisions + 1]
+    torch.testing.assert_close((found.mean, found.spread), (arrived.mean(1), arrived.std(1)))
+    earned = found.reward[:, latents.decisions]
+    torch.testing.assert_close(earned.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(earned.std(1), torch.ones(2), atol=1e-4, rtol=0)
