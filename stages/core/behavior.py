@@ -103,11 +103,11 @@ class Behavior(nn.Module):
         """The model under the policy's actions with the noise of the values' targets: states (N, H+1, ...) and actions
         (N, H, A)."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
-        spread = self.config.actor_critic.target_noise
+        off = self.config.actor_critic.target_noise * normal  # (N, H, A)
 
         def act(features: Tensor, step: int) -> Tensor:
             mean, _ = self.learner.actor(torch.cat([features, task.tau], -1))
-            return (mean + spread * normal[:, step]).clamp(-1, 1)
+            return (mean + off[:, step]).clamp(-1, 1)
 
         with unrolled(self.learner.actor):
             states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)

@@ -7,7 +7,7 @@ pretraining and a reward in imagination. Notation and shapes are those of stages
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -78,7 +78,8 @@ class TaskContext:
     """Everything that depends on the prompt alone: τ (B, dim_tau), gates (B, L, ·), f_ψ(τ) (B, dim_e).
 
     Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt. `distinct` are the prompts
-    that the rows were taken from and `index` (B,) which each is of, where that is known.
+    that the rows were taken from and `index` (B,) which each is of, where that is known. `references` keeps what the
+    prompts look like to a model that is no longer trained, by measure and horizon (core/reward.py).
     """
 
     tau: Tensor
@@ -86,6 +87,7 @@ class TaskContext:
     semantics: Tensor
     distinct: TaskContext | None = None
     index: Tensor | None = None
+    references: dict[tuple[Measure, int], Tensor] = field(default_factory=dict)
 
     def expand(self, batch: int) -> TaskContext:
         """Repeat a single prompt's context over a batch."""
@@ -307,5 +309,5 @@ class WorldModel(nn.Module):
                 states.append(state)
                 actions.append(action)
                 priors.append(prior)
-        stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
+        stacked = State(*(torch.stack([getattr(x, k) for x in states], 1).float() for k in ("h", "z", "e")))
         return stacked, torch.stack(actions, 1), torch.stack(priors, 1)
