@@ -37,7 +37,7 @@ from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward
 from stages.methods.states import posterior_modes
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
 from stages.policies.play import play_policy, training_renderer
-from stages.policies.policy import Acting, LatentPolicy
+from stages.policies.policy import Acting, LatentPolicy, embedded_every
 from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe
 from stages.runtime.checkpoints import Resumable
@@ -47,7 +47,7 @@ from stages.runtime.distributed import World, require_one_process, world
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import Loop, progress, seed_everything
 from stages.runtime.names import DATA_FREE, ORACLE, is_model_free, method_option
-from stages.runtime.update import Batch, Terms, autocast, make_optimizer, make_update, roomy
+from stages.runtime.update import Batch, Terms, make_optimizer, make_update, roomy
 from stages.worlds import tasks
 
 EARLY = 64  # decisions after an episode's beginning, in which a body that fell gets up
@@ -134,13 +134,14 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         if not variant.data_free:
             dataset = open_training_data(source, run)
             modes = data_modes(model, source, dataset, run, device)
-            latents = encode_data(model, dataset, modes, prompts, config.horizon, device, config.bf16)
+            latents = encode_data(model, dataset, modes, prompts, config.horizon, device)
             oracle = fit_oracle(latents, dataset, goal.tasks[0], config, place, run.quiet) if variant.oracle else None
 
         # Learner: actor and critics, and the loss of an update.
         seed_everything(run.seed + 1)
         learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(device)
-        actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+        halves = (learner.actor, learner.action_values)
+        actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
         noise = Noise(device, place.rank, place.size)
         behavior = Behavior(model, learner, prompts, config, noise, oracle)
         found_outcomes = data_outcomes(behavior, latents) if latents else None
@@ -169,11 +170,12 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
                 terms = update(batch)
                 if watched and step % config.watch_every == 0:
                     loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
-                loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "data_value"))
+                loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "value"))
 
         # Artifact: actor and critic with the model and the prompt they go with.
         if place.is_main:
             extra = {k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
+            extra["stride"] = embedded_every(source)
             tuned = {"backbone": source.tensors("backbone")} if mllm_of(source).in_loop else {}
             recipe.save(
                 {
@@ -212,7 +214,7 @@ def watch(
     with torch.random.fork_rng():
         task = behavior.prompts.rows(batch["prompt"])
         start = State.read(batch) if "h" in batch else behavior.dreamed_starts(task)
-        states, actions, _ = behavior.rollout(start, task, config.horizon)
+        states, actions = behavior.rollout(start, task, config.horizon)
         seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
         for index, name in enumerate(goal.tasks):
             policy.reset(index)
@@ -258,16 +260,17 @@ def fit_oracle(latents: Latents, dataset: Dataset, task: str, config: Config, pl
 def data_modes(model: WorldModel, source: Artifact, dataset: Dataset, run: Run, device: torch.device) -> Tensor:
     """Posterior modes (N, C) of the data of the model `source`, an artifact of its own: all its policies read the same.
 
-    It depends on the model alone, so they are read in the precision the model was trained in. Waits for another
-    process that is making it.
+    It depends on the model alone. Waits for another process that is making it.
     """
     path = run.root / "latents" / str(source.meta["name"])
-    recipe = Recipe(run, path, "latents", {}, [source])
+    record = {"precision": "float32"}
+    recipe = Recipe(run, path, "latents", record, [source])
     with storage.locked(path, wait=True):
-        found = artifacts.reuse(path, "latents", {}, run.seed, [source], fresh=False, renew=True)
+        # What was read in another precision is made again: nobody asks for these by a command of their own.
+        stale = artifacts.finished(path, fresh=False) and artifacts.load(path, "latents").meta["config"] != record
+        found = artifacts.reuse(path, "latents", record, run.seed, [source], fresh=stale, renew=True)
         if found is None:
-            bf16 = bool(source.meta["config"]["pretrain"]["bf16"])
-            modes = posterior_modes(model, dataset, device, quiet=run.quiet, bf16=bf16)
+            modes = posterior_modes(model, dataset, device, quiet=run.quiet)
             found = recipe.save({"posterior": {"modes": modes}})
         with artifacts.rebuilding(found):
             modes = found.tensors("posterior")["modes"]
@@ -286,9 +289,10 @@ def encode_data(
     prompts: TaskContext,
     horizon: int,
     device: torch.device,
-    bf16: bool,
 ) -> Latents:
     """Filter every episode from its first frame under each prompt, with the posterior's `modes` (N, C).
+
+    In float32, as a policy filters when it acts: it is to meet the states that it learned from.
 
     Raises:
         BadInput: no episode is longer than `horizon`.
@@ -308,12 +312,11 @@ def encode_data(
         s = F.one_hot(modes[torch.from_numpy(index)].to(device).long(), c.categories).flatten(-2).float()  # (B, T, S)
         is_first = torch.zeros(index.shape, dtype=torch.bool, device=device)
         is_first[:, 0] = True
-        with autocast(device, bf16):
-            e = model.adapter(F.normalize(e, dim=-1))
-            for k in range(count):
-                fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
-                states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
-                h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
+        e = model.adapter(F.normalize(e, dim=-1))
+        for k in range(count):
+            fused = model.fuse(e, s, prompts.gates[k].expand(len(index), 1, -1, -1))
+            states = model.rssm.scan(fused, action, is_first, model.rssm.first(len(index)))
+            h[k, flat], z[k, flat] = (x.flatten(0, 1).half().to(h.device) for x in (states, fused))
         e_all[flat] = e.flatten(0, 1).half().to(h.device)
     info = dataset.episode_info
     long_enough = np.flatnonzero(info.length > horizon)
@@ -326,7 +329,9 @@ def encode_data(
     early = [d[:EARLY] for d, past in zip(decisions, lead, strict=True) if not past] or decisions
     action, reward = (torch.from_numpy(dataset.rows(k, every)).float().to(device) for k in ("action", "reward"))
     rows_of = (torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early)))
-    return Latents(h, z, e_all, action, reward, *rows_of)
+    by_policy, frames = [p.source != "branch" for p in dataset.parts], [p.frames for p in dataset.parts]
+    imitated = torch.from_numpy(np.repeat(by_policy, frames)).float().to(device)  # (N,)
+    return Latents(h, z, e_all, action, reward, imitated, *rows_of)
 
 
 def equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ import torch
 
 from stages.policies.goals import Ask, behave_command, parse_goal
 from stages.policies.play import FIRST_SEED, PlayedPolicy, play_policy, training_renderer
-from stages.policies.policy import Policy
+from stages.policies.policy import Policy, embedded_every
 from stages.report.page import save_table
 from stages.report.tables import score_table
 from stages.runtime import artifacts, storage
@@ -57,6 +57,7 @@ def run(config: Config, run: Run, ask: Ask, *, score_as: str | None = None, meth
     )
     scored = scored_tasks(source, run, score_as)
     path = run.root / "evaluation" / label / name
+    config = config.model_copy(update={"semantics_every": config.semantics_every or embedded_every(source)})
     record = {"evaluate": config.model_dump(), "tasks": scored, "method": method}
     recipe = Recipe(run, path, "evaluate", record, [source])
     if found := recipe.reuse():

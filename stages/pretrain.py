@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages import methods
@@ -25,7 +24,7 @@ from stages.backbones import Backbone, backbone_id, load_backbone
 from stages.backbones.embeddings import tuned_embeddings
 from stages.backbones.tuning import ADAPTER, MllmConfig, load_tower, load_tuned, tuned_tensors, window_embeddings
 from stages.core.nets import IMAGE_SIZE
-from stages.core.objective import dynamics_loss
+from stages.core.objective import dynamics_loss, segment_semantics
 from stages.core.settings import DynamicsConfig, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
@@ -45,6 +44,7 @@ from stages.runtime.update import Batch, Terms, Update, annealed, make_optimizer
 from stages.worlds import tasks
 
 EMBEDDED_AT_ONCE = 64  # windows of frames
+LABEL_BATCHES, LABEL_SEGMENTS = 32, 256  # so many batches of so many segments a part are behind its threshold
 ORIGIN_BATCHES, ORIGIN_FRAMES = 64, 64  # so many batches of so many frames are behind the reward's origin
 
 
@@ -163,6 +163,7 @@ def train_or_reuse(job: Job) -> Artifact:
                     "dim_action": model.dim_action,
                     "backbone": job.sections.pretrain.backbone,
                     "backbone_id": backbone,
+                    "stride": 1 if job.mllm.in_loop else max(e.meta["config"].get("stride", 1) for e in job.embeddings),
                     "mllm": job.mllm.model_dump(),
                     "losses": losses,
                 }
@@ -194,7 +195,9 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
     freed = [p for p in tower.owner.parameters() if p.requires_grad] if tower else []
     optimizer = make_optimizer([*model.parameters(), *freed], config.lr, config.weight_decay)
     keep_compiled(run.root)
-    labels = make_labels(dataset, run, config)  # before the checkpoint: loading a backbone draws random numbers
+    labels = make_labels(
+        dataset, run, config, held_out
+    )  # before the checkpoint: loading a backbone draws random numbers
     update = build_update(JointObjective(model, labels, config.objective, place, tower), optimizer, config, place)
     sampler = Sampler(
         dataset,
@@ -232,7 +235,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         if config.dynamics.updates:
             windows = Windows(config.start_fraction, left_out=held_out)
             sequences = sequence_sampler(dataset, config.dynamics, windows, run.seed, embedded=tower is None)
-            modes = posterior_modes(model, dataset, place.device, quiet=run.quiet, bf16=config.bf16)
+            modes = posterior_modes(model, dataset, place.device, quiet=run.quiet)
             states = FrozenStates(sequences, modes, embed_all(tower, dataset) if tower else None, place)
             update = dynamics_update(model, labels, last, config, place)
             for step in steps:
@@ -248,24 +251,31 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
 # ---------------------------------------------------------------------------- the parts
 
 
-def make_labels(dataset: Dataset, run: Run, config: Config) -> Labels:
+def make_labels(dataset: Dataset, run: Run, config: Config, held_out: np.ndarray) -> Labels:
     """Prompt embeddings of labelled parts, and the similarity a segment needs to count as showing its prompt.
 
-    The threshold is the `label_quantile` of the similarities within the part, on an even sample of rows.
+    The threshold is the `label_quantile` of the similarities of the part's segments, drawn as training draws them.
     """
-    known = [bool(part.task) for part in dataset.parts]
+    known = torch.tensor([bool(part.task) for part in dataset.parts])  # (P,)
     text = torch.zeros(len(known), dataset.dim_embedding)
     threshold = torch.zeros(len(known))
-    if any(known):
+    if known.any():
         backbone = load_backbone(config.backbone, run.root, run.device)
-        for i, part in enumerate(dataset.parts):
-            if known[i]:
-                text[i] = backbone.encode_text([tasks.get_task(run.domain, part.task).prompt])[0].cpu()
-                rows = np.linspace(part.first_row, part.last_row - 1, 4096).astype(np.int64)
-                e = torch.from_numpy(dataset.rows("embedding", rows)).float()
-                threshold[i] = torch.quantile(F.normalize(e, dim=-1) @ text[i], config.label_quantile)
+        for i in known.nonzero().flatten().tolist():
+            prompt = tasks.get_task(run.domain, dataset.parts[i].task).prompt
+            text[i] = backbone.encode_text([prompt])[0].cpu()
+        windows = Windows(config.start_fraction, known.tolist(), held_out)
+        sampler = Sampler(dataset, LABEL_SEGMENTS, config.length, 0, windows, ("embedding",))
+        parts, similarities = [], []
+        for step in range(LABEL_BATCHES * int(known.sum())):
+            batch = sampler.sample(step)
+            parts.append(batch["task"])
+            similarities.append((segment_semantics(batch["embedding"].float()) * text[batch["task"]]).sum(-1))
+        part, similarity = torch.cat(parts), torch.cat(similarities)  # (N,)
+        for i in part.unique().tolist():
+            threshold[i] = torch.quantile(similarity[part == i], config.label_quantile)
     device = run.device
-    return Labels(text.to(device), torch.tensor(known, device=device), threshold.to(device))
+    return Labels(text.to(device), known.to(device), threshold.to(device))
 
 
 class JointObjective(nn.Module):

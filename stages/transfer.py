@@ -6,6 +6,9 @@
 Reads runs/<src>-<scale>/model/<method>-s<seed> and the target's data and embeddings; writes
 runs/<dst>-<scale>/model/transfer-<src>-s<seed>, on which `behave` and `evaluate` learn and score the tasks with
 --method transfer-<src>. `compare` then writes runs/<dst>-<scale>/transfer/<src>: the gain over the control.
+
+What reads embeddings is carried over too, though the offline backbones of two bodies have little in common unless they
+were trained from the same seed (docs/transfer.md).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ BODY = (
     "rssm.gru.inp.0.weight",
     "text_dynamics.gru.inp.0.weight",
     "rssm.imagination.inp.0.weight",
-)  # read [z, action]: the action's columns are the body's
+)  # their last columns read the action: they are the body's
 
 
 class Config(Section):
@@ -131,10 +134,10 @@ def check_tuning(source: Artifact, mllm: MllmConfig) -> None:
 
 def carry_over(model: WorldModel, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Load all weights of the source but the action's input columns, which stay as initialised."""
-    own, dim_z = model.state_dict(), model.dim_z
-    carried = dict(tensors)
+    own, carried = model.state_dict(), dict(tensors)
     for name in set(BODY) & set(own):
-        carried[name] = torch.cat([tensors[name][:, :dim_z], own[name][:, dim_z:]], 1)
+        shared = own[name].shape[1] - model.dim_action
+        carried[name] = torch.cat([tensors[name][:, :shared], own[name][:, shared:]], 1)
     load_weights(model, carried, where)
 
 

@@ -160,7 +160,8 @@ def behave_update(config: behave.Config, model: WorldModel, place: World) -> tup
     with torch.no_grad():
         prompts = model.task(synthetic_labels(model, place.device).text)
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
-    actor, critic = (make_optimizer(list(p), config.lr, 0.0) for p in (learner.actor.parameters(), learner.critics))
+    halves = (learner.actor, learner.action_values)
+    actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
     compiled = should_compile(config.compile, place.device)
     captured = should_capture(config.compile, place.device, place.size)
@@ -252,6 +253,9 @@ def synthetic_transitions(count: int, model: WorldModel, device: torch.device) -
         "reward": torch.randn(count, device=device),
         "discount": torch.full((count,), 0.9, device=device),
         "normal": torch.randn(count, model.dim_action, device=device),
+        "imitated": torch.ones(count, device=device),
+        "mean": torch.zeros(count, device=device),
+        "spread": torch.ones(count, device=device),
     }
 
 

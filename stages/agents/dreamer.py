@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.agents.pixel_agent import Agent, OnlineConfig, Reward
 from stages.agents.pixel_training import OnlineJob, pixel_policy
 from stages.agents.replay import replay_facts
-from stages.core.nets import TwoHotHead
+from stages.agents.two_hot import TwoHotHead
 from stages.core.world_model import Observed, State
 from stages.runtime.update import Batch
 from stages.worlds import tasks

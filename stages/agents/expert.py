@@ -32,7 +32,7 @@ from stages.agents.replay import (
     replay_facts,
     store_episode,
 )
-from stages.core.nets import symlog
+from stages.agents.two_hot import symlog
 from stages.methods.td3 import TD3, TD3Config
 from stages.runtime.config import PartShare, Section, Share
 from stages.runtime.errors import BadInput

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from stages.agents.online_actor_critic import OnlineActorCritic
 from stages.agents.replay import DECISIONS
-from stages.core.actor_critic import ActorCritic
 from stages.core.joint_model import JointModel
 from stages.core.objective import kl_losses
 from stages.core.settings import ActorCriticConfig, ModelConfig, ObjectiveConfig
@@ -87,11 +87,12 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         sizes = parts.model.model_copy(update={"fusion": "sum", "imagined_semantics": "hold", "reads_imagined": True})
-        own = {name: getattr(config, name) for name in ("units", "discount", "max_std", "entropy")}
+        own = {name: getattr(config, name) for name in ("units", "discount", "max_std")}
         self.config, self.objective, self.noise = config, parts.objective, Noise(device)
         self.model = JointModel(sizes, NO_SEMANTICS, dim_action)
         self.reward = reward
-        self.learner = ActorCritic(sizes.deter + sizes.dim_z, dim_action, parts.actor_critic.model_copy(update=own))
+        constants, features = parts.actor_critic.model_copy(update=own), sizes.deter + sizes.dim_z
+        self.learner = OnlineActorCritic(features, dim_action, constants, config.entropy)
         self.to(device)
 
     def nothing(self, *lead: int) -> tuple[Tensor, TaskContext]:
@@ -143,7 +144,7 @@ class Agent(nn.Module):
         start = State(batch["h"], batch["z"], e)
         states, _, _ = self.model.imagine(start, act, horizon, context, self.noise)
         reward = self.reward(states.map(lambda x: x[:, 1:])) * (1 - self.learner.config.discount)  # (N, H)
-        actor, critic, terms = self.learner.imagination_losses(states.features, reward, torch.stack(stds, 1))
+        actor, critic, terms = self.learner.losses(states.features, reward, torch.stack(stds, 1))
         raw, _ = self.learner.actor.net(states.features.detach()).float().chunk(2, -1)  # the mean before its tanh
         loss = actor + critic + self.config.saturation * raw.square().sum(-1).mean()
         terms |= {"actor": actor, "critic": critic, "policy_mean": raw.abs().mean()}

@@ -1,13 +1,12 @@
-"""Actor and critics learned in imagination and on the dataset's own transitions (Section 3.2; DreamerV3, TD3+BC).
+"""Actor and action values, learned in imagination and on the dataset's own transitions (Section 3.2; TD3+BC, MVE).
 
-The actor climbs the λ-return of imagined rollouts through the differentiable dynamics. Where the data is thin the
-model can be exploited, so the actor also climbs action values learned on the dataset's transitions, under the
-same text reward, while it stays near the dataset's actions; no true reward is involved.
+Two sources teach the action values: the returns of the policy's own actions in imagination, and the data's
+transitions under the same text reward. The actor climbs them and stays near what was done in the data. It does not
+climb through the dynamics: their gradient says little of the simulator's (docs/imagination.md).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.nets import MLP, TwoHotHead
+from stages.core.nets import MLP
 from stages.core.settings import ActorCriticConfig
 from stages.runtime.distributed import gathered
+from stages.runtime.update import Terms
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Transitions:
     """N transitions of the data over n steps.
 
     features (N, I) of the state, action (N, A) taken there, reward (N,) the discounted sum over the n steps, discount
-    (N,) γ^n, following (N, I) features of the state after them, normal (N, A) noise of the smoothed target action.
+    (N,) γ^n, following (N, I) features of the state after them, normal (N, A) noise of the smoothed target action,
+    imitated (N,) 1 where the action was a policy's, 0 where it was only tried out (a branch).
     """
 
     features: Tensor
@@ -35,6 +36,7 @@ class Transitions:
     discount: Tensor
     following: Tensor
     normal: Tensor
+    imitated: Tensor
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: float, trace: float) -> Tensor:
@@ -86,9 +88,15 @@ class Actor(nn.Module):
         return action + (action.clamp(-1, 1) - action).detach(), std
 
 
-def gaussian_entropy(std: Tensor) -> Tensor:
-    """Entropy in nats summed over the last axis."""
-    return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+@torch.no_grad()
+def moved_range(running: Tensor, values: Tensor, config: ActorCriticConfig) -> Tensor:
+    """The 5-95 percentile range of what is climbed: moves `running` () toward that of `values` and returns it.
+
+    Floored: rewards in [-1, 1] would vanish under DreamerV3's floor of 1.
+    """
+    low, high = torch.quantile(gathered(values.flatten()), torch.linspace(0.05, 0.95, 2, device=values.device))
+    running.lerp_(high - low, config.return_rate)
+    return running.clamp(min=config.return_floor)
 
 
 class ActionValues(nn.Module):
@@ -115,95 +123,64 @@ class ActionValues(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Actor; two-hot critic of imagination and twin action values of the data, each with a slow copy and the running
-    range of what it estimates."""
+    """Actor and twin action values, with a slow copy of these and the running range of what they estimate."""
 
-    return_range: Tensor
     value_range: Tensor
 
     def __init__(self, inp: int, dim_action: int, config: ActorCriticConfig) -> None:
         super().__init__()
         self.config = config
         self.actor = Actor(inp, dim_action, config)
-        self.critic = TwoHotHead(inp, config.units, config.layers)
-        self.slow = TwoHotHead(inp, config.units, config.layers).requires_grad_(False)
-        self.slow.load_state_dict(self.critic.state_dict())
         self.action_values = ActionValues(inp, dim_action, config)
         self.slow_action_values = ActionValues(inp, dim_action, config).requires_grad_(False)
         self.slow_action_values.load_state_dict(self.action_values.state_dict())
-        for name in ("return_range", "value_range"):
-            self.register_buffer(name, torch.zeros(()))
-
-    @property
-    def critics(self) -> list[nn.Parameter]:
-        """What the optimizer of the critics trains."""
-        return [*self.critic.parameters(), *self.action_values.parameters()]
-
-    def value(self, features: Tensor, *, slow: bool = False) -> Tensor:
-        head = self.slow if slow else self.critic
-        return head.mean(head(features))
+        self.register_buffer("value_range", torch.zeros(()))
 
     @torch.no_grad()
     def update_slow(self) -> None:
-        """Move the slow critics toward the critics."""
-        slow: list[Tensor] = [*self.slow.parameters(), *self.slow_action_values.parameters()]
-        torch._foreach_lerp_(slow, list[Tensor](self.critics), self.config.slow_rate)
+        """Move the slow action values toward the action values."""
+        slow, fast = (list[Tensor](m.parameters()) for m in (self.slow_action_values, self.action_values))
+        torch._foreach_lerp_(slow, fast, self.config.slow_rate)
 
-    @torch.no_grad()
-    def _scale(self, running: Tensor, values: Tensor) -> Tensor:
-        """Running 5-95 percentile range, floored: rewards in [-1, 1] would vanish under DreamerV3's floor of 1."""
-        low, high = torch.quantile(gathered(values.flatten()), torch.linspace(0.05, 0.95, 2, device=values.device))
-        running.lerp_(high - low, self.config.return_rate)
-        return running.clamp(min=self.config.return_floor)
+    def climb_loss(self, features: Tensor, mean: Tensor) -> tuple[Tensor, Terms]:
+        """Minus the smaller action value of the policy's `mean` (N, A) at `features` (N, I), in units of its range."""
+        value = self.slow_action_values(features, mean).amin(0)  # (N,)
+        climbed = value.mean() / moved_range(self.value_range, value, self.config)
+        return -self.config.climb * climbed, {"value": value.mean().detach(), "value_range": self.value_range}
 
-    def imagination_losses(
-        self, features: Tensor, reward: Tensor, std: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Actor and critic losses on an imagined rollout.
+    def imagination_loss(self, features: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Terms]:
+        """Error of the action values where imagined rollouts begin, against their λ-returns (model-based value
+        expansion, Feinberg et al. 2018; λ-returns as DreamerV3's Eq. 7, of the smaller slow action value).
 
         Args:
-            features: (N, H+1, I), differentiable with respect to the actor through the dynamics.
-            reward: (N, H), differentiable likewise.
-            std: (N, H, A), the policy's deviation at states 0..H-1.
+            features: (N, H+1, I). action: (N, A) the rollouts' first. reward: (N, H).
         """
-        c = self.config
-        value = self.value(features, slow=True)  # (N, H+1)
-        returns = lambda_return(reward, value, c.discount, c.trace)  # (N, H)
-        weight = c.discount ** torch.arange(reward.shape[1], device=reward.device)
-        objective = returns / self._scale(self.return_range, returns) + c.entropy * gaussian_entropy(std)
-        logits = self.critic(features[:, :-1].detach())
-        critic = (self.critic.loss(logits, returns.detach()) * weight).mean()
-        metrics = {
-            "imagined_reward": reward.mean(),
-            "imagined_return": returns.mean(),
-            "return_scale": self.return_range,
-            "policy_std": std.mean(),
-        }
-        return -(objective * weight).mean(), critic, {k: v.detach() for k, v in metrics.items()}
+        with torch.no_grad():
+            flat = features.flatten(0, 1)
+            value = self.slow_action_values(flat, self.actor(flat)[0]).amin(0).unflatten(0, features.shape[:2])
+            target = lambda_return(reward, value, self.config.discount, self.config.trace)[:, 0]  # (N,)
+        error = (self.action_values(features[:, 0], action) - target).square().mean(1).sum()
+        metrics = {"imagined_reward": reward.mean(), "imagined_return": target.mean(), "critic_imagined": error}
+        return error, {k: v.detach() for k, v in metrics.items()}
 
-    def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, Terms]:
         """Actor and critic losses on transitions of the data under the learned reward (TD3+BC, Eq. 3 and 5).
 
-        The actor climbs the smaller action value, in units of its range, and stays near the data's action; its
-        standard deviation learns how far that is on average.
+        The actor climbs the smaller action value, and stays near the actions that were a policy's; its standard
+        deviation learns how far that is on average.
         """
         c = self.config
         with torch.no_grad():
             smooth = (batch.normal * c.target_noise).clamp(-c.target_noise_clip, c.target_noise_clip)
             action, values = self.actor(batch.following)[0], partial(self.slow_action_values, batch.following)
             target = smoothed_target(batch.reward, batch.discount, action, smooth, values)  # (N,)
+            share = gathered(batch.imitated).mean().clamp(min=1e-3)
+            imitated = (batch.imitated / share).unsqueeze(-1)  # (N, 1), 1 on average
         critic = (self.action_values(batch.features, batch.action) - target).square().mean(1).sum()
         mean, std = self.actor(batch.features)
-        value = self.slow_action_values(batch.features, mean).amin(0)  # (N,)
         distance = batch.action - mean  # (N, A)
-        imitation = distance.square().mean()
-        width = (std - distance.detach().abs()).square().mean()
-        climb = c.climb * value.mean() / self._scale(self.value_range, value)
-        metrics = {
-            "data_reward": batch.reward.mean(),
-            "data_value": value.mean(),
-            "value_range": self.value_range,
-            "imitation": imitation,
-            "critic_data": critic,
-        }
-        return imitation + width - climb, critic, {k: v.detach() for k, v in metrics.items()}
+        imitation = (distance.square() * imitated).mean()
+        width = ((std - distance.detach().abs()).square() * imitated).mean()
+        climb, climbed = self.climb_loss(batch.features, mean)
+        metrics = {"data_reward": batch.reward.mean(), "imitation": imitation, "critic_data": critic}
+        return imitation + width + climb, critic, {k: v.detach() for k, v in metrics.items()} | climbed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.actor_critic import ActorCritic, Transitions
-from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, standardized
+from stages.core.latents import Latents, Outcomes, label_rewards, outcomes
 from stages.core.nets import autocast_dtype, unrolled
 from stages.core.settings import BehaviorConfig
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
@@ -21,7 +21,7 @@ DREAMED = 4  # horizons that a data-free start lies at most into its dreamed epi
 
 
 class Behavior(nn.Module):
-    """One behaviour update as a loss: imagination and anchor, for K prompts at once."""
+    """One behaviour update as a loss: imagined rollouts and data, for K prompts at once."""
 
     def __init__(
         self,
@@ -46,56 +46,72 @@ class Behavior(nn.Module):
         """batch: prompt (N,) and, unless data-free, what `draw_batch` reads of the data."""
         weights, task = self.config.actor_critic, self.prompts.rows(batch["prompt"])
         if "h" not in batch:
-            return self.imagined_loss(self.dreamed_starts(task), task)
+            return self.dreamed_loss(task)
         loss, terms = self.data_loss(batch, task)
         if weights.imagination:
             # Spread over the batch, so that the shares of several processes are the rows of one.
             every, count = max(1, self.config.decisions // self.config.imagined), self.config.imagined
-            start, prompt = State.read(batch).map(lambda x: x[::every][:count]), batch["prompt"][::every][:count]
-            imagined, more = self.imagined_loss(start, self.prompts.rows(prompt))
-            loss, terms = loss + imagined, terms | more
+            some = {k: batch[k][::every][:count] for k in ("h", "z", "e", "prompt", "mean", "spread")}
+            task = self.prompts.rows(some["prompt"])
+            imagined, more = self.imagined_loss(State.read(some), task, some["mean"], some["spread"])
+            loss, terms = loss + weights.imagination * imagined, terms | more
         return loss, terms
 
     def data_loss(self, batch: Batch, task: TaskContext) -> tuple[Tensor, Terms]:
         """Weighted actor and critic losses on transitions of the data."""
-        state = State.read(batch)
-        following = State.read(batch, "next_")
+        weights, state, following = self.config.actor_critic, State.read(batch), State.read(batch, "next_")
         now, then = (x.to(autocast_dtype(x)) for x in (self.inputs(state, task), self.inputs(following, task)))
-        parts = (batch["action"], batch["reward"], batch["discount"], then, batch["normal"])
+        parts = (batch["action"], batch["reward"], batch["discount"], then, batch["normal"], batch["imitated"])
         actor, critic, terms = self.learner.data_losses(Transitions(now, *parts))
-        return self.config.actor_critic.anchor * actor + critic, terms
+        return weights.anchor * actor + weights.transitions * critic, terms
 
-    def imagined_loss(self, start: State, task: TaskContext) -> tuple[Tensor, Terms]:
-        """Weighted actor and critic losses on rollouts of the model under the policy from `start` (Eq. 6, 8, 10)."""
-        states, actions, std = self.rollout(start, task, self.config.horizon)
-        reward = self.reward(task, states, actions)
-        actor, critic, terms = self.learner.imagination_losses(self.inputs(states, task), reward, std)
-        loss = self.config.actor_critic.imagination * (actor + critic)
-        return loss, terms | {"actor": actor.detach(), "critic": critic.detach()}
+    def imagined_loss(
+        self, start: State, task: TaskContext, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0
+    ) -> tuple[Tensor, Terms]:
+        """Error of the action values on rollouts of the model under the policy from `start` (Eq. 6, 8, 10).
+
+        Args:
+            mean, spread: (N,) of the prompts' rewards over the data, which values there are learned in units of.
+        """
+        states, actions = self.rollout(start, task, self.config.horizon)
+        with torch.no_grad():
+            reward = self.reward(task, states, actions)  # (N, H)
+            reward = ((reward.T - mean) / spread).T
+        features = self.inputs(states, task)
+        return self.learner.imagination_loss(features.to(autocast_dtype(features)), actions[:, 0], reward)
+
+    def dreamed_loss(self, task: TaskContext) -> tuple[Tensor, Terms]:
+        """Actor and critic losses without data, at states of the model's own making."""
+        start = self.dreamed_starts(task)
+        loss, terms = self.imagined_loss(start, task)
+        features = self.inputs(start, task)
+        climb, more = self.learner.climb_loss(features, self.learner.actor(features)[0])
+        return self.config.actor_critic.imagination * loss + climb, terms | more
 
     @torch.no_grad()
     def dreamed_starts(self, task: TaskContext) -> State:
         """States (N, ...) of the model's own making: a step drawn from a long rollout of the policy, which begins
         where the model expects episodes to begin."""
-        states, _, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
+        states, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
         count, steps = states.h.shape[:2]
         step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
         row = torch.arange(count, device=step.device)
         return states.map(lambda x: x[row, step])
 
-    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
-        """The model under the policy's sampled actions: states (N, H+1, ...), actions and deviations (N, H, A)."""
+    @torch.no_grad()
+    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor]:
+        """The model under the policy's actions with the noise of the values' targets: states (N, H+1, ...) and actions
+        (N, H, A)."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
-        stds = []
+        off = self.config.actor_critic.target_noise * normal  # (N, H, A)
 
         def act(features: Tensor, step: int) -> Tensor:
-            action, std = self.learner.actor.sample(torch.cat([features.detach(), task.tau], -1), normal[:, step])
-            stds.append(std)
-            return action
+            mean, _ = self.learner.actor(torch.cat([features, task.tau], -1))
+            return (mean + off[:, step]).clamp(-1, 1)
 
         with unrolled(self.learner.actor):
             states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
-        return states, actions, torch.stack(stds, 1)
+        return states, actions
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
         """What actor and critic read: (N, ..., dim_policy)."""
@@ -104,13 +120,13 @@ class Behavior(nn.Module):
 
 
 def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:
-    """What followed every row of the data under each prompt, by the standardised reward of imagination."""
+    """What followed every row of the data under each prompt, by the reward of imagination, standardised."""
 
     def reward(prompt: Tensor, state: State, action: Tensor) -> Tensor:
         return behavior.reward(behavior.prompts.rows(prompt), state, action)
 
     config = behavior.config
-    found = standardized(latents, label_rewards(latents, reward, config.horizon))
+    found = label_rewards(latents, reward, config.horizon)
     return outcomes(latents, found, config.actor_critic.discount, config.actor_critic.n_step)
 
 
@@ -121,7 +137,7 @@ def draw_batch(
 
     Returns:
         prompt (N,); with data h, z, e (N, ·), action (N, A), reward and discount (N,), next_h, next_z, next_e (N, ·)
-        of the state reached, and normal (N, A).
+        of the state reached, normal (N, A), imitated (N,), and mean and spread (N,) of the prompt's reward.
     """
     count = config.imagined if latents is None else config.decisions
     prompt = (noise.uniform(count) * prompts).long().clamp(max=prompts - 1)
@@ -137,4 +153,7 @@ def draw_batch(
         "reward": found.reward[prompt, rows],
         "discount": found.discount[rows],
         "normal": noise.normal(*action.shape),
+        "imitated": latents.imitated[rows],
+        "mean": found.mean[prompt],
+        "spread": found.spread[prompt],
     }

@@ -140,7 +140,7 @@ class JointModel(WorldModel):
                 s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
                 latents.append(self.fusion.blend(semantic, s, task.gates))
                 all_probs.append(log_probs)
-        return torch.stack([z.float() for z in latents], 1), torch.stack(all_probs, 1)
+        return torch.stack(latents, 1).float(), torch.stack(all_probs, 1)
 
 
 def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ class Latents:
     """Posterior states of every row under each of K prompts.
 
     h (K, N, deter), z (K, N, dim_z), e (N, dim_e): float16, on the training device where they fit, else on the CPU.
-    The rest is on the training device: action (N, A), reward (N,), the true one: float32.
+    The rest is on the training device: action (N, A), reward (N,), the true one, and imitated (N,), 1 where the next
+    action was a policy's and 0 on a branch: float32.
     `episodes` (E, 2) are the first row and the length of every episode. `decisions` are the rows that an action of
     the data follows; `early` those of them in the first steps of an episode.
     """
@@ -26,6 +27,7 @@ class Latents:
     e: Tensor
     action: Tensor
     reward: Tensor
+    imitated: Tensor
     episodes: Tensor
     decisions: Tensor
     early: Tensor
@@ -73,16 +75,23 @@ def _stretches(start: int, length: int, horizon: int) -> Tensor:
 class Outcomes:
     """What followed every row within n steps of its episode, under K prompts.
 
-    reward (K, N) the discounted sum of rewards, row (N,) the row reached, discount (N,) γ to the steps taken.
+    reward (K, N) the discounted sum of rewards, row (N,) the row reached, discount (N,) γ to the steps taken. Rewards
+    are counted from their mean over the data, `mean` (K,), in units of their deviation, `spread` (K,): so values start
+    near 0.
     """
 
     reward: Tensor
     row: Tensor
     discount: Tensor
+    mean: Tensor
+    spread: Tensor
 
 
 def outcomes(latents: Latents, reward: Tensor, discount: float, n_step: int) -> Outcomes:
     """n-step outcomes of rewards (K, N). Episodes end by a time limit, which is no end of reward: shorter, no zeros."""
+    earned = reward[:, latents.decisions + 1]  # an episode's first row is never arrived at
+    mean, spread = earned.mean(1), earned.std(1).clamp(min=1e-6)
+    reward = ((reward.T - mean) / spread).T
     row = torch.arange(reward.shape[1], device=reward.device)
     last = row.clone()
     for start, length in latents.episodes.tolist():
@@ -91,11 +100,4 @@ def outcomes(latents: Latents, reward: Tensor, discount: float, n_step: int) -> 
     for k in range(1, n_step + 1):
         total += discount ** (k - 1) * reward[:, (row + k).clamp(max=len(row) - 1)] * (row + k <= last)
     reached = torch.minimum(row + n_step, last)
-    return Outcomes(total, reached, discount ** (reached - row).float())
-
-
-def standardized(latents: Latents, reward: Tensor) -> Tensor:
-    """Rewards (K, N) with zero mean and unit variance over the data, under each prompt: values then start near 0."""
-    reached = latents.decisions + 1  # an episode's first row is never arrived at
-    mean, std = reward[:, reached].mean(1, keepdim=True), reward[:, reached].std(1, keepdim=True)
-    return (reward - mean) / std.clamp(min=1e-6)
+    return Outcomes(total, reached, discount ** (reached - row).float(), mean, spread)

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.joint_model import JointModel
-from stages.core.nets import categorical_kl
+from stages.core.nets import categorical_kl, sample_one_hot
 from stages.core.settings import DynamicsConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
 DYNAMICS_PAST = 8  # frames of a sequence that h sees before rollouts of `dynamics_loss` begin
+ROLLOUT = ("rollout_nats", "rollout_semantics", "rollout_states")
 
 
 @dataclass
@@ -25,13 +26,18 @@ class Prompted:
     shown: Tensor
 
 
+def segment_semantics(e: Tensor) -> Tensor:
+    """What a segment of frames shows: the mean direction of its embeddings (B, T, dim_e) → (B, dim_e)."""
+    return F.normalize(e.mean(1), dim=-1)
+
+
 def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveConfig, noise: Noise) -> Prompted:
     """The label's text, or pseudo-text: the segment's own video embedding, noised (LAFITE) and renormalised.
 
     Args:
         e: (B, T, dim_e) backbone embeddings. part: (B,) index into `labels`.
     """
-    segment = F.normalize(e.mean(1), dim=-1)  # (B, dim_e)
+    segment = segment_semantics(e)  # (B, dim_e)
     direction = F.normalize(noise.normal(*segment.shape), dim=-1)
     amount = config.pseudo_text_noise * noise.uniform(len(e), 1)
     pseudo = F.normalize((1 - amount) * segment + amount * direction, dim=-1)
@@ -135,7 +141,9 @@ def dynamics_loss(
 
     The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
     image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
-    running free under the data's actions, from frames that have a past.
+    running free under the data's actions, from frames that have a past. `rollout_states` is the mean square of its h
+    less the filter's: actor and critics learn on filtered states, and read imagined ones right only where the two
+    agree (a consistency of latents, as in SPR and TD-MPC2).
 
     Args:
         prompting: how sequences get their prompts (`choose_prompts`).
@@ -161,15 +169,16 @@ def dynamics_loss(
 
     # Rollouts, begun where h has a past.
     start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST, DYNAMICS_PAST)
-    count, horizon = steps.shape
-    repeated = task.repeat_interleave(count)
-    states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    imagined, prior = model.follow(start, actions, task.repeat_interleave(len(steps)), noise)
+    codes = sample_one_hot(prior.detach(), noise.uniform(*prior.shape))  # (B·count, H, S)
     valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
     free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
-    error = (e[:, steps].flatten(0, 1) - states.e[:, 1:]).square().sum(-1)
-    terms |= {"rollout_nats": (free * valid).mean(), "rollout_semantics": (error * valid).mean()}
+    error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, codes)).square().sum(-1)
+    astray = (h[:, steps].flatten(0, 1).detach() - imagined).float().square().mean(-1)
+    terms |= {name: (x * valid).mean() for name, x in zip(ROLLOUT, (free, error, astray), strict=True)}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
     total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
+    total = total + config.states * terms["rollout_states"]
     return total, {k: v.detach() for k, v in terms.items()}
 
 

@@ -39,19 +39,26 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
         return F.normalize(latent.float() - (model.semantic_origin if measure.space == "relative" else 0.0), dim=-1)
 
     z = pose(z[:, 1:])  # (N, H, dim_z or dim_e)
-    reference = _reference(model, task, action, pose)  # (N, H+1, ·)
+    reference = _reference(model, task, action, measure, pose)  # (N, H+1, ·)
     if measure.align == "none":
         return (z * reference[:, 1:]).sum(-1)
     similarity = z @ reference.transpose(1, 2)  # (N, H, H+1)
     return _best_offset(similarity)
 
 
-def _reference(model: JointModel, task: TaskContext, action: Tensor, pose: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the text imagination goes through (N, H+1, ·); where no action moves it, computed once for each prompt."""
-    if model.config.text_actions == "none" and task.distinct is not None:
+def _reference(
+    model: JointModel, task: TaskContext, action: Tensor, measure: Measure, pose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What the text imagination goes through (N, H+1, ·); where no action moves it, taken once for each prompt and
+    kept, as nothing that is rewarded trains the model."""
+    if model.config.text_actions == "policy" or task.distinct is None:
+        return pose(model.text_rollout(action, task, None)[0])
+    kept, key = task.distinct.references, (measure, action.shape[1])
+    if key not in kept:
         still = action.new_zeros(len(task.distinct.tau), *action.shape[1:])
-        return pose(model.text_rollout(still, task.distinct, None)[0])[task.index]
-    return pose(model.text_rollout(action, task, None)[0])
+        with torch.no_grad():
+            kept[key] = pose(model.text_rollout(still, task.distinct, None)[0])
+    return kept[key][task.index]
 
 
 def _best_offset(similarity: Tensor) -> Tensor:

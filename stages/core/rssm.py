@@ -55,16 +55,18 @@ class Dynamics(nn.Module):
 
 
 class RSSM(Dynamics):
-    """The world model's dynamics, with the posterior q(s_t | x_t) and a learned first state."""
+    """The world model's dynamics, with the posterior q(s_t | x_t), a first state, and a recurrence of imagination.
+
+    `imagination` reads actions alone, and is None where imagination feeds the filter's with what it imagines.
+    """
 
     def __init__(self, config: ModelConfig, dim_z: int, dim_action: int) -> None:
         super().__init__(config, dim_z, dim_action)
-        self.imagination = None if config.reads_imagined else NormGRU(dim_z + dim_action, config.deter)
-        for cell in filter(None, (self.gru, self.imagination)):
-            entrance = cell.inp[0]
-            assert isinstance(entrance, nn.Linear)
-            with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
-                entrance.weight[:, dim_z:] *= (config.classes / dim_action) ** 0.5
+        self.imagination = None if config.reads_imagined else NormGRU(dim_action, config.deter)
+        entrance = self.gru.inp[0]
+        assert isinstance(entrance, nn.Linear)
+        with torch.no_grad():  # s has `classes` ones: an action of fewer numbers would enter at a smaller scale
+            entrance.weight[:, dim_z:] *= (config.classes / dim_action) ** 0.5
         self.encoder = ImageEncoder(config.depth)
         self.posterior_net = MLP(self.encoder.out_features, config.dim_s, config.units, 1)
         self.h_first = nn.Parameter(torch.zeros(config.deter))
@@ -75,14 +77,10 @@ class RSSM(Dynamics):
         logits = self.posterior_net(self.encoder(image.flatten(0, -4)))
         return unimix_log_probs(logits.unflatten(0, lead).unflatten(-1, self.shape), self.unimix)
 
-    @property
-    def imagined_gru(self) -> NormGRU:
-        """The recurrence of imagination: its own, or the filter's."""
-        return self.imagination or self.gru
-
-    def imagined_step(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """A transition of imagination: as `step`."""
-        return self.imagined_gru(torch.cat([z, action.to(z.dtype)], -1), h).to(h.dtype)
+    def blind_step(self, h: Tensor, action: Tensor) -> Tensor:
+        """A transition of imagination that reads the action (..., A) alone: h (..., deter) → next h."""
+        assert self.imagination is not None
+        return self.imagination(action.to(h.dtype), h).to(h.dtype)
 
     def first(self, batch: int) -> Tensor:
         """h before the first frame of an episode: (batch, deter)."""

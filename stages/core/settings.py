@@ -75,6 +75,7 @@ class DynamicsConfig(Section):
     lr: float
     codes: float
     semantics: float
+    states: float
     branches: Share
 
 
@@ -85,7 +86,7 @@ class ActorCriticConfig(Section):
     layers: int
     discount: float
     trace: float
-    entropy: float
+    transitions: float
     imagination: float
     anchor: float
     climb: float

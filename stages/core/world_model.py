@@ -7,7 +7,7 @@ pretraining and a reward in imagination. Notation and shapes are those of stages
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -78,7 +78,8 @@ class TaskContext:
     """Everything that depends on the prompt alone: τ (B, dim_tau), gates (B, L, ·), f_ψ(τ) (B, dim_e).
 
     Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt. `distinct` are the prompts
-    that the rows were taken from and `index` (B,) which each is of, where that is known.
+    that the rows were taken from and `index` (B,) which each is of, where that is known. `references` keeps what the
+    prompts look like to a model that is no longer trained, by measure and horizon (core/reward.py).
     """
 
     tau: Tensor
@@ -86,6 +87,7 @@ class TaskContext:
     semantics: Tensor
     distinct: TaskContext | None = None
     index: Tensor | None = None
+    references: dict[tuple[Measure, int], Tensor] = field(default_factory=dict)
 
     def expand(self, batch: int) -> TaskContext:
         """Repeat a single prompt's context over a batch."""
@@ -107,7 +109,7 @@ class Labels:
     """What is known of each dataset part's task: text (P, dim_e), known (P,) bool, threshold (P,).
 
     A replay spans random to expert behaviour, so a segment counts as a demonstration of its label
-    only when the backbone finds it at least `threshold` similar to the prompt.
+    only when the backbone finds it, as a whole, at least `threshold` similar to the prompt.
     """
 
     text: Tensor
@@ -207,8 +209,9 @@ class WorldModel(nn.Module):
 
     def dynamics(self) -> list[nn.Parameter]:
         """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
-        filtering = [self.rssm.h_first] if self.config.reads_imagined else []
-        return [*self.rssm.imagined_gru.parameters(), *self.rssm.prior_net.parameters(), *filtering]
+        blind = self.rssm.imagination
+        recurrence = [*blind.parameters()] if blind else [self.rssm.h_first, *self.rssm.gru.parameters()]
+        return [*recurrence, *self.rssm.prior_net.parameters()]
 
     # ------------------------------------------------------------------ filtering
 
@@ -262,15 +265,29 @@ class WorldModel(nn.Module):
         """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
 
         A recurrence that filters takes every z for an observation: fed with what it imagines, it believes its own
-        guesses whatever the actions do. So imagination has a recurrence of its own, which reads where a rollout begins,
-        z_t where `seen`, and from there on the actions alone (`model.reads_imagined: true` feeds the filter's instead).
+        guesses whatever the actions do. So only the step from a z that was `seen` is the filter's; from there on a
+        recurrence of imagination's own reads the actions alone (`model.reads_imagined: true` keeps the filter's).
         """
-        z = state.z if seen or self.config.reads_imagined else torch.zeros_like(state.z)
-        h = self.rssm.imagined_step(state.h, z, action)  # (B, deter)
+        blind = not (seen or self.config.reads_imagined)
+        h = self.rssm.blind_step(state.h, action) if blind else self.rssm.step(state.h, state.z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
         s = sample_one_hot(prior, uniform)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
         return State(h, self.fuse(e, s, task.gates), e), prior
+
+    def follow(self, start: State, actions: Tensor, task: TaskContext, noise: Noise) -> tuple[Tensor, Tensor]:
+        """h (N, H, deter) and priors (N, H, C, K) of `imagine` under known actions (N, H, A).
+
+        A recurrence that reads actions alone needs no z: everything else is parallel over time.
+        """
+        if self.rssm.imagination is None:
+            states, _, priors = self.imagine(start, lambda _, t: actions[:, t], actions.shape[1], task, noise)
+            return states.h[:, 1:], priors
+        first = self.rssm.step(start.h, start.z, actions[:, 0])  # (N, deter)
+        reset = torch.zeros(actions[:, 1:].shape[:2], dtype=torch.bool, device=actions.device)
+        later = self.rssm.imagination.scan(actions[:, 1:], first, reset, first)  # (N, H-1, deter)
+        h = torch.cat([first.unsqueeze(1), later], 1)
+        return h, self.rssm.prior(h)
 
     def imagine(
         self, start: State, act: Callable[[Tensor, int], Tensor], horizon: int, task: TaskContext, noise: Noise | None
@@ -292,5 +309,5 @@ class WorldModel(nn.Module):
                 states.append(state)
                 actions.append(action)
                 priors.append(prior)
-        stacked = State(*(torch.stack([getattr(x, k).float() for x in states], 1) for k in ("h", "z", "e")))
+        stacked = State(*(torch.stack([getattr(x, k) for x in states], 1).float() for k in ("h", "z", "e")))
         return stacked, torch.stack(actions, 1), torch.stack(priors, 1)

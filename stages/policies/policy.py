@@ -7,7 +7,7 @@ action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +38,13 @@ class Acting:
     """How a policy acts.
 
     Args:
-        semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between.
+        semantics_every: the backbone reads the last 8 frames every so many steps; its embedding is held between. 0: as
+            often as it read the data that the policy learned from.
         sample: draw actions instead of taking the mean.
     """
 
     device: str = "cpu"
-    semantics_every: int = 1
+    semantics_every: int = 0
     sample: bool = False
 
 
@@ -56,7 +57,7 @@ class Policy:
     backbone_size: int
 
     @staticmethod
-    def load(path: str | Path, device: str = "cpu", *, semantics_every: int = 1, sample: bool = False) -> Policy:
+    def load(path: str | Path, device: str = "cpu", *, semantics_every: int = 0, sample: bool = False) -> Policy:
         """Open a policy artifact, of whatever method; see `Acting`.
 
         Raises BadInput when it, or the backbone of its run, is missing or changed, or when it is deterministic and
@@ -117,6 +118,7 @@ class LatentPolicy(Policy):
         backbone = backbone_of(artifact, artifact.meta["extra"]["backbone"], root, acting.device, again)
         as_the_model = retune(backbone, artifact) or backbone.enlarged  # tuned on its frames, or made to read them
         size = IMAGE_SIZE if as_the_model else backbone.frame_size
+        acting = replace(acting, semantics_every=acting.semantics_every or embedded_every(artifact))
         return cls(model, actor, backbone, embedding, size, acting)
 
     def reset(self, prompt: int = 0) -> None:
@@ -194,6 +196,11 @@ class PixelPolicy(Policy):
         self.window = [*(self.window or [image] * (self.stack - 1)), image][-self.stack :]
         action = self.actor(self.encoder(torch.cat(self.window, 1))).cpu().numpy()  # (N, A)
         return action[0] if frames.ndim == 3 else action
+
+
+def embedded_every(artifact: Artifact) -> int:
+    """Frames from one embedding to the next in the data that a model or a policy learned from."""
+    return int(artifact.meta["extra"].get("stride", 1))
 
 
 def batched(frames: np.ndarray, device: torch.device) -> Tensor:

@@ -39,11 +39,14 @@ KINDS = {"data": "the data's", "noise": "with noise", "another": "of another win
 
 @dataclass
 class Futures:
-    """K futures of H decisions from each of N rows, all (N, K, H): rewards, and the prior's entropy in nats."""
+    """K futures of H decisions from each of N rows, all (N, K, H): rewards, the prior's entropy in nats, and how far h
+    has strayed from the filter's: mean square of the difference over the variance of h (2: as between any two frames).
+    """
 
     real: np.ndarray
     imagined: np.ndarray
     entropy: np.ndarray
+    astray: np.ndarray
 
 
 class SharedNoise(Noise):
@@ -90,9 +93,11 @@ class Judge:
         task = self.prompt.rows(torch.zeros(len(moves), dtype=torch.long, device=device))
         start = self._seen(rows).map(lambda x: x.repeat_interleave(shape[1], 0))
         image, e = self._happened(rows, action)
-        followed = self.model.reward(task, self._filtered(start, image, moves, e, task), moves, self.measure)
-        imagined, entropy = self.imagined(start, moves, task, shape[1])
-        return Futures(*(x.reshape(shape).cpu().numpy() for x in (followed, imagined, entropy)))
+        seen = self._filtered(start, image, moves, e, task)
+        real = self.model.reward(task, seen, moves, self.measure)
+        imagined, entropy, h = self.imagined(start, moves, task, shape[1])
+        astray = (h - seen.h[:, 1:]).square().mean(-1) / seen.h.var()  # (N·K, H)
+        return Futures(*(x.reshape(shape).cpu().numpy() for x in (real, imagined, entropy, astray)))
 
     def _seen(self, rows: np.ndarray) -> State:
         """The filtered states (N, ·) at `rows`, after the CONTEXT frames up to them."""
@@ -133,17 +138,20 @@ class Judge:
             states.append(self.model.observe_step(image[:, t], states[-1], moves[:, t], e[:, t], task))
         return State(*(torch.stack([getattr(s, f.name).float() for s in states], 1) for f in fields(State)))
 
-    def imagined(self, start: State, moves: Tensor, task: TaskContext, times: int) -> tuple[Tensor, Tensor]:
-        """Mean reward and entropy of the prior, (N·K, H) each, over SAMPLES rollouts under `moves` (N·K, H, A).
+    def imagined(self, start: State, moves: Tensor, task: TaskContext, times: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over SAMPLES rollouts under `moves` (N·K, H, A): reward and entropy of the prior (N·K, H), and h
+        (N·K, H, deter).
 
         `times` rollouts in a row begin alike and get the same noise.
         """
-        noise, rewards, entropies = SharedNoise(moves.device, times), [], []
+        noise, rewards, entropies, h = SharedNoise(moves.device, times), [], [], []
         for _ in range(SAMPLES):
             states, _, prior = self.model.imagine(start, lambda _, t: moves[:, t], moves.shape[1], task, noise)
             rewards.append(self.model.reward(task, states, moves, self.measure))
             entropies.append(-(prior.exp() * prior).sum((-1, -2)))
-        return torch.stack(rewards).mean(0), torch.stack(entropies).mean(0)
+            h.append(states.h[:, 1:])
+        reward, entropy, state = (torch.stack(x).mean(0) for x in (rewards, entropies, h))
+        return reward, entropy, state
 
 
 def real_states(domain: str, before: np.ndarray, led: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -206,7 +214,7 @@ def agreement(found: Futures) -> dict[str, dict[str, dict[str, float | None]]]:
 
     `real` and `imagined` are mean rewards, `gap` what imagination adds, `correlation` that of the two over the rows.
     `slope` is how much of the real change against the data's actions the imagined one has: 1 where imagination can
-    be believed, 0 where it does not see what the actions do. None where nothing varies.
+    be believed, 0 where it does not see what the actions do. None where nothing varies. `astray` is h's, averaged.
     """
     table: dict[str, dict[str, dict[str, float | None]]] = {}
     for k, kind in enumerate(KINDS):
@@ -217,6 +225,7 @@ def agreement(found: Futures) -> dict[str, dict[str, dict[str, float | None]]]:
             row["correlation"] = _correlation(real[:, k], imagined[:, k])
             wanted, change = real[:, k] - real[:, 0], imagined[:, k] - imagined[:, 0]
             row["slope"] = (change * wanted).mean() / (wanted**2).mean() if wanted.any() else None
+            row["astray"] = found.astray[:, k, step - 1].mean()
             rounded = {name: None if v is None else round(float(v), 3) for name, v in row.items()}
             table.setdefault(kind, {})[str(step)] = rounded
     return table
@@ -307,7 +316,7 @@ def _video_backbone(scene: Scene) -> tuple[Backbone, int]:
 def counterfactual_tables(about: dict[str, dict[str, Any]]) -> dict[str, Table | None]:
     """{stem: table}: rewards by kind of actions and step for each task, then gradients and the prior's entropy."""
     made: dict[str, Table | None] = {}
-    columns = ["actions", "step", "real", "imagined", "gap", "correlation", "slope"]
+    columns = ["actions", "step", "real", "imagined", "gap", "correlation", "slope", "astray"]
     for task, found in about.items():
         numbers = [
             {"actions": KINDS[kind], "step": int(step), **row}

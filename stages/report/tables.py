@@ -60,9 +60,12 @@ def paper_results() -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
     return yaml.safe_load((Path(__file__).with_name("paper_results.yaml")).read_text())
 
 
-def tasks_table(results: Sequence[Result], domain: str) -> Table:
-    """A row a method, with the wall time behind it, then the paper's (the domain's part of Table 1)."""
+def tasks_table(results: Sequence[Result], domain: str) -> Table | None:
+    """A row a method, with the wall time behind it, then the paper's (the domain's part of Table 1); None where no
+    policy is of one task."""
     single = [r for r in results if r.single_task and not r.source]
+    if not single:
+        return None
     table = _methods_down(_table("Scores by task", domain_rows(single, domain), paper_results()["table1"]))
     minutes = [training_minutes([r for r in single if r.method == row[0]]) for row in table.rows]
     if any(minutes):

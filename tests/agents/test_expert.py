@@ -10,7 +10,7 @@ import torch
 
 from stages.agents import expert
 from stages.agents import replay as replays
-from stages.core.nets import symlog
+from stages.agents.two_hot import symlog
 from stages.data.episodes import kept_episodes
 from stages.runtime.errors import BadInput
 from stages.worlds import tasks

@@ -52,7 +52,8 @@ OBJECTIVE: dict[str, Any] = {
 }
 
 DYNAMICS: dict[str, Any] = {
-    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "branches": 0.5,
+    "updates": 2, "batch": 4, "length": 14, "horizon": 2, "lr": 1e-3, "codes": 0.5, "semantics": 5.0, "states": 2.0,
+    "branches": 0.5,
 }  # fmt: skip
 
 ONLINE: dict[str, Any] = {
@@ -65,7 +66,7 @@ EXPLORE: dict[str, Any] = {**ONLINE, "in_all": False, "episodes": 4, "members": 
 BRANCH: dict[str, Any] = {"in_all": False, "episodes": 5, "length": 10, "lead": 8, "noise": (0.05, 0.6)}
 DREAMER: dict[str, Any] = {**ONLINE, "layers": 1}
 ACTOR_CRITIC: dict[str, Any] = {
-    "units": 14, "layers": 1, "discount": 0.9, "trace": 0.95, "entropy": 0.0, "imagination": 1.0, "anchor": 1.0,
+    "units": 14, "layers": 1, "discount": 0.9, "trace": 0.95, "transitions": 1.0, "imagination": 1.0, "anchor": 1.0,
     "climb": 5.0, "n_step": 3, "target_noise": 0.2, "target_noise_clip": 0.5, "slow_rate": 0.02, "return_floor": 0.1,
     "return_rate": 0.01, "min_std": 0.1, "max_std": 1.0,
 }  # fmt: skip

@@ -222,11 +222,10 @@ class World:
         hs, zs, es = [h], [z], [e]
         priors: list[Array] = []
         for t, action in enumerate(actions):
-            if self.c.reads_imagined:
+            if t == 0 or self.c.reads_imagined:
                 h = self.step(h, z, action)
             else:
-                seen = z if t == 0 else np.zeros_like(z)
-                h = norm_gru(under(self.w, "rssm.imagination"), np.concatenate([seen, action]), h)
+                h = norm_gru(under(self.w, "rssm.imagination"), action, h)
             prior = self.prior(h)
             s = one_hot(prior, None if uniforms is None else uniforms[t])
             if self.c.imagined_semantics == "predict":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.core import actor_critic
 from stages.core.actor_critic import ActorCritic, Transitions, lambda_return
 from stages.core.settings import ActorCriticConfig
 from tests.core import literal
@@ -23,7 +21,7 @@ CONFIG: dict[str, Any] = {
     "layers": 1,
     "discount": 0.9,
     "trace": 0.7,
-    "entropy": 0.02,
+    "transitions": 1.0,
     "imagination": 1.0,
     "anchor": 1.0,
     "climb": 2.0,
@@ -114,149 +112,123 @@ def test_actions_are_clipped_and_the_gradient_passes() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_gaussian_entropy() -> None:
-    std = random(4, 2, seed=2).abs() + 0.1
-    for i in range(4):
-        entropy = sum(0.5 * math.log(2 * math.pi * math.e * s * s) for s in array(std)[i])
-        assert actor_critic.gaussian_entropy(std)[i].item() == pytest.approx(entropy, rel=1e-5)
+# ---------------------------------------------------------------------------- action values
 
 
-# ---------------------------------------------------------------------------- critic
+def policy(learner: ActorCritic, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The actor's mean and deviation (A,) at features (I,)."""
+    mean, raw = np.split(literal.mlp(literal.under(literal.weights(learner), "actor.net"), features), 2)
+    return np.tanh(mean), 0.1 + 0.9 * literal.sigmoid(raw)
 
 
-def test_slow_critic_starts_equal() -> None:
-    learner = ActorCritic(INP, ACTION, ActorCriticConfig(**CONFIG))
-    features = random(5, INP)
-    assert torch.equal(learner.value(features), learner.value(features, slow=True))
+def values(learner: ActorCritic, kind: str, features: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """Both action values (2,) of `kind`, action_values or slow_action_values."""
+    w, pair = literal.weights(learner), np.concatenate([features, action])
+    return np.array([literal.mlp(literal.under(w, f"{kind}.nets.{i}"), pair)[0] for i in range(2)])
 
 
-def two_hot_loss(logits: np.ndarray, target: float, bins: np.ndarray) -> float:
-    x = float(np.clip(np.sign(target) * np.log(1 + abs(target)), bins[0], bins[-1]))
-    below = min(int(np.searchsorted(bins, x, side="right")) - 1, len(bins) - 2)
-    share = (x - bins[below]) / (bins[below + 1] - bins[below])
-    log_p = np.log(literal.softmax(logits))
-    return -float((1 - share) * log_p[below] + share * log_p[below + 1])
+def smaller(learner: ActorCritic, features: np.ndarray, action: np.ndarray) -> float:
+    return float(values(learner, "slow_action_values", features, action).min())
 
 
-def value(logits: np.ndarray, bins: np.ndarray) -> float:
-    inner = float((literal.softmax(logits) * bins).sum())
-    return float(np.sign(inner) * (np.exp(abs(inner)) - 1))
-
-
-def heads(learner: ActorCritic, features: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Literal slow values (N, H+1), critic logits (N, H+1, K), actor means and deviations."""
-    w, x = literal.weights(learner), array(features)
-    bins = array(learner.critic.bins)
-    slow = np.array([[value(literal.mlp(literal.under(w, "slow.net"), f), bins) for f in row] for row in x])
-    logits = np.array([[literal.mlp(literal.under(w, "critic.net"), f) for f in row] for row in x])
-    raw = np.array([[literal.mlp(literal.under(w, "actor.net"), f) for f in row] for row in x])
-    return slow, logits, np.tanh(raw[..., :ACTION]), 0.1 + 0.9 * literal.sigmoid(raw[..., ACTION:])
-
-
-def deviations(learner: ActorCritic, features: Tensor) -> Tensor:
-    """Of the policy at states 0..H-1, as a rollout hands them on."""
-    return learner.actor(features[:, :-1].detach())[1]
-
-
-def test_imagination_losses() -> None:
-    learner = make()
-    features, reward = random(5, 4, INP), random(5, 3, seed=1)
-    learner.return_range.fill_(2.0)
-    slow, logits, _, std = heads(learner, features)
-    returns = np.array([literal_lambda_return(r, v, 0.9, 0.7) for r, v in zip(array(reward), slow, strict=True)])
-    low, high = np.quantile(returns, [0.05, 0.95])
-    scale = max(2.0 + 0.3 * ((high - low) - 2.0), 0.1)
-    bins = array(learner.critic.bins)
-    actor, critic = 0.0, 0.0
-    for n in range(5):
-        for t in range(3):
-            entropy = sum(0.5 * math.log(2 * math.pi * math.e * s * s) for s in std[n, t])
-            actor -= 0.9**t * (returns[n, t] / scale + 0.02 * entropy) / 15
-            critic += 0.9**t * two_hot_loss(logits[n, t], returns[n, t], bins) / 15
-    found_actor, found_critic, metrics = learner.imagination_losses(features, reward, deviations(learner, features))
-    assert found_actor.item() == pytest.approx(actor, rel=1e-4)
-    assert found_critic.item() == pytest.approx(critic, rel=1e-4)
-    assert metrics["return_scale"].item() == pytest.approx(scale, rel=1e-4)
-
-
-def test_return_range_is_floored() -> None:
-    """Returns that hardly differ must not be blown up without bound."""
-    learner = make(return_floor=50.0, entropy=0.0)
-    features, reward = random(5, 4, INP), random(5, 3, seed=1)
-    actor, _, metrics = learner.imagination_losses(features, reward, deviations(learner, features))
-    assert 0 < metrics["return_scale"] < 50
-    slow, _, _, _ = heads(learner, features)
-    returns = np.array([literal_lambda_return(r, v, 0.9, 0.7) for r, v in zip(array(reward), slow, strict=True)])
-    assert actor.item() == pytest.approx(-(returns * 0.9 ** np.arange(3)).mean() / 50, rel=1e-4)
+def moved_scale(old: float, climbed: list[float], floor: float = 0.1) -> float:
+    """The running range after values with these percentiles, at a rate of 0.3."""
+    low, high = np.quantile(climbed, [0.05, 0.95])
+    return max(old + 0.3 * ((high - low) - old), floor)
 
 
 def transitions(count: int = 9) -> Transitions:
-    """Transitions of the data with noise that the target's bound cuts, and some that end nearer than others."""
+    """Transitions of the data with noise that the target's bound cuts, some that end nearer than others, and some whose
+    action is nobody's."""
     discount = torch.where(torch.arange(count) % 3 == 0, 0.9, 0.9**3)
     action, normal = random(count, ACTION, seed=2).clamp(-1, 1), 3 * random(count, ACTION, seed=4)
-    return Transitions(random(count, INP), action, random(count, seed=1), discount, random(count, INP, seed=3), normal)
+    features, following, reward = random(count, INP), random(count, INP, seed=3), random(count, seed=1)
+    return Transitions(features, action, reward, discount, following, normal, (torch.arange(count) % 4 > 0).float())
 
 
 def test_data_losses() -> None:
-    """TD3+BC: clipped double values of a smoothed target action; climb the smaller value, stay near the data."""
+    """TD3+BC: clipped double values of a smoothed target action; climb the smaller value, stay near what was done."""
     learner, batch = make(), transitions()
     learner.value_range.fill_(2.0)
-    w = literal.weights(learner)
-    _, _, mean, std = (x[0] for x in heads(learner, batch.features[None]))
-    _, _, following, _ = (x[0] for x in heads(learner, batch.following[None]))
-
-    def smaller_value(n: int, x: Tensor, action: np.ndarray) -> float:
-        pair = np.concatenate([array(x)[n], action])
-        return min(literal.mlp(literal.under(w, f"slow_action_values.nets.{i}"), pair)[0] for i in range(2))
-
-    critic, values, imitation, width = 0.0, [], 0.0, 0.0
+    critic, climbed, imitation, width = 0.0, [], 0.0, 0.0
     for n in range(9):
+        features, following, action = (array(x)[n] for x in (batch.features, batch.following, batch.action))
         noise = np.clip(0.2 * array(batch.normal)[n], -0.3, 0.3)
-        target = smaller_value(n, batch.following, np.clip(following[n] + noise, -1, 1))
+        target = smaller(learner, following, np.clip(policy(learner, following)[0] + noise, -1, 1))
         target = array(batch.reward)[n] + array(batch.discount)[n] * target
-        pair = np.concatenate([array(batch.features)[n], array(batch.action)[n]])
-        for i in range(2):
-            critic += (literal.mlp(literal.under(w, f"action_values.nets.{i}"), pair)[0] - target) ** 2 / 9
-        values.append(smaller_value(n, batch.features, mean[n]))
-        distance = array(batch.action)[n] - mean[n]
-        imitation += (distance**2).mean() / 9
-        width += ((std[n] - abs(distance)) ** 2).mean() / 9
-    low, high = np.quantile(values, [0.05, 0.95])
-    scale = max(2.0 + 0.3 * ((high - low) - 2.0), 0.1)
+        critic += ((values(learner, "action_values", features, action) - target) ** 2).sum() / 9
+        mean, std = policy(learner, features)
+        climbed.append(smaller(learner, features, mean))
+        if n % 4:  # six of nine are somebody's actions
+            imitation += ((action - mean) ** 2).mean() / 6
+            width += ((std - abs(action - mean)) ** 2).mean() / 6
+    scale = moved_scale(2.0, climbed)
     found_actor, found_critic, _ = learner.data_losses(batch)
-    assert found_actor.item() == pytest.approx(imitation + width - 2.0 * np.mean(values) / scale, rel=1e-4)
+    assert found_actor.item() == pytest.approx(imitation + width - 2.0 * np.mean(climbed) / scale, rel=1e-4)
     assert found_critic.item() == pytest.approx(critic, rel=1e-4)
+
+
+def test_imagination_loss() -> None:
+    """The values of a rollout's first action learn the λ-return of its rewards and of the policy's own later values."""
+    learner = make()
+    features, action, reward = random(5, 4, INP), random(5, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
+    error = 0.0
+    for n in range(5):
+        following = np.array([smaller(learner, f, policy(learner, f)[0]) for f in array(features)[n]])
+        target = literal_lambda_return(array(reward)[n], following, 0.9, 0.7)[0]
+        found = values(learner, "action_values", array(features)[n, 0], array(action)[n])
+        error += ((found - target) ** 2).sum() / 5
+    assert learner.imagination_loss(features, action, reward)[0].item() == pytest.approx(error, rel=1e-4)
+
+
+def test_the_range_of_values_is_floored() -> None:
+    """Values that hardly differ must not be blown up without bound."""
+    learner, features = make(return_floor=50.0), random(5, INP)
+    climbed = [smaller(learner, f, policy(learner, f)[0]) for f in array(features)]
+    loss, terms = learner.climb_loss(features, learner.actor(features)[0])
+    assert 0 < terms["value_range"] < 50
+    assert loss.item() == pytest.approx(-2.0 * np.mean(climbed) / 50, rel=1e-4)
 
 
 # ---------------------------------------------------------------------------- who learns from what
 
 
-def touched(learner: ActorCritic, loss: Tensor) -> set[str]:
+def touched(learner: torch.nn.Module, loss: Tensor) -> set[str]:
     learner.zero_grad()
     loss.backward(retain_graph=True)
     return {n.split(".")[0] for n, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 def test_each_loss_moves_its_own_network() -> None:
-    learner = make()
-    features = random(5, 4, INP).requires_grad_()
-    reward = (features[:, 1:].sum(-1)).tanh()
-    actor, critic, _ = learner.imagination_losses(features, reward, deviations(learner, features))
-    assert touched(learner, actor) == {"actor"}  # the entropy; returns come through the features
-    assert touched(learner, critic) == {"critic"}
+    learner, features = make(), random(5, 4, INP)
+    assert touched(learner, learner.imagination_loss(features, random(5, ACTION), random(5, 3))[0]) == {"action_values"}
     actor, critic, _ = learner.data_losses(transitions())
     assert touched(learner, actor) == {"actor"}
     assert touched(learner, critic) == {"action_values"}
+    assert touched(learner, learner.climb_loss(features[:, 0], learner.actor(features[:, 0])[0])[0]) == {"actor"}
 
 
-def test_slow_critics_follow() -> None:
+def test_nobody_s_actions_are_not_imitated() -> None:
+    """The actor's loss does not change with them, but for the values that it climbs."""
+    learner, batch = make(climb=0.0), transitions()
+    before = learner.data_losses(batch)[0]
+    batch.action = torch.where(batch.imitated.bool().unsqueeze(-1), batch.action, 0.9)
+    torch.testing.assert_close(learner.data_losses(batch)[0], before)
+    batch.imitated = torch.zeros(9)
+    assert learner.data_losses(batch)[0] == 0, "no share to divide by"
+
+
+def test_slow_action_values_start_equal_and_follow() -> None:
+    fresh = ActorCritic(INP, ACTION, ActorCriticConfig(**CONFIG))
+    pairs = zip(fresh.action_values.parameters(), fresh.slow_action_values.parameters(), strict=True)
+    assert all(torch.equal(fast, slow) for fast, slow in pairs)
     learner = make()
     before = {n: p.clone() for n, p in learner.named_parameters()}
     learner.update_slow()
     for name, p in learner.named_parameters():
         if "slow" in name:
             assert not p.requires_grad
-            fast = before[name.replace("slow_action_values", "action_values").replace("slow.", "critic.")]
+            fast = before[name.replace("slow_action_values", "action_values")]
             torch.testing.assert_close(p, 0.75 * before[name] + 0.25 * fast)
         else:
             assert torch.equal(p, before[name])
@@ -265,12 +237,12 @@ def test_slow_critics_follow() -> None:
 def test_the_actor_finds_the_best_action_of_the_data() -> None:
     """One state, one step: reward falls with the distance to 0.5, the data's actions are spread evenly around 0."""
     learner = make(climb=8.0, n_step=1)
-    features = torch.zeros(256, INP)
-    optimizer = torch.optim.Adam([*learner.actor.parameters(), *learner.critics], 3e-3)
+    features, ones = torch.zeros(256, INP), torch.ones(256)
+    optimizer = torch.optim.Adam([*learner.actor.parameters(), *learner.action_values.parameters()], 3e-3)
     for step in range(600):
         action = 2 * torch.rand(256, ACTION, generator=torch.Generator().manual_seed(step)) - 1
         reward = -(action - 0.5).square().sum(-1)
-        batch = Transitions(features, action, reward, torch.zeros(256), features, torch.zeros(256, ACTION))
+        batch = Transitions(features, action, reward, torch.zeros(256), features, torch.zeros(256, ACTION), ones)
         actor, critic, _ = learner.data_losses(batch)
         optimizer.zero_grad()
         (actor + critic).backward()
@@ -280,18 +252,21 @@ def test_the_actor_finds_the_best_action_of_the_data() -> None:
     assert (mean > 0.15).all() and (mean < 0.6).all()  # imitation alone would give 0
 
 
-def test_actor_loss_climbs_the_return_through_the_features_and_the_critic_loss_does_not() -> None:
-    learner = make(entropy=0.0)
-    features = random(5, 4, INP).requires_grad_()
-    reward = features[:, 1:].sum(-1).tanh()
-    actor, critic, _ = learner.imagination_losses(features, reward, deviations(learner, features))
-    assert torch.autograd.grad(critic, features, allow_unused=True, retain_graph=True)[0] is None
-    gradient = torch.autograd.grad(actor, features)[0]
-    assert gradient[:, 1:].any(-1).all() and not gradient[:, 0].any()
-    with torch.no_grad():
-        better = features - 0.01 * gradient / gradient.norm()
-        returns = [
-            lambda_return(x[:, 1:].sum(-1).tanh(), learner.value(x, slow=True), 0.9, 0.7) for x in (features, better)
-        ]
-        weight = 0.9 ** torch.arange(3)
-    assert (returns[1] * weight).mean() > (returns[0] * weight).mean()
+def test_the_actor_finds_the_best_action_that_imagination_knows() -> None:
+    """The same reward, of which no transition tells: the values learn it from rollouts of the policy alone."""
+    learner = make(climb=1.0, trace=1.0, discount=0.5)
+    features = random(1, 1, INP, seed=5).expand(256, 2, INP)
+    halves = ((learner.actor, 3e-4), (learner.action_values, 1e-2))
+    optimizer = torch.optim.Adam([{"params": list(half.parameters()), "lr": lr} for half, lr in halves])
+    for step in range(600):
+        normal = torch.randn(256, ACTION, generator=torch.Generator().manual_seed(step))
+        mean = learner.actor(features[:, 0])[0]
+        action = (mean.detach() + 0.4 * normal).clamp(-1, 1)
+        reward = -(action - 0.5).square().sum(-1, keepdim=True)
+        loss = learner.imagination_loss(features, action, reward)[0] + learner.climb_loss(features[:, 0], mean)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.update_slow()
+    mean = learner.actor(features[:1, 0])[0][0]
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=0.2, rtol=0)

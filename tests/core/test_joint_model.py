@@ -178,6 +178,20 @@ def test_imagination_is_equation_6(semantics: str, noisy: bool) -> None:
         close(priors[b].exp(), prior)
 
 
+@pytest.mark.parametrize("reads_imagined", [False, True])
+def test_following_known_actions_is_imagining_under_them(reads_imagined: bool) -> None:
+    model = make_model(reads_imagined=reads_imagined)
+    _, task, seen = filtered(model)
+    start = seen.state.map(lambda x: x[:, 4])
+    actions = torch.rand(3, 5, DIM_ACTION, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    torch.manual_seed(12)
+    states, _, priors = model.imagine(start, lambda _, t: actions[:, t], 5, task, Noise("cpu"))
+    torch.manual_seed(12)
+    h, followed = model.follow(start, actions, task, Noise("cpu"))
+    torch.testing.assert_close(h, states.h[:, 1:])
+    torch.testing.assert_close(followed, priors)
+
+
 def test_the_actor_is_asked_at_the_state_it_stands_in() -> None:
     model = make_model()
     _, task, seen = filtered(model)

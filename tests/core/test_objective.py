@@ -210,8 +210,8 @@ def test_dynamics_alone_are_cross_entropies_on_fixed_states() -> None:
         batch["embedding"].float(), batch["task"], make_labels(), objective_config(), Noise("cpu")
     )
     starts = (8, 16)  # of rollouts, after 8 frames of past and then every 8
-    noise = np.stack([array(torch.rand(3 * len(starts), 3, 5)) for _ in range(2)], 1)
-    world, sums = literal.World(model), dict.fromkeys(("forced", "semantics", "rollout", "ahead"), 0.0)
+    noise = array(torch.rand(3 * len(starts), 2, 3, 5))
+    world, sums = literal.World(model), dict.fromkeys(("forced", "semantics", "rollout", "ahead", "astray"), 0.0)
     e_all = array(model.adapter(batch["embedding"].float()))
     for b in range(3):
         tau = world.tau(array(prompted.embedding)[b])
@@ -233,16 +233,18 @@ def test_dynamics_alone_are_cross_entropies_on_fixed_states() -> None:
             sums["semantics"] += ((e - world.predict(h, codes[t].ravel())) ** 2).sum() / 57
         for i, start in enumerate(starts):
             actions = array(batch["action"])[b, start + 1 : start + 3]
-            _, _, es, priors = world.imagine(hs[start], zs[start], e_all[b, start], tau, actions, noise[2 * b + i])
+            from_here = (hs[start], zs[start], e_all[b, start], tau, actions, noise[2 * b + i])
+            dreamed, _, es, priors = world.imagine(*from_here)
             for k in (1, 2):
                 if batch["is_first"][b, start + 1 : start + 1 + k].any():
                     break
                 sums["rollout"] -= np.log(priors[k - 1][codes[start + k] == 1]).sum() / 12
                 sums["ahead"] += ((e_all[b, start + k] - es[k]) ** 2).sum() / 12
-    names = ("kl_nats", "semantic_prediction", "rollout_nats", "rollout_semantics")
+                sums["astray"] += ((hs[start + k] - dreamed[k]) ** 2).mean() / 12
+    names = ("kl_nats", "semantic_prediction", "rollout_nats", "rollout_semantics", "rollout_states")
     for name, wanted in zip(names, sums.values(), strict=True):
         assert found[name].item() == pytest.approx(wanted, rel=1e-4), name
-    wanted = 0.5 * (sums["forced"] + sums["rollout"]) + 7.0 * (sums["semantics"] + sums["ahead"])
+    wanted = 0.5 * (sums["forced"] + sums["rollout"]) + 7.0 * (sums["semantics"] + sums["ahead"]) + 2.0 * sums["astray"]
     assert total.item() == pytest.approx(wanted, rel=1e-4)
 
 

@@ -118,13 +118,9 @@ def test_text_dynamics_is_the_same_transition_without_an_encoder() -> None:
     assert names == {"gru", "prior_net"}
 
 
-def test_the_action_enters_every_recurrence_at_the_scale_of_s() -> None:
+def test_the_action_enters_the_recurrence_at_the_scale_of_s() -> None:
     """By default the bound of a weight is 1 / sqrt(inputs); s has `classes` ones, the action ACTION numbers."""
-    for reads_imagined in (False, True):
-        rssm = RSSM(ModelConfig(**MODEL | {"reads_imagined": reads_imagined}), Z, ACTION)
-        assert (rssm.imagined_gru is rssm.gru) == reads_imagined
-        for cell in (rssm.gru, rssm.imagined_gru):
-            weight = cell.inp.state_dict()["0.weight"]
-            usual = (Z + ACTION) ** -0.5
-            assert weight[:, :Z].abs().max() <= usual
-            assert usual < weight[:, Z:].abs().max() <= usual * (MODEL["classes"] / ACTION) ** 0.5
+    weight = RSSM(ModelConfig(**MODEL), Z, ACTION).gru.inp.state_dict()["0.weight"]
+    usual = (Z + ACTION) ** -0.5
+    assert weight[:, :Z].abs().max() <= usual
+    assert usual < weight[:, Z:].abs().max() <= usual * (MODEL["classes"] / ACTION) ** 0.5

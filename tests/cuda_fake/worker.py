@@ -76,7 +76,7 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
         prompts = model.task(F.normalize(torch.randn(2, DIM_E, device=CUDA), dim=-1))
     modes = torch.zeros(dataset.n_frames, p.model.classes, dtype=torch.int16)
     with Strict(uploads=True):
-        latents = behave.encode_data(model, dataset, modes, prompts, config.horizon, CUDA, config.bf16)
+        latents = behave.encode_data(model, dataset, modes, prompts, config.horizon, CUDA)
     assert {x.device for x in vars(latents).values()} == {CUDA}
     with torch.device(CUDA):
         learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic)
@@ -85,8 +85,10 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
     with Strict(), torch.no_grad():  # as `data_outcomes` reads the reward along each stretch
         states = latents.state(rows[:, : config.horizon + 1], rows[:, : config.horizon + 1])
         behavior.reward(prompts.rows(rows[:, 0]), states, latents.action[rows[:, : config.horizon]])
-        found = Outcomes(torch.zeros(2, 2 * ROWS, device=CUDA), rows.flatten(), torch.ones(2 * ROWS, device=CUDA))
-    actor, critic = (make_optimizer(list(w), config.lr, 0.0) for w in (learner.actor.parameters(), learner.critics))
+        ones = torch.ones(2 * ROWS, device=CUDA)
+        found = Outcomes(torch.zeros(2, 2 * ROWS, device=CUDA), rows.flatten(), ones, ones[:2], ones[:2])
+    halves = (learner.actor, learner.action_values)
+    actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
     pairs = [(actor, config.clip), (critic, config.clip)]
     update = make_update(behavior, pairs, CUDA, bf16=config.bf16, compiled=False, after=learner.update_slow)
     set_lr(actor, 1e-3)
@@ -125,7 +127,8 @@ def fake_dataset() -> Any:
         kind = {"image": np.uint8, "embedding": np.float16}.get(key, np.float32)
         return np.zeros((*index.shape, *widths[key]), kind)
 
-    return SimpleNamespace(n_frames=rows, rows=read, episode_info=info)
+    parts = [SimpleNamespace(source=source, frames=ROWS) for source in ("random", "branch")]
+    return SimpleNamespace(n_frames=rows, rows=read, episode_info=info, parts=parts)
 
 
 def acting(method: str) -> None:
@@ -225,7 +228,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "mistake:constant": partial(mistake, lambda x: x * torch.tensor([1.0, 2.0, 3.0], device=x.device)),
     "mistake:data-dependent": partial(mistake, lambda x: x[x > 0]),
     "kernels:pretrain": partial(kernels, "pretrain", 9700),
-    "kernels:behave": partial(kernels, "behave", 7000),
+    "kernels:behave": partial(kernels, "behave", 3000),
 }
 
 

@@ -124,6 +124,8 @@ def test_equal_actions_are_imagined_alike(judge: Judge, action: np.ndarray) -> N
     np.testing.assert_allclose(same.imagined[:, 0], same.imagined[:, 1], atol=1e-6)
     np.testing.assert_allclose(same.entropy[:, 0], same.entropy[:, 1], atol=1e-4)
     assert np.abs(same.imagined[:, 2] - same.imagined[:, 0]).max() > 1e-4
+    np.testing.assert_allclose(same.astray[..., 0], 0, atol=1e-6, err_msg="the first step is the filter's")
+    assert (same.astray[..., 1:] > 0.01).all(), "an untrained model does not foresee its filter"
     classes, categories = judge.model.rssm.shape
     assert ((same.entropy > 0) & (same.entropy <= classes * np.log(categories) + 1e-4)).all()
 
@@ -154,6 +156,7 @@ def test_a_model_that_imagines_what_happens_is_perfect(
             row = table[kind][step]
             assert row["gap"] == 0 and row["correlation"] == 1
             assert row["slope"] == (None if kind == "data" else 1)
+            assert row["astray"] == 0
     pushed = judge.futures(ROWS, counterfactual.pushed_actions(action[:, 0]))
     assert counterfactual.gradients(pushed) == {"cosine": 1.0, "norm_ratio": 1.0}
 
@@ -165,7 +168,7 @@ def by_hand(real: np.ndarray, imagined: np.ndarray) -> Futures:
     """Futures (N, K, 16) with these rewards (N, K) at step 8 and none before or after."""
     at = np.zeros((*real.shape, HORIZON))
     at[..., 7] = 1
-    return Futures(real[..., None] * at, imagined[..., None] * at, at)
+    return Futures(real[..., None] * at, imagined[..., None] * at, at, at)
 
 
 def test_agreement_by_hand() -> None:
@@ -175,13 +178,14 @@ def test_agreement_by_hand() -> None:
     imagined[:, 2] = -real[:, 2]
     imagined[:, 3] = 5
     table = counterfactual.agreement(by_hand(real, imagined))
-    assert table["data"]["8"] == {"real": 2.0, "imagined": 2.0, "gap": 0.0, "correlation": 1.0, "slope": None}
+    same = {"real": 2.0, "imagined": 2.0, "gap": 0.0, "correlation": 1.0, "slope": None, "astray": 1.0}
+    assert table["data"]["8"] == same
     assert table["noise"]["8"]["slope"] == 0.25
     assert table["noise"]["8"]["gap"] == 0.75, "(1 - 1/4) of a mean change of -1"
     assert table["another"]["8"]["correlation"] == -1
     assert table["uniform"]["8"]["correlation"] is None, "a constant goes together with nothing"
     assert table["uniform"]["8"]["gap"] == round(5 - 4 / 3, 3)
-    assert table["noise"]["4"] == {"real": 0, "imagined": 0, "gap": 0, "correlation": None, "slope": None}
+    assert table["noise"]["4"] == {**dict.fromkeys(same, 0), "correlation": None, "slope": None}
 
 
 def test_gradients_by_hand() -> None:

@@ -83,6 +83,7 @@ def test_what_was_not_run_is_blank_and_the_paper_is_marked(tmp_path: Path) -> No
     evaluate(tmp_path, "walk", 0, 0.5)
     evaluate(tmp_path, "walk", 1, 0.7)
     table = tables.tasks_table(gather(tmp_path), "walker")
+    assert table is not None
     assert row(table, "bitagent") == {"walker stand": "", "walker walk": "0.60 ± 0.10 (2)", "walker run": ""}
     assert row(table, "random") == {"walker stand": "", "walker walk": "0.01", "walker run": ""}
     assert row(table, "paper: bitagent")["walker run"] == "0.87 ± 0.02"
@@ -129,6 +130,7 @@ def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path
     evaluate(tmp_path, "stand", 0, 0.7, goal="stand+walk")
     found = gather(tmp_path)
     assert row(tables.tasks_table(found, "walker"), "bitagent")["walker stand"] == "0.90 [0.05]"
+    assert tables.tasks_table([r for r in found if not r.single_task], "walker") is None
     several = tables.multi_task_table(found, "walker")
     assert several and row(several, "bitagent")["walker stand"] == "0.70 [0.05]"
     prompts = tables.prompts_table(found)
@@ -151,6 +153,7 @@ def test_ablation_keeps_the_papers_rows_in_order(tmp_path: Path) -> None:
 def test_formats_agree(tmp_path: Path) -> None:
     evaluate(tmp_path, "walk", 0, 0.5)
     table = tables.tasks_table(gather(tmp_path), "walker")
+    assert table is not None
     rows = list(csv.reader(io.StringIO(tables.comma_separated(table))))
     assert rows == [table.columns, *table.rows]
     lines = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
@@ -228,6 +231,7 @@ def test_training_time_is_that_of_the_model_and_of_one_policy(tmp_path: Path) ->
         make_policy(tmp_path, "iql", task, minutes, ())
     evaluate(tmp_path, "walk", 0, 0.2, method="other")
     table = tables.tasks_table(gather(tmp_path), "walker")
+    assert table is not None
     shown = {name: row(table, name)["training, minutes"] for name in ("genrl", "iql", "other", "random")}
     assert shown == {"genrl": "15.0", "iql": "5.0", "other": "", "random": ""}
     assert "wall time of the model and of one task's policy" in table.note

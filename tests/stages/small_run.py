@@ -128,10 +128,10 @@ def make_backbone(run: Run, seed: int = 0) -> Artifact:
     )
 
 
-def make_embeddings(run: Run) -> list[Artifact]:
+def make_embeddings(run: Run, stride: int = 1) -> list[Artifact]:
     """Embed all datasets of the run by the stage itself."""
     config = embed.Config(
-        backbone="offline", frames="native", batch=64, stride=1, workers=1, offline=embed.OfflineConfig(**OFFLINE)
+        backbone="offline", frames="native", batch=64, stride=stride, workers=1, offline=embed.OfflineConfig(**OFFLINE)
     )
     return embed.run(config, run)
 

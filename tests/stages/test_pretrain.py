@@ -23,15 +23,17 @@ from stages.backbones.embeddings import open_training_data
 from stages.behave import learn_from_pixels
 from stages.core import bitagent
 from stages.core.joint_model import JointModel
-from stages.core.world_model import WorldModel
+from stages.core.objective import choose_prompts
+from stages.core.world_model import Noise, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
+from stages.data.sampler import Sampler, Windows
 from stages.methods import open_model
 from stages.policies.goals import Ask, Variant, parse_goal
 from stages.runtime import artifacts, checkpoints
 from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput, Interrupted
-from tests.core.helpers import dynamics_config, model_config
+from tests.core.helpers import dynamics_config, model_config, objective_config
 from tests.stages import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +110,31 @@ def semantics_of(model: WorldModel, dataset: Dataset) -> Tensor:
     """e (N, dim_e) of every frame, none like another."""
     with torch.no_grad():
         return model.adapter(torch.from_numpy(dataset.rows("embedding", np.arange(dataset.n_frames))).float())
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.8])
+def test_the_share_of_segments_that_show_their_prompt_is_the_one_asked_for(tmp_path: Path, quantile: float) -> None:
+    """Of segments of the very length that training draws: a mean of frames spreads less than the frames do."""
+    run = small_run.make_run(tmp_path / "walker-smoke")
+    small_run.make_data(run, "random")
+    small_run.make_data(run, "expert-walk", "walk", episodes=12, first=100, rows=30)
+    small_run.make_backbone(run)
+    small_run.make_embeddings(run)
+    data, embeddings = run.root / "data", run.root / "embeddings" / "offline"
+    names = ("random", "expert-walk")
+    dataset = Dataset.open([data / n for n in names], run.domain, [embeddings / n for n in names])
+    config = small_run.pretrain_config(label_quantile=quantile, holdout=0.2)
+    held_out = held_out_episodes(dataset, config.holdout)
+    labels = pretrain.make_labels(dataset, run, config, held_out)
+    assert labels.known.tolist() == [False, True] and not labels.text[0].any()
+    windows = Windows(config.start_fraction, [0, 1], held_out)
+    batch = Sampler(dataset, 4096, config.length, 7, windows, ("embedding",)).sample(0)
+    labelled = objective_config(pseudo_text=0.0)
+    shown = choose_prompts(batch["embedding"].float(), batch["task"], labels, labelled, Noise("cpu")).shown
+    assert 1 - shown.mean().item() == pytest.approx(quantile, abs=0.03)
+    e = torch.nn.functional.normalize(batch["embedding"].float(), dim=-1)
+    frames = torch.quantile(e @ labels.text[1], quantile)
+    assert abs(labels.threshold[1] - frames) > 0.002  # the quantile of single frames is another
 
 
 def among(found: Tensor, e: Tensor) -> Tensor:

@@ -177,8 +177,8 @@ def test_from_prompt_to_score(run: Run) -> None:
     assert policy.backbone_size == 64
     dataset = open_training_data(made, run)
     cpu = torch.device("cpu")
-    modes = posterior_modes(policy.model, dataset, cpu, quiet=True, bf16=False)
-    latents = encode_data(policy.model, dataset, modes, policy.contexts, 4, cpu, bf16=False)
+    modes = posterior_modes(policy.model, dataset, cpu, quiet=True)
+    latents = encode_data(policy.model, dataset, modes, policy.contexts, 4, cpu)
     frames = dataset.episode(0).image
     assert frames is not None
     for row, frame in enumerate(frames):
@@ -188,11 +188,12 @@ def test_from_prompt_to_score(run: Run) -> None:
         torch.testing.assert_close(policy.state.e[0], latents.e[row].float(), rtol=0, atol=2e-3)
         torch.testing.assert_close(policy.state.z[0], latents.z[0, row].float(), rtol=0, atol=2e-2)
     scored = evaluate.run(
-        evaluate.Config(episodes=1, sample=False, semantics_every=8, video=False, renderer="auto"),
+        evaluate.Config(episodes=1, sample=False, semantics_every=0, video=False, renderer="auto"),
         run,
         Ask(task="walk"),
         method=mode,
     )
+    assert scored.meta["config"]["evaluate"]["semantics_every"] == 1  # in the loop it read every frame
     (row_of_table,) = scored.meta["extra"]["rows"]
     assert row_of_table["policy"] == policy_artifact.id and np.isfinite(row_of_table["return"])
 
