@@ -329,9 +329,8 @@ def encode_data(
     early = [d[:EARLY] for d, past in zip(decisions, lead, strict=True) if not past] or decisions
     action, reward = (torch.from_numpy(dataset.rows(k, every)).float().to(device) for k in ("action", "reward"))
     rows_of = (torch.from_numpy(x).to(device) for x in (episodes, np.concatenate(decisions), np.concatenate(early)))
-    by_policy, frames = [p.source != "branch" for p in dataset.parts], [p.frames for p in dataset.parts]
-    imitated = torch.from_numpy(np.repeat(by_policy, frames)).float().to(device)  # (N,)
-    return Latents(h, z, e_all, action, reward, imitated, *rows_of)
+    tried = np.repeat([p.source == "branch" for p in dataset.parts], [p.frames for p in dataset.parts])  # (N,)
+    return Latents(h, z, e_all, action, reward, torch.from_numpy(~tried).float().to(device), *rows_of)
 
 
 def equal_length_groups(dataset: Dataset, rows_at_once: int) -> list[np.ndarray]:

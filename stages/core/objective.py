@@ -15,7 +15,6 @@ from stages.core.settings import DynamicsConfig, ObjectiveConfig
 from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
 
 DYNAMICS_PAST = 8  # frames of a sequence that h sees before rollouts of `dynamics_loss` begin
-ROLLOUT = ("rollout_nats", "rollout_semantics", "rollout_states")
 
 
 @dataclass
@@ -175,7 +174,8 @@ def dynamics_loss(
     free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
     error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, codes)).square().sum(-1)
     astray = (h[:, steps].flatten(0, 1).detach() - imagined).float().square().mean(-1)
-    terms |= {name: (x * valid).mean() for name, x in zip(ROLLOUT, (free, error, astray), strict=True)}
+    rollout = {"rollout_nats": free, "rollout_semantics": error, "rollout_states": astray}  # (B·count, H) each
+    terms |= {name: (value * valid).mean() for name, value in rollout.items()}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
     total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
     total = total + config.states * terms["rollout_states"]
