@@ -24,6 +24,7 @@ from stages.backbones import backbone_id
 from stages.backbones.embeddings import open_training_data
 from stages.backbones.tuning import mllm_of
 from stages.core.actor_critic import ActorCritic
+from stages.core.backward_path import BackwardPath
 from stages.core.behavior import Behavior, data_outcomes, draw_batch
 from stages.core.latents import Latents
 from stages.core.nets import IMAGE_SIZE, MLP
@@ -144,10 +145,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
         noise = Noise(device, place.rank, place.size)
         behavior = Behavior(model, learner, prompts, config, noise, oracle)
-        found_outcomes = data_outcomes(behavior, latents) if latents else None
-        loss: nn.Module = behavior
-        if place.size > 1:
-            loss = nn.parallel.DistributedDataParallel(behavior, find_unused_parameters=True)
+        loss = across(behavior, place)
         keep_compiled(run.root)
         compiled = should_compile(config.compile, device)
         captured = should_capture(config.compile, device, place.size)
@@ -160,14 +158,34 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
             with torch.random.fork_rng():  # loading a backbone draws numbers
                 watched = LatentPolicy.assemble(source, run.root, model, learner.actor, embedding, Acting(str(device)))
 
-        trained = Resumable(learner=learner, actor=actor, critic=critic)
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {"learner": learner, "actor": actor, "critic": critic}
+
+        # Backward path: now and then the language side learns from what the policy is imagined to do.
+        backward = BackwardPath(behavior) if config.joint.every else None
+        if backward:
+            language = make_optimizer(list(backward.language.parameters()), config.joint.lr, 0.0)
+            parts |= {"language": backward.language, "language_optimizer": language}
+            refine = make_update(
+                across(backward, place), [(language, config.clip)], device, bf16=config.bf16, compiled=compiled
+            )
+        trained = Resumable(**parts)
 
         # Loop: transitions of the data, and rollouts of the model, under rewards of the text.
         with Loop(recipe, config, place, behave_command(run, goal, label), ("behave.lr", config.lr)) as loop:
             loop.resume(trained.load)
+            if backward:
+                backward.refresh()
+            found_outcomes = data_outcomes(behavior, latents) if latents else None
             for step in loop.steps():
                 batch = draw_batch(latents, found_outcomes, config, noise, len(prompts.tau))
                 terms = update(batch)
+                if backward and step % config.joint.every == 0 and step < config.updates:
+                    starts = config.model_copy(update={"decisions": config.imagined})
+                    for _ in range(config.joint.updates):
+                        learned = refine(draw_batch(latents, found_outcomes, starts, noise, len(prompts.tau)))
+                    terms = terms | {name: learned[name] for name in ("joint_behavior", "joint_shown")}
+                    backward.refresh()
+                    found_outcomes = data_outcomes(behavior, latents) if latents else None
                 if watched and step % config.watch_every == 0:
                     loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
                 loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "value"))
@@ -188,6 +206,11 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
             )
         place.barrier()
         return artifacts.load(path, "behave")
+
+
+def across(loss: nn.Module, place: World) -> nn.Module:
+    """The loss as it is taken over all processes, whose gradients are averaged."""
+    return nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True) if place.size > 1 else loss
 
 
 def share(config: Config, place: World, prompts: int) -> Config:
@@ -214,7 +237,7 @@ def watch(
     with torch.random.fork_rng():
         task = behavior.prompts.rows(batch["prompt"])
         start = State.read(batch) if "h" in batch else behavior.dreamed_starts(task)
-        states, actions = behavior.rollout(start, task, config.horizon)
+        states, actions, _ = behavior.rollout(start, task, config.horizon)
         seen = {"watch/imagined_reward": float(behavior.reward(task, states, actions).mean())}
         for index, name in enumerate(goal.tasks):
             policy.reset(index)

@@ -73,7 +73,7 @@ class Behavior(nn.Module):
         Args:
             mean, spread: (N,) of the prompts' rewards over the data, which values there are learned in units of.
         """
-        states, actions = self.rollout(start, task, self.config.horizon)
+        states, actions, _ = self.rollout(start, task, self.config.horizon)
         with torch.no_grad():
             reward = self.reward(task, states, actions)  # (N, H)
             reward = ((reward.T - mean) / spread).T
@@ -92,16 +92,16 @@ class Behavior(nn.Module):
     def dreamed_starts(self, task: TaskContext) -> State:
         """States (N, ...) of the model's own making: a step drawn from a long rollout of the policy, which begins
         where the model expects episodes to begin."""
-        states, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
+        states, _, _ = self.rollout(self.model.first_state(task, self.noise), task, DREAMED * self.config.horizon)
         count, steps = states.h.shape[:2]
         step = (self.noise.uniform(count) * steps).long().clamp(max=steps - 1)
         row = torch.arange(count, device=step.device)
         return states.map(lambda x: x[row, step])
 
     @torch.no_grad()
-    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor]:
-        """The model under the policy's actions with the noise of the values' targets: states (N, H+1, ...) and actions
-        (N, H, A)."""
+    def rollout(self, start: State, task: TaskContext, steps: int) -> tuple[State, Tensor, Tensor]:
+        """The model under the policy's actions with the noise of the values' targets: states (N, H+1, ...), actions
+        (N, H, A) and priors (N, H, C, K)."""
         normal = self.noise.normal(len(task.tau), steps, self.model.dim_action)
         off = self.config.actor_critic.target_noise * normal  # (N, H, A)
 
@@ -110,8 +110,7 @@ class Behavior(nn.Module):
             return (mean + off[:, step]).clamp(-1, 1)
 
         with unrolled(self.learner.actor):
-            states, actions, _ = self.model.imagine(start, act, steps, task, self.noise)
-        return states, actions
+            return self.model.imagine(start, act, steps, task, self.noise)
 
     def inputs(self, state: State, task: TaskContext) -> Tensor:
         """What actor and critic read: (N, ..., dim_policy)."""

@@ -65,8 +65,11 @@ class JointModel(WorldModel):
     def task(self, embedding: Tensor) -> TaskContext:
         """τ = f_task(y) from a text (or pseudo-text) embedding (B, dim_e), with its gates and f_ψ(τ)."""
         tau = self.task_encoder(embedding).float()
-        semantics = F.normalize(self.aligner(tau).float(), dim=-1)
-        return TaskContext(tau, self.fusion.gates(tau).float(), semantics)
+        return TaskContext(tau, self.fusion.gates(tau).float(), self.text_semantics(tau))
+
+    def text_semantics(self, tau: Tensor) -> Tensor:
+        """f_ψ(τ) (Eq. 13), unit norm: (..., dim_e)."""
+        return F.normalize(self.aligner(tau).float(), dim=-1)
 
     def conclude(self, e: Tensor) -> None:
         """Keep the mean of e: what all videos have in common tells no task from another (`behave.space: relative`)."""
@@ -88,6 +91,9 @@ class JointModel(WorldModel):
 
     def dynamics(self) -> list[nn.Parameter]:
         return [*super().dynamics(), *self.semantic_predictor.parameters()]
+
+    def language(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"aligner": self.aligner, "map": self.text_map, "dynamics": self.text_dynamics})
 
     # ------------------------------------------------------------------ text imagination
 

@@ -114,8 +114,7 @@ def joint_behavior_loss(
     repeated = task.repeat_interleave(count)
     states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
     _, text = model.text_rollout(actions, repeated, noise)
-    weight = config.discount ** torch.arange(1, horizon + 1, device=steps.device)
-    weight = weight / weight.sum()
+    weight = discounted(horizon, config.discount, steps.device)
     weight = weight * (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
     kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (B·count,)
     reality = categorical_kl(seen.posterior[:, steps].flatten(0, 1).detach(), prior)  # (B·count, H)
@@ -126,6 +125,12 @@ def joint_behavior_loss(
         "rollout": (reality.clamp(min=config.free_nats) * weight).sum(1).mean()
         + config.semantic_prediction * (error * weight).sum(1).mean(),
     }
+
+
+def discounted(horizon: int, discount: float, device: torch.device) -> Tensor:
+    """Weights w of Eq. 14 for steps 1..H, of sum 1: (H,)."""
+    weight = discount ** torch.arange(1, horizon + 1, device=device)
+    return weight / weight.sum()
 
 
 def dynamics_loss(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,32 +31,43 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
         (N, H): reward for arriving at states 1..H.
     """
 
-    def pose(latent: Tensor) -> Tensor:
-        if measure.space != "z":
-            latent = model.semantic_decoder(latent).float()
-        return F.normalize(latent.float() - (model.semantic_origin if measure.space == "relative" else 0.0), dim=-1)
-
-    z = pose(z[:, 1:])  # (N, H, dim_z or dim_e)
-    reference = _reference(model, task, action, measure, pose)  # (N, H+1, ·)
+    z = _pose(model, z[:, 1:], measure)  # (N, H, dim_z or dim_e)
+    reference = _reference(model, task, action, measure)  # (N, H+1, ·)
     if measure.align == "none":
         return (z * reference[:, 1:]).sum(-1)
     similarity = z @ reference.transpose(1, 2)  # (N, H, H+1)
     return _best_offset(similarity)
 
 
-def _reference(
-    model: JointModel, task: TaskContext, action: Tensor, measure: Measure, pose: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _pose(model: JointModel, latent: Tensor, measure: Measure) -> Tensor:
+    """What a measure compares of latents (..., dim_z): (..., dim_z or dim_e), unit norm."""
+    if measure.space != "z":
+        latent = model.semantic_decoder(latent).float()
+    return F.normalize(latent.float() - (model.semantic_origin if measure.space == "relative" else 0.0), dim=-1)
+
+
+def _reference(model: JointModel, task: TaskContext, action: Tensor, measure: Measure) -> Tensor:
     """What the text imagination goes through (N, H+1, ·); where no action moves it, taken once for each prompt and
     kept, as nothing that is rewarded trains the model."""
     if model.config.text_actions == "policy" or task.distinct is None:
-        return pose(model.text_rollout(action, task, None)[0])
+        return _pose(model, model.text_rollout(action, task, None)[0], measure)
     kept, key = task.distinct.references, (measure, action.shape[1])
     if key not in kept:
-        still = action.new_zeros(len(task.distinct.tau), *action.shape[1:])
-        with torch.no_grad():
-            kept[key] = pose(model.text_rollout(still, task.distinct, None)[0])
+        kept[key] = _still_reference(model, task.distinct, *key)
     return kept[key][task.index]
+
+
+@torch.no_grad()
+def _still_reference(model: JointModel, prompts: TaskContext, measure: Measure, steps: int) -> Tensor:
+    """The text imagination of K prompts without actions: (K, H+1, ·)."""
+    still = prompts.tau.new_zeros(len(prompts.tau), steps, model.dim_action)
+    return _pose(model, model.text_rollout(still, prompts, None)[0], measure)
+
+
+def refresh_references(model: JointModel, prompts: TaskContext) -> None:
+    """Take the references kept of K prompts anew, in place: a captured update reads them where they are."""
+    for (measure, steps), kept in prompts.references.items():
+        kept.copy_(_still_reference(model, prompts, measure, steps))
 
 
 def _best_offset(similarity: Tensor) -> Tensor:

@@ -100,6 +100,14 @@ class ActorCriticConfig(Section):
     max_std: float
 
 
+class JointConfig(Section):
+    """The backward path while behaviour is learned; defaults and comments in presets/paper.yaml."""
+
+    every: int
+    updates: int
+    lr: float
+
+
 class BehaviorConfig(Section):
     """Section `behave` of the preset; defaults and comments in presets/paper.yaml."""
 
@@ -119,6 +127,7 @@ class BehaviorConfig(Section):
     checkpoint_every: int
     watch_every: int
     watch_episodes: int
+    joint: JointConfig
     actor_critic: ActorCriticConfig
 
     @property

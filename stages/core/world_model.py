@@ -207,6 +207,14 @@ class WorldModel(nn.Module):
         """
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
 
+    def text_semantics(self, tau: Tensor) -> Tensor:
+        """What a prompt's τ (..., dim_tau) should look like to the backbone: (..., dim_e)."""
+        raise NotImplementedError
+
+    def language(self) -> nn.ModuleDict:
+        """What imagines from text, which the policy's rollouts may teach. Raises BadInput where nothing does."""
+        raise BadInput(f"{type(self).__name__} imagines nothing from text: leave out behave.joint.every")
+
     def dynamics(self) -> list[nn.Parameter]:
         """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""
         blind = self.rssm.imagination

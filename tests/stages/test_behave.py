@@ -53,6 +53,7 @@ BEHAVE: dict[str, Any] = {
     "checkpoint_every": 2,
     "watch_every": 0,
     "watch_episodes": 2,
+    "joint": {"every": 0, "updates": 2, "lr": 1e-3},
     "actor_critic": ACTOR_CRITIC,
 }
 
@@ -61,7 +62,7 @@ def config(**changes: Any) -> behave.Config:
     return behave.Config.model_validate(BEHAVE | changes)
 
 
-PARALLEL = config(decisions=12, imagined=4)
+PARALLEL = config(decisions=12, imagined=4, joint={"every": 3, "updates": 2, "lr": 1e-3})
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_rollouts_take_the_policy_s_actions_with_the_noise_of_the_targets(run: R
     module, batch = behavior(run)
     task, start = module.prompts.rows(batch["prompt"]), State.read(batch)
     torch.manual_seed(5)
-    states, actions = module.rollout(start, task, 3)
+    states, actions, _ = module.rollout(start, task, 3)
     assert states.h.shape[:2] == (10, 4) and not states.h.requires_grad
     torch.manual_seed(5)
     normal = torch.randn(10, 3, small_run.ACTIONS)
@@ -339,11 +340,12 @@ def test_two_processes_learn_the_policy_of_one(run: Run) -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    wanted = behave.run(PARALLEL, run, Ask(task="run"), Variant(method="other")).tensors("actor_critic")
-    made = artifacts.load(run.root / "policy" / "parallel-s0" / "run", "behave").tensors("actor_critic")
-    assert made["value_range"] > 0
-    for name, value in made.items():
-        torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-4, msg=name)
+    wanted = behave.run(PARALLEL, run, Ask(task="run"), Variant(method="other"))
+    made = artifacts.load(run.root / "policy" / "parallel-s0" / "run", "behave")
+    assert made.tensors("actor_critic")["value_range"] > 0
+    for part in ("actor_critic", "model"):
+        for name, value in made.tensors(part).items():
+            torch.testing.assert_close(value, wanted.tensors(part)[name], rtol=0, atol=1e-4, msg=name)
 
 
 def test_an_update_that_does_not_divide_is_refused() -> None:

@@ -1,0 +1,57 @@
+"""The backward path while behaviour is learned (Fig. 1): what the policy is imagined to do teaches the language side.
+
+path = BackwardPath(behavior)
+loss, terms = path(draw_batch(latents, found, config, noise, prompts=1))      # a step of an optimizer, and again
+path.refresh()                                                                # the prompts' rewards, as they are now
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.behavior import Behavior
+from stages.core.nets import categorical_kl
+from stages.core.objective import discounted
+from stages.core.reward import refresh_references
+from stages.core.world_model import State
+from stages.runtime.update import Batch, Terms
+
+
+class BackwardPath(nn.Module):
+    """L_JBO (Eq. 14) on imagined rollouts of the current policy, for f_ψ, f_map and p̃_ψ.
+
+    The world model is the teacher, as in Eq. 9: pulled toward what a text expects, it would no longer say what actions
+    do. τ and the gates stay too, which the policy and the encoded data read. As with labelled data in pretraining, a
+    rollout teaches only where it shows the prompt: where its reward is above the data's mean.
+    """
+
+    def __init__(self, behavior: Behavior) -> None:
+        super().__init__()
+        self.behavior = behavior
+        self.language = behavior.model.language().requires_grad_(True)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """batch: of `draw_batch`, all of whose rows are starts."""
+        behavior = self.behavior
+        task = behavior.prompts.rows(batch["prompt"])
+        start = State.read(batch) if "h" in batch else behavior.dreamed_starts(task)
+        states, actions, prior = behavior.rollout(start, task, behavior.config.horizon)
+        with torch.no_grad():
+            earned = behavior.reward(task, states, actions).mean(1)  # (N,)
+        shown = (earned >= batch.get("mean", torch.zeros_like(earned))).float()
+        semantics = behavior.model.text_semantics(task.tau)  # (N, dim_e)
+        _, text = behavior.model.text_rollout(actions, replace(task, semantics=semantics), behavior.noise)
+        weight = discounted(actions.shape[1], behavior.config.actor_critic.discount, earned.device)  # (H,)
+        kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (N,)
+        loss = (kl * shown).mean()
+        return loss, {"joint_behavior": loss.detach(), "joint_shown": shown.mean()}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take anew, in place, what is kept of the prompts' text side."""
+        behavior = self.behavior
+        behavior.prompts.semantics.copy_(behavior.model.text_semantics(behavior.prompts.tau))
+        refresh_references(behavior.model, behavior.prompts)
