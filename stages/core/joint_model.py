@@ -120,8 +120,11 @@ class JointModel(WorldModel):
         reset[:, 0] = True
         previous = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
         x = torch.cat([previous, self.text_action(action).to(z.dtype)], -1)
-        # A reset step does not advance h^τ: f_map(τ) is the state at the first frame itself.
-        h = _scan_holding(self.text_dynamics, x, h_first, reset)
+        # A reset step does not advance h^τ: f_map(τ) is the state at the first frame itself, and what the next one is
+        # from.
+        after = torch.cat([torch.zeros_like(reset[:, :1]), reset[:, :-1]], 1)
+        h = self.text_dynamics.gru.scan(x, h_first, after, h_first)
+        h = torch.where(reset.unsqueeze(-1), h_first.unsqueeze(1), h)  # (B, T, deter)
         priors = self.text_dynamics.prior(h)
         return torch.where(reset[..., None, None], start.unsqueeze(1), priors), z
 
@@ -147,16 +150,3 @@ class JointModel(WorldModel):
                 latents.append(self.fusion.blend(semantic, s, task.gates))
                 all_probs.append(log_probs)
         return torch.stack(latents, 1).float(), torch.stack(all_probs, 1)
-
-
-def _scan_holding(dynamics: Dynamics, x: Tensor, h_first: Tensor, reset: Tensor) -> Tensor:
-    """Recurrence in which a reset step *is* `h_first` instead of a step from it: (B, T, deter)."""
-    projected = dynamics.gru.inp(x).unbind(1)  # T × (B, 3D)
-    keep = (~reset).unsqueeze(-1).to(h_first.dtype)  # (B, T, 1)
-    restart = (h_first.unsqueeze(1) * (1 - keep)).unbind(1)  # T × (B, deter)
-    h, states = h_first, []
-    with unrolled(dynamics.gru.rec, dynamics.gru.norm):
-        for given, kept, new in zip(projected, keep.unbind(1), restart, strict=True):
-            h = torch.addcmul(new, dynamics.gru.cell(given, h).to(h_first.dtype), kept)
-            states.append(h)
-    return torch.stack(states, 1)

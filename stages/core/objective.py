@@ -112,14 +112,15 @@ def joint_behavior_loss(
     start, steps, actions = seen.stretches(config.horizon)  # (B·count, ...), (count, H), (B·count, H, A)
     count, horizon = steps.shape
     repeated = task.repeat_interleave(count)
-    states, _, prior = model.imagine(start, lambda _, t: actions[:, t], horizon, repeated, noise)
+    h, prior = model.follow(start, actions, repeated, noise)  # (B·count, H, ...)
+    imagined = model.predict_semantics(h, sample_one_hot(prior, noise.uniform(*prior.shape)))  # (B·count, H, dim_e)
     _, text = model.text_rollout(actions, repeated, noise)
     weight = discounted(horizon, config.discount, steps.device)
     weight = weight * (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
     kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (B·count,)
     reality = categorical_kl(seen.posterior[:, steps].flatten(0, 1).detach(), prior)  # (B·count, H)
     e = seen.state.e[:, steps].flatten(0, 1).detach()  # (B·count, H, dim_e)
-    error = (e - states.e[:, 1:]).square().sum(-1)
+    error = (e - imagined).square().sum(-1)
     return {
         "joint_behavior": (kl * shown.repeat_interleave(count)).mean(),
         "rollout": (reality.clamp(min=config.free_nats) * weight).sum(1).mean()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.nets import LayerNorm, Linear, Repeated
+from stages.core.nets import LayerNorm, Linear, Repeated, autocast_dtype
 from stages.core.settings import ModelConfig
 from stages.runtime.compiling import fusible
 
@@ -36,6 +36,19 @@ def geglu(x: Tensor) -> Tensor:
     """(..., 2D), values and gates → (..., D)."""
     value, gate = x.chunk(2, -1)
     return value * F.gelu(gate)
+
+
+@fusible
+def shared_geglu(x: Tensor, share: Tensor) -> Tensor:
+    """`geglu` of (..., 2D), each unit times what the gate gives of it (..., D)."""
+    value, gate = x.chunk(2, -1)
+    return value * F.gelu(gate) * share
+
+
+@fusible
+def normalised(z: Tensor, kind: torch.dtype) -> Tensor:
+    """LayerNorm without scale and shift, in the type of the product that reads it: (..., dim)."""
+    return F.layer_norm(z, z.shape[-1:]).to(kind)
 
 
 @fusible
@@ -82,10 +95,10 @@ class Folded:
         if not self.maps:
             self.maps = [(_first(pair), _second(pair)) for pair in pairs]
         if gates is not self.gates:
-            self.gates, self.shares = gates, [_share(pair, p) for pair, p in zip(pairs, gates.unbind(-2), strict=True)]
+            shares = [_share(pair, p) for pair, p in zip(pairs, gates.unbind(-2), strict=True)]
+            self.gates, self.shares = gates, [(share.to(autocast_dtype(z)), bias) for share, bias in shares]
         for (first, second), (share, bias) in zip(self.maps, self.shares, strict=True):
-            x = first(F.layer_norm(z, z.shape[-1:]))
-            z = added(z, second(geglu(x) * share.to(x.dtype)), bias)
+            z = added(z, second(shared_geglu(first(normalised(z, autocast_dtype(z))), share)), bias)
         return z
 
 

@@ -173,7 +173,7 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
     found = objective.joint_behavior_loss(model, seen, task, SHOWN, config, Noise("cpu"))
     steps, rollouts = min(horizon, 7), 3 * len(starts)
     torch.manual_seed(21)
-    world_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps)], 1)
+    world_noise = array(torch.rand(rollouts, steps, 3, 5))
     text_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps + 1)], 1)
     world = literal.World(model)
     total = held = 0.0

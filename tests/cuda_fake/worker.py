@@ -227,7 +227,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "mistake:mixed": partial(mistake, lambda x: x + torch.ones(3)),
     "mistake:constant": partial(mistake, lambda x: x * torch.tensor([1.0, 2.0, 3.0], device=x.device)),
     "mistake:data-dependent": partial(mistake, lambda x: x[x > 0]),
-    "kernels:pretrain": partial(kernels, "pretrain", 9700),
+    "kernels:pretrain": partial(kernels, "pretrain", 7500),
     "kernels:behave": partial(kernels, "behave", 3000),
 }
 
