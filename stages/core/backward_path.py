@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.behavior import Behavior
+from stages.core.joint_model import JointModel
 from stages.core.nets import categorical_kl
 from stages.core.objective import discounted
 from stages.core.reward import refresh_references
 from stages.core.world_model import State
+from stages.runtime.errors import BadInput
 from stages.runtime.update import Batch, Terms
 
 
@@ -26,12 +28,16 @@ class BackwardPath(nn.Module):
     The world model is the teacher, as in Eq. 9: pulled toward what a text expects, it would no longer say what actions
     do. τ and the gates stay too, which the policy and the encoded data read. As with labelled data in pretraining, a
     rollout teaches only where it shows the prompt: where its reward is above the data's mean.
+
+    Raises BadInput for a grounding that imagines nothing from text.
     """
 
     def __init__(self, behavior: Behavior) -> None:
         super().__init__()
-        self.behavior = behavior
-        self.language = behavior.model.language().requires_grad_(True)
+        if not isinstance(behavior.model, JointModel):
+            raise BadInput(f"{type(behavior.model).__name__} imagines nothing from text: leave out behave.joint.every")
+        self.behavior, self.model = behavior, behavior.model
+        self.language = self.model.language().requires_grad_(True)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: of `draw_batch`, all of whose rows are starts."""
@@ -42,8 +48,8 @@ class BackwardPath(nn.Module):
         with torch.no_grad():
             earned = behavior.reward(task, states, actions).mean(1)  # (N,)
         shown = (earned >= batch.get("mean", torch.zeros_like(earned))).float()
-        semantics = behavior.model.text_semantics(task.tau)  # (N, dim_e)
-        _, text = behavior.model.text_rollout(actions, replace(task, semantics=semantics), behavior.noise)
+        semantics = self.model.text_semantics(task.tau)  # (N, dim_e)
+        _, text = self.model.text_rollout(actions, replace(task, semantics=semantics), behavior.noise)
         weight = discounted(actions.shape[1], behavior.config.actor_critic.discount, earned.device)  # (H,)
         kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (N,)
         loss = (kl * shown).mean()
@@ -52,6 +58,6 @@ class BackwardPath(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Take anew, in place, what is kept of the prompts' text side."""
-        behavior = self.behavior
-        behavior.prompts.semantics.copy_(behavior.model.text_semantics(behavior.prompts.tau))
-        refresh_references(behavior.model, behavior.prompts)
+        prompts = self.behavior.prompts
+        prompts.semantics.copy_(self.model.text_semantics(prompts.tau))
+        refresh_references(self.model, prompts)

@@ -40,7 +40,7 @@ class Behavior(nn.Module):
         """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
         if self.oracle is not None:
             return self.oracle(state.features[:, 1:]).squeeze(-1).float()
-        return self.model.reward(task, state, action, self.config.measure)
+        return self.model.reward(task, state, action, self.config.space)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """batch: prompt (N,) and, unless data-free, what `draw_batch` reads of the data."""

@@ -10,20 +10,14 @@ from torch import Tensor
 from stages.core.joint_model import JointModel
 from stages.core.objective import joint_loss
 from stages.core.reward import text_reward
-from stages.core.settings import Measure, ObjectiveConfig
+from stages.core.settings import ObjectiveConfig
 from stages.core.world_model import Labels, Noise, State, TaskContext
 
 
 class BiTAgent(JointModel):
     """The joint model with its two duties; the ablations are the same class under other switches."""
 
-    measures: ClassVar[Mapping[str, Measure]] = {
-        "relative": Measure("none", "relative"),
-        "relative, best shift": Measure("best", "relative"),
-        "semantic": Measure("none", "semantic"),
-        "z": Measure("none", "z"),
-        "z, best shift": Measure("best", "z"),
-    }
+    spaces: ClassVar[tuple[str, ...]] = ("relative", "semantic", "z")
 
     def pretraining_loss(
         self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
@@ -31,6 +25,6 @@ class BiTAgent(JointModel):
         """L_total of Eq. 11."""
         return joint_loss(self, batch, labels, config, noise)
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Eq. 10."""
-        return text_reward(self, task, state.z, action, measure)
+        return text_reward(self, task, state.z, action, space)

@@ -93,6 +93,7 @@ class JointModel(WorldModel):
         return [*super().dynamics(), *self.semantic_predictor.parameters()]
 
     def language(self) -> nn.ModuleDict:
+        """What imagines from text, given τ: f_ψ, f_map and p̃_ψ."""
         return nn.ModuleDict({"aligner": self.aligner, "map": self.text_map, "dynamics": self.text_dynamics})
 
     # ------------------------------------------------------------------ text imagination

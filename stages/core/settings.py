@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from stages.runtime.compiling import Compile
 from stages.runtime.config import Section, Share
 
-Align = Literal["none", "best"]
 Space = Literal["z", "semantic", "relative"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How BiTAgent's reward compares latents (core/reward.py); the other methods have a measure of their own."""
-
-    align: Align
-    space: Space
 
 
 class ModelConfig(Section):
@@ -118,7 +108,6 @@ class BehaviorConfig(Section):
     start_fraction: Share
     lr: float
     clip: float
-    align: Align
     space: Space
     oracle_updates: int
     bf16: bool
@@ -129,8 +118,3 @@ class BehaviorConfig(Section):
     watch_episodes: int
     joint: JointConfig
     actor_critic: ActorCriticConfig
-
-    @property
-    def measure(self) -> Measure:
-        """How BiTAgent's reward compares latents."""
-        return Measure(self.align, self.space)

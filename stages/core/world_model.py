@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.core.nets import ImageDecoder, sample_one_hot, unrolled
 from stages.core.rssm import RSSM
-from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.runtime.errors import BadInput
 
 
@@ -79,7 +79,7 @@ class TaskContext:
 
     Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt. `distinct` are the prompts
     that the rows were taken from and `index` (B,) which each is of, where that is known. `references` keeps what the
-    prompts look like to a model that is no longer trained, by measure and horizon (core/reward.py).
+    prompts look like to a model that is no longer trained, by space and horizon (core/reward.py).
     """
 
     tau: Tensor
@@ -87,7 +87,7 @@ class TaskContext:
     semantics: Tensor
     distinct: TaskContext | None = None
     index: Tensor | None = None
-    references: dict[tuple[Measure, int], Tensor] = field(default_factory=dict)
+    references: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def expand(self, batch: int) -> TaskContext:
         """Repeat a single prompt's context over a batch."""
@@ -141,11 +141,11 @@ class WorldModel(nn.Module):
     """RSSM and decoder with what a grounding puts into z; subclasses build the parts named here.
 
     `dim_z` and `dim_tau` are the widths of z and of τ. `reads_semantics`: whether z holds e, so that the
-    backbone must look on while a policy acts. `measures`: the ways to take the reward that a report compares.
+    backbone must look on while a policy acts. `spaces`: the ways to take the reward that a report compares.
     """
 
     reads_semantics: ClassVar[bool] = True
-    measures: ClassVar[Mapping[str, Measure]] = {"reward": Measure("none", "z")}
+    spaces: ClassVar[tuple[str, ...]] = ("reward",)
 
     config: ModelConfig
     dim_embedding: int
@@ -192,11 +192,11 @@ class WorldModel(nn.Module):
     def conclude(self, e: Tensor) -> None:
         """What is fixed when training ends, from e (N, dim_e) of `origin.sample_semantics`; most keep nothing."""
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.
 
         Args:
-            task: context of N prompts. state: (N, H+1, ...). action: (N, H, A).
+            task: context of N prompts. state: (N, H+1, ...). action: (N, H, A). space: one of `spaces`.
         """
         raise NotImplementedError
 
@@ -206,14 +206,6 @@ class WorldModel(nn.Module):
         Raises BadInput for a grounding that imagines nothing from text.
         """
         raise BadInput(f"{type(self).__name__} imagines nothing from text; look at another --method")
-
-    def text_semantics(self, tau: Tensor) -> Tensor:
-        """What a prompt's τ (..., dim_tau) should look like to the backbone: (..., dim_e)."""
-        raise NotImplementedError
-
-    def language(self) -> nn.ModuleDict:
-        """What imagines from text, which the policy's rollouts may teach. Raises BadInput where nothing does."""
-        raise BadInput(f"{type(self).__name__} imagines nothing from text: leave out behave.joint.every")
 
     def dynamics(self) -> list[nn.Parameter]:
         """How the world goes on: imagination's recurrence and the prior; subclasses add the predictor of e."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.nets import MLP, categorical_kl, sample_one_hot, unimix_log_probs
-from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.methods.genrl import Aligner
 from stages.methods.plain import PlainWorldModel
@@ -89,7 +89,7 @@ class Founder(PlainWorldModel):
         steps, log_probs = actions.shape[1] + 1, self.map(task.semantics)
         return task.tau.unsqueeze(1).expand(-1, steps, -1), log_probs.unsqueeze(1).expand(-1, steps, -1, -1)
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Minus the predicted distance to the goal state, in (-1, 0)."""
         goal = task.tau.unsqueeze(1).expand(-1, state.z.shape[1] - 1, -1)
         return -self.distance(state.z[:, 1:], goal)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.core.nets import MLP, categorical_kl, sample_one_hot
 from stages.core.rssm import Dynamics
-from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.methods.plain import PlainWorldModel
 from stages.runtime.config import Section
@@ -145,7 +145,7 @@ class GenRL(PlainWorldModel):
             priors.append(prior)
         return torch.stack(states, 1), torch.stack(priors, 1)
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Similarity to the target states in the decoder's first layer, aligned in time."""
         prompts, index = (task, slice(None)) if task.distinct is None else (task.distinct, task.index)
         steps = action[:, 1:].new_zeros(len(prompts.tau), *action[0, 1:].shape)  # as many as are judged

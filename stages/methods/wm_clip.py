@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.nets import MLP
-from stages.core.settings import Measure, ModelConfig, ObjectiveConfig
+from stages.core.settings import ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.methods.plain import PlainWorldModel
 
@@ -28,7 +28,7 @@ class WMCLIP(PlainWorldModel):
         """1 - cosine to the backbone's embedding e_t."""
         return {"reverse": 1 - (self.embed(seen.state) * seen.state.e).sum(-1).mean()}
 
-    def reward(self, task: TaskContext, state: State, action: Tensor, measure: Measure) -> Tensor:
+    def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Cosine of the state's embedding and the text's."""
         seen = self.embed(state.map(lambda x: x[:, 1:]))  # (N, H, dim_e)
         return (seen * task.semantics.unsqueeze(1)).sum(-1)

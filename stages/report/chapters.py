@@ -33,8 +33,8 @@ FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourt
 FIG_4 = "real-above-text-imagination.png"
 KINDS = ("expert", "other tasks", "random and explore")  # of sources, as a task sees them
 LEGEND = (
-    "“z” compares the latents (Eq. 10), “semantic” what f_dec reads in them, “best shift” at their best common offset "
-    "in time; "
+    "“z” compares the latents (Eq. 10), “semantic” what f_dec reads in them, “relative” that less what all videos "
+    "share; "
 )
 
 
@@ -230,7 +230,7 @@ def rewards(scene: Scene) -> Chapter:
     count = c.reward_episodes if scene.judge_reward else c.reward_glance
     episodes = diagnostics.choose_episodes(dataset, scene.judged, count)
     learned = diagnostics.episode_rewards(scene.model, dataset, episodes, scene.contexts, c.reward_horizon)
-    shown = scene.policy_measure
+    shown = scene.policy_space
     similarity = _similarity(scene, episodes, learned[shown].shape[-1])
 
     # each task apart: how well every variant ranks the true reward, and the one shown along good episodes
@@ -322,7 +322,7 @@ def counterfactuals(scene: Scene) -> Chapter | None:
     text = (
         f"From states of each task's replay the simulator and the model, which has seen {counterfactual.CONTEXT} "
         f"frames, go on under the data's actions, the same with noise of {counterfactual.NOISE}, those of another "
-        f"window, and uniform ones. Where the imagined reward ({scene.policy_measure}) is the real one, the gap is 0 "
+        f"window, and uniform ones. Where the imagined reward ({scene.policy_space}) is the real one, the gap is 0 "
         "and the slope 1. How to read it: docs/imagination.md."
     )
     missing = [task for task in tasks.task_names(scene.run.domain) if task not in about]

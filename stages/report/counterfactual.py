@@ -18,7 +18,6 @@ from torch import Tensor
 
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune, window_embeddings
-from stages.core.settings import Measure
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.report.scene import Scene
@@ -73,7 +72,7 @@ class Judge:
     frame_size: int
     dataset: Dataset
     prompt: TaskContext
-    measure: Measure
+    space: str
 
     def futures(self, rows: np.ndarray, action: np.ndarray, seed: int = 0) -> Futures:
         """What follows the frames at `rows` (N,) under `action` (N, K, H, A) in [-1, 1], the first leading off them.
@@ -94,7 +93,7 @@ class Judge:
         start = self._seen(rows).map(lambda x: x.repeat_interleave(shape[1], 0))
         image, e = self._happened(rows, action)
         seen = self._filtered(start, image, moves, e, task)
-        real = self.model.reward(task, seen, moves, self.measure)
+        real = self.model.reward(task, seen, moves, self.space)
         imagined, entropy, h = self.imagined(start, moves, task, shape[1])
         astray = (h - seen.h[:, 1:]).square().mean(-1) / seen.h.var()  # (N·K, H)
         return Futures(*(x.reshape(shape).cpu().numpy() for x in (real, imagined, entropy, astray)))
@@ -147,7 +146,7 @@ class Judge:
         noise, rewards, entropies, h = SharedNoise(moves.device, times), [], [], []
         for _ in range(SAMPLES):
             states, _, prior = self.model.imagine(start, lambda _, t: moves[:, t], moves.shape[1], task, noise)
-            rewards.append(self.model.reward(task, states, moves, self.measure))
+            rewards.append(self.model.reward(task, states, moves, self.space))
             entropies.append(-(prior.exp() * prior).sum((-1, -2)))
             h.append(states.h[:, 1:])
         reward, entropy, state = (torch.stack(x).mean(0) for x in (rewards, entropies, h))
@@ -275,8 +274,7 @@ def judge_tasks(scene: Scene) -> dict[str, dict[str, Any]]:
     for k, (task, (episodes, held_out)) in enumerate(fitting.items()):  # the first prompts are the tasks
         if len(episodes):
             prompt = scene.contexts.rows(torch.tensor([k], device=scene.contexts.tau.device))
-            measure = scene.model.measures[scene.policy_measure]
-            judge = Judge(scene.model, backbone, size, data, prompt, measure)
+            judge = Judge(scene.model, backbone, size, data, prompt, scene.policy_space)
             found = judge_imagination(judge, episodes, scene.config.counterfactual_states, scene.run.seed)
             about[task] = {"held_out": held_out, **found}
     return about

@@ -227,14 +227,14 @@ def episode_rewards(
     Episodes are filtered from their first frame and cut into stretches of `horizon` steps.
 
     Returns:
-        {measure of the model: (K, E, n·horizon)} for each of K prompts; column t is the reward of arriving at row
+        {space of the model: (K, E, n·horizon)} for each of K prompts; column t is the reward of arriving at row
         t + 1.
     """
     length = int(dataset.episode_info.length[episodes[0]])
     if length <= horizon or (dataset.episode_info.length[episodes] != length).any():
         raise BadInput(f"the reward along episodes needs episodes of one length, longer than {horizon} decisions")
     device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {name: [] for name in model.measures}
+    found: dict[str, list[Tensor]] = {name: [] for name in model.spaces}
     for chunk in _chunks(episodes, 4):
         # what does not depend on the prompt: frames, posterior, embeddings
         starts = dataset.episode_info.start[chunk]
@@ -258,7 +258,7 @@ def episode_rewards(
 def stretch_rewards(
     model: WorldModel, state: State, action: Tensor, task: TaskContext, horizon: int
 ) -> dict[str, Tensor]:
-    """Learned rewards of filtered episodes, cut into stretches of `horizon` steps: {measure: (B, n·horizon)}.
+    """Learned rewards of filtered episodes, cut into stretches of `horizon` steps: {space: (B, n·horizon)}.
 
     Args:
         state: (B, T, ·). action: (B, T, A), the one that led to each row. task: of one prompt.
@@ -269,7 +269,7 @@ def stretch_rewards(
     state = state.map(lambda x: x[:, index].flatten(0, 1))  # (B·n, H+1, ·)
     steps = action[:, index[:, 1:]].flatten(0, 1)  # (B·n, H, A)
     task = task.expand(len(steps))
-    rewards = {name: model.reward(task, state, steps, measure) for name, measure in model.measures.items()}
+    rewards = {name: model.reward(task, state, steps, name) for name in model.spaces}
     return {name: reward.reshape(len(action), -1) for name, reward in rewards.items()}
 
 

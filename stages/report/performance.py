@@ -88,8 +88,8 @@ def perform(scene: Scene, prompt: str) -> Performance:
         dream = decode(scene.model, z[:, :-1:STRIDE])[0].cpu().numpy()
     seen = type(states[0])(*(torch.stack(part, 1) for part in zip(*(vars(s).values() for s in states), strict=True)))
     learnt = stretch_rewards(scene.model, seen, done[:, :-1], context, scene.config.reward_horizon)
-    kernel = np.ones(min(SMOOTH, learnt[scene.policy_measure].shape[1]))
-    smooth = np.convolve(learnt[scene.policy_measure][0].float().cpu().numpy(), kernel / len(kernel), "valid")
+    kernel = np.ones(min(SMOOTH, learnt[scene.policy_space].shape[1]))
+    smooth = np.convolve(learnt[scene.policy_space][0].float().cpu().numpy(), kernel / len(kernel), "valid")
     rewards = {"learned": smooth} | ({"true": np.array(true)} if task else {})
     score = (
         tasks.normalized_score(tasks.get_task(scene.run.domain, task), tasks.ACTION_REPEAT * sum(true))

@@ -143,14 +143,10 @@ class Scene:
             return self.model.task(self.text)
 
     @property
-    def policy_measure(self) -> str:
-        """The measure of reward that the policies were trained on; the model's first where there is no policy."""
-        for learned in self.policies.values():
-            behave = learned.artifact.meta["config"]["behave"]
-            for name, measure in self.model.measures.items():
-                if (measure.align, measure.space) == (behave.get("align"), behave.get("space")):
-                    return name
-        return next(iter(self.model.measures))
+    def policy_space(self) -> str:
+        """What the rewards compare that the policies were trained on; the model's first where there is no policy."""
+        trained = [learned.artifact.meta["config"]["behave"].get("space") for learned in self.policies.values()]
+        return next((space for space in trained if space in self.model.spaces), self.model.spaces[0])
 
     @property
     def pause(self) -> int:

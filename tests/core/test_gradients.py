@@ -9,7 +9,6 @@ from torch import Tensor
 from stages.core import objective
 from stages.core.joint_model import JointModel
 from stages.core.reward import text_reward
-from stages.core.settings import Measure
 from stages.core.world_model import Noise
 from tests.core.helpers import DIM_ACTION, make_batch, make_model, objective_config, unit
 
@@ -129,6 +128,6 @@ def test_actor_learns_through_a_frozen_model(actions_seen: str) -> None:
     start = seen.state.map(lambda x: x[:, 0])
     torch.manual_seed(2)
     states, taken, _ = model.imagine(start, lambda _, t: actions[:, t], 4, task, Noise("cpu"))
-    text_reward(model, task, states.z, taken, Measure("none", "z")).sum().backward()
+    text_reward(model, task, states.z, taken, "z").sum().backward()
     assert actions.grad is not None and actions.grad.abs().sum(-1).all()
     assert all(p.grad is None for p in model.parameters())

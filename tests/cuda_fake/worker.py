@@ -218,7 +218,6 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{f"act:{m}": partial(acting, m) for m in ("bitagent", "genrl")},
     **{f"model-free:{m}": partial(model_free, m) for m in AGENTS},
     "pretrain:channel gates": partial(pretraining, "bitagent", "model.gate=channel"),
-    "behave:best shift": partial(behaviour, "bitagent", "behave.align=best", "behave.space=z"),
     "behave:text actions": partial(behaviour, "bitagent", "model.text_actions=policy"),
     "dynamics": dynamics,
     "transfer": transferring,

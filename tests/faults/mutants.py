@@ -178,7 +178,7 @@ pretrain:
   bf16: true
   objective: {horizon: 7, mllm: 5.0}
 behave:
-  align: none
+  space: relative
   actor_critic: {units: 64, discount: 0.99}
 scales:
   smoke: {pretrain: {updates: 20}}

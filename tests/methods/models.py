@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import methods
-from stages.core.settings import Measure
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from tests.core.helpers import (
     DIM_ACTION,
@@ -22,7 +21,7 @@ from tests.core.helpers import (
     unit,
 )
 
-PLAIN = Measure("none", "z")
+PLAIN = "reward"
 
 
 def make(method: str, **changes: Any) -> WorldModel:

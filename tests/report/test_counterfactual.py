@@ -12,7 +12,6 @@ from torch import Tensor
 
 from stages.backbones import load_backbone
 from stages.core.bitagent import BiTAgent
-from stages.core.settings import Measure
 from stages.core.world_model import Noise, State, TaskContext
 from stages.data.episodes import Dataset
 from stages.report import counterfactual
@@ -37,7 +36,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     model = BiTAgent(model_config(), DIM_E, dataset.action_dim).requires_grad_(False).eval()
     backbone = load_backbone("offline", run.root, "cpu")
     prompt = model.task(F.normalize(torch.randn(1, DIM_E), dim=-1))
-    return Judge(model, backbone, backbone.frame_size, dataset, prompt, Measure("none", "semantic"))
+    return Judge(model, backbone, backbone.frame_size, dataset, prompt, "semantic")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def along_the_data(judge: Judge, row: int) -> np.ndarray:
     is_first, e = torch.zeros(1, length, dtype=torch.bool), judge.model.adapter(F.normalize(e.float(), dim=-1))
     state = judge.model.observe(image, action, is_first, e, judge.prompt, None).state
     after = state.map(lambda x: x[:, CONTEXT - 1 :])
-    return judge.model.reward(judge.prompt, after, action[:, CONTEXT:], judge.measure)[0].numpy()
+    return judge.model.reward(judge.prompt, after, action[:, CONTEXT:], judge.space)[0].numpy()
 
 
 # ---------------------------------------------------------------------------- what really follows

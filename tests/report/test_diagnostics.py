@@ -12,7 +12,6 @@ from torch import Tensor
 
 from stages.core.bitagent import BiTAgent
 from stages.core.reward import text_reward
-from stages.core.settings import Measure
 from stages.core.world_model import TaskContext
 from stages.data.episodes import Dataset
 from stages.report import diagnostics
@@ -147,9 +146,7 @@ def test_true_reward_is_the_environments_own(domain: str) -> None:
 # ---------------------------------------------------------------------------- learned reward
 
 
-def literal(
-    model: BiTAgent, dataset: Dataset, episode: int, task: TaskContext, horizon: int, measure: Measure
-) -> np.ndarray:
+def literal(model: BiTAgent, dataset: Dataset, episode: int, task: TaskContext, horizon: int, space: str) -> np.ndarray:
     """The reward along one episode, the slow way: filter it whole, then compare stretch by stretch."""
     found = dataset.episode(episode)
     start = int(dataset.episode_info.start[episode])
@@ -160,19 +157,19 @@ def literal(
     out = []
     for begin in range(0, len(found) - horizon, horizon):
         z = seen.state.z[:, begin : begin + horizon + 1]
-        out.append(text_reward(model, task, z, action[:, begin + 1 : begin + horizon + 1], measure)[0])
+        out.append(text_reward(model, task, z, action[:, begin + 1 : begin + horizon + 1], space)[0])
     return torch.cat(out).numpy()
 
 
 def test_rewards_along_episodes_equal_the_slow_way(model: BiTAgent, dataset: Dataset) -> None:
     contexts, episodes = prompts(model), np.array([0, 2, 3, 5, 4])
     found = diagnostics.episode_rewards(model, dataset, episodes, contexts, horizon=7)
-    assert found.keys() == model.measures.keys() and found["z"].shape == (2, 5, 28)
-    for name in ("z", "z, best shift"):
+    assert tuple(found) == model.spaces and found["z"].shape == (2, 5, 28)
+    for name in model.spaces:
         for k in range(2):
             for place, episode in enumerate(episodes):
                 one = contexts.rows(torch.tensor([k]))
-                wanted = literal(model, dataset, int(episode), one, 7, model.measures[name])
+                wanted = literal(model, dataset, int(episode), one, 7, name)
                 np.testing.assert_allclose(found[name][k, place], wanted, atol=1e-5)
 
 

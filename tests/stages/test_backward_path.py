@@ -10,7 +10,6 @@ from torch import Tensor
 
 from stages import behave, pretrain
 from stages.core.backward_path import BackwardPath
-from stages.core.settings import Measure
 from stages.core.world_model import State, TaskContext
 from stages.methods import open_model
 from stages.policies.goals import Ask, Variant
@@ -30,7 +29,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = small_run.make_run(tmp_path_factory.mktemp("backward") / "walker-smoke")
     small_run.make_uneven_inputs(made)
     for method in ("bitagent", "other"):
-        pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=2), model_config(text_actions="none")), made, method=method)
+        pretrain.run(
+            pretrain.Sections(small_run.pretrain_config(updates=2), model_config(text_actions="none")),
+            made,
+            method=method,
+        )
     return made
 
 
@@ -68,13 +71,13 @@ def test_the_loss_is_eq_14_where_the_prompt_is_shown(run: Run) -> None:
 
 def test_refreshing_takes_what_is_kept_anew_where_it_lies(run: Run) -> None:
     module, batch = behavior(run)
-    path, measure = BackwardPath(module), Measure("none", "relative")
+    path = BackwardPath(module)
 
     def rewards(prompts: Any) -> Tensor:
         task = prompts.rows(batch["prompt"])
         torch.manual_seed(1)
         states, actions, _ = module.rollout(State.read(batch), task, 4)
-        return module.model.reward(task, states, actions, measure)
+        return module.model.reward(task, states, actions, "relative")
 
     before = rewards(module.prompts)
     (kept,) = [v for (_, steps), v in module.prompts.references.items() if steps == 4]
@@ -86,9 +89,7 @@ def test_refreshing_takes_what_is_kept_anew_where_it_lies(run: Run) -> None:
     after = rewards(module.prompts)
     assert (after - before).abs().max() > 1e-3
     assert any(kept is v for v in module.prompts.references.values())
-    fresh = TaskContext(
-        module.prompts.tau, module.prompts.gates, module.model.text_semantics(module.prompts.tau)
-    )
+    fresh = TaskContext(module.prompts.tau, module.prompts.gates, module.model.text_semantics(module.prompts.tau))
     torch.testing.assert_close(rewards(fresh), after)
 
 
@@ -116,12 +117,12 @@ def test_it_works_without_data(run: Run) -> None:
 
 
 @pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
-def test_a_method_without_text_imagination_is_refused(method: str) -> None:
+def test_a_method_without_text_imagination_is_refused(run: Run, method: str) -> None:
+    module, _ = behavior(run)
+    module.model = models.make(method)
     with pytest.raises(BadInput, match=r"imagines nothing from text: leave out behave\.joint\.every"):
-        models.make(method).language()
+        BackwardPath(module)
 
 
 def digests(made: Artifact) -> list[str]:
     return [str(made.meta["files"][f"{part}.safetensors"]) for part in ("actor_critic", "model")]
-
-
