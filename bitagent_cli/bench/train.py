@@ -46,9 +46,10 @@ def run(
     """Measure both loops, with embeddings of the given width.
 
     Returns:
-        {"pretrain": {...}, "world_model": {...}, "behave": {...}, "parts_ms": {...}, "behave_parts_ms": {...},
-        "matmul_tflops": ...}; times are medians in ms. `world_model` is the pretraining update with L_WM alone (the
-        first row of Table 2).
+        {"pretrain": {...}, "world_model": {...}, "dynamics": {...}, "behave": {...}, "parts_ms": {...},
+        "parts_share_of_matmul_ceiling": {...}, "behave_parts_ms": {...}, "matmul_tflops": ...}; times are medians in
+        ms. `world_model` is the pretraining update with L_WM alone (the first row of Table 2), `dynamics` the one of
+        the dynamics alone. A part's share is what it reaches of the rate of a large matrix product.
     """
     place = World(0, 1, torch.device(device))
     if device == "cpu":
@@ -59,7 +60,10 @@ def run(
     result: dict[str, Any] = {"device": device_name(place.device), "torch": torch.__version__, "matmul_tflops": ceiling}
     result["pretrain"] = bench_pretrain(pretrain_config, model, place, updates, ceiling)
     result["world_model"] = bench_pretrain(world_model_alone(pretrain_config), model, place, updates, ceiling)
-    result["parts_ms"] = bench_parts(pretrain_config, model, place, max(3, updates // 4))
+    result["dynamics"] = bench_dynamics(pretrain_config, model, place, updates, ceiling)
+    result["parts_ms"], result["parts_share_of_matmul_ceiling"] = bench_parts(
+        pretrain_config, model, place, max(3, updates // 4), ceiling
+    )
     result["parts_ms"]["data_wait"] = bench_data_wait(pretrain_config, model, place, updates)
     result["behave"], result["behave_parts_ms"] = bench_behave(behave_config, model, place, updates, ceiling)
     return result
@@ -99,6 +103,27 @@ def joint_update(
     objective = pretrain.JointObjective(model, synthetic_labels(model, place.device), config.objective, place)
     update = pretrain.build_update(objective, optimizer, config, place)
     return synthetic_batch(config, model, place.device), objective, update
+
+
+def bench_dynamics(
+    config: pretrain.Config, model: JointModel, place: World, updates: int, ceiling: float
+) -> dict[str, Any]:
+    """The update of the dynamics alone on one resident batch."""
+    reset_peak(place.device)
+    c, shape = config.dynamics, (config.dynamics.batch, config.dynamics.length)
+    labels = synthetic_labels(model, place.device)
+    batch = synthetic_batch(config.model_copy(update={"batch": c.batch, "length": c.length}), model, place.device)
+    codes = (*shape, model.config.classes)
+    batch["modes"] = torch.randint(model.config.categories, codes, device=place.device)
+    optimizer = make_optimizer(list(model.dynamics()), c.lr, config.weight_decay)
+    objective = pretrain.DynamicsObjective(model, labels, config, place)
+    flops = count_flops(lambda: objective(batch)[0])
+    model.zero_grad(set_to_none=True)
+    update = pretrain.dynamics_update(model, labels, optimizer, config, place)
+    seconds = time_calls(lambda: update(batch), place.device, updates)
+    model.requires_grad_(True)
+    frames = round(c.batch * c.length / seconds)
+    return {**figures(seconds, flops, ceiling, place.device), "frames_per_second": frames, "batch": [*shape]}
 
 
 def bench_data_wait(config: pretrain.Config, model: JointModel, place: World, updates: int) -> float:
@@ -172,8 +197,11 @@ def behave_update(config: behave.Config, model: WorldModel, place: World) -> tup
     return synthetic_transitions(config.decisions, model, place.device), loss, update
 
 
-def bench_parts(config: pretrain.Config, model: JointModel, place: World, updates: int) -> dict[str, float]:
-    """Forward and backward of each part alone, eager: where the time of an update goes."""
+def bench_parts(
+    config: pretrain.Config, model: JointModel, place: World, updates: int, ceiling: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Forward and backward of each part alone, eager: where the time of an update goes, and how near it comes to what
+    the device can do."""
     batch, c = synthetic_batch(config, model, place.device), model.config
     b, t, dev = config.batch, config.length, place.device
     noise = Noise(dev)
@@ -202,12 +230,13 @@ def bench_parts(config: pretrain.Config, model: JointModel, place: World, update
     }
 
     found = {name: time_part(part, model, dev, config.bf16, updates) for name, part in parts.items()}
+    shares = {name: round(count_flops(part) / found[name] / 1e9 / ceiling, 3) for name, part in parts.items()}
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     found["optimizer"] = round(time_calls(optimizer.step, dev, updates) * 1e3, 2)
     model.zero_grad(set_to_none=True)
-    return found
+    return found, shares
 
 
 def time_part(part: Callable[[], Tensor], module: nn.Module, device: torch.device, bf16: bool, updates: int) -> float:

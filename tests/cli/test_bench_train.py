@@ -14,8 +14,12 @@ def test_bench_train_measures_both_loops() -> None:
     done = CliRunner().invoke(app, [*command, "--set", "behave.actor_critic.imagination=1"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    for loop in ("pretrain", "world_model", "behave"):
+    for loop in ("pretrain", "world_model", "dynamics", "behave"):
         assert found[loop]["ms"] > 0 and found[loop]["tflops"] >= 0
     assert found["pretrain"]["batch"] == [4, 8] and found["behave"]["imagined_steps_per_second"] > 0
     assert {"encoder", "decoder", "joint_behavior_rollouts", "optimizer", "data_wait"} <= set(found["parts_ms"])
+    shares = found["parts_share_of_matmul_ceiling"]
+    assert set(shares) == set(found["parts_ms"]) - {"optimizer", "data_wait"} and all(
+        0 < s < 2 for s in shares.values()
+    )
     assert set(found["behave_parts_ms"]) == {"data", "imagination"} and found["behave"]["decisions_per_second"] > 0
