@@ -244,7 +244,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
                 loop.after(step, terms, tensors, show=("kl_nats", "rollout_nats"))
 
     # What is fixed when training ends: the reward's origin.
-    model.conclude(origin_semantics(model, tower, dataset, held_out, place.device))
+    model.conclude(*origin_frames(model, tower, dataset, held_out, place.device))
     return model, tuned_tensors(tower) if tower else {}, loop.values
 
 
@@ -352,21 +352,23 @@ def embed_all(tower: Backbone, dataset: Dataset) -> Tensor:
 
 
 @torch.no_grad()
-def origin_semantics(
+def origin_frames(
     model: WorldModel, tower: Backbone | None, dataset: Dataset, held_out: np.ndarray, device: torch.device
-) -> Tensor:
-    """e (N, dim_e) of single frames of the training data, half of them of random behaviour where there is any.
+) -> tuple[Tensor, Tensor]:
+    """Single frames (N, 3, 64, 64) of the training data and their e (N, dim_e), half of them of random behaviour where
+    there is any.
 
-    Their mean is the origin of BiTAgent's reward (`behave.space: relative`). Half: a replay of experts says little
-    about what a body does without aim. The same in every process.
+    Their mean is the origin of BiTAgent's reward (`behave.space`). Half: a replay of experts says little about what a
+    body does without aim. The same in every process.
     """
     random = np.array([part.source == "random" for part in dataset.parts])[dataset.episode_info.part] & ~held_out
-    keys, past = (("image", "embedding"), tower.window - 1) if tower else (("embedding",), 0)
-    found = []
+    keys, past = ("image", "embedding"), tower.window - 1 if tower else 0
+    images, found = [], []
     for drawn in (~held_out, random if random.any() else ~held_out):
         sampler = Sampler(dataset, ORIGIN_FRAMES, 1, 0, Windows(left_out=~drawn, past=past), keys)
         for step in range(ORIGIN_BATCHES // 2):
             batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
             raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()
+            images.append(batch["image"].flatten(0, 1))
             found.append(model.adapter(raw).flatten(0, 1))  # (B, dim_e)
-    return torch.cat(found)
+    return torch.cat(images), torch.cat(found)

@@ -36,6 +36,12 @@ class OnlineActorCritic(nn.Module):
         self.slow.load_state_dict(self.critic.state_dict())
         self.register_buffer("return_range", torch.zeros(()))
 
+    def act(self, features: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised action, whose clipping passes the gradient straight through, and its deviation: (..., A)."""
+        mean, std = self.actor(features)
+        action = mean + std * normal
+        return action + (action.clamp(-1, 1) - action).detach(), std
+
     def value(self, features: Tensor, *, slow: bool = False) -> Tensor:
         head = self.slow if slow else self.critic
         return head.mean(head(features))

@@ -137,7 +137,7 @@ class Agent(nn.Module):
         stds = []
 
         def act(features: Tensor, step: int) -> Tensor:
-            action, std = self.learner.actor.sample(features.detach(), normal[:, step])
+            action, std = self.learner.act(features.detach(), normal[:, step])
             stds.append(std)
             return action
 

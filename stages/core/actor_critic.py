@@ -81,12 +81,6 @@ class Actor(nn.Module):
         mean, raw = self.net(features).float().chunk(2, -1)
         return torch.tanh(mean), self.min_std + (self.max_std - self.min_std) * torch.sigmoid(raw)
 
-    def sample(self, features: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-        """Reparameterised action, whose clipping passes the gradient straight through, and its deviation: (..., A)."""
-        mean, std = self(features)
-        action = mean + std * normal
-        return action + (action.clamp(-1, 1) - action).detach(), std
-
 
 @torch.no_grad()
 def moved_range(running: Tensor, values: Tensor, config: ActorCriticConfig) -> Tensor:

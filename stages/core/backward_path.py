@@ -51,8 +51,7 @@ class BackwardPath(nn.Module):
         semantics = self.model.text_semantics(task.tau)  # (N, dim_e)
         _, text = self.model.text_rollout(actions, replace(task, semantics=semantics), behavior.noise)
         weight = discounted(actions.shape[1], behavior.config.actor_critic.discount, earned.device)  # (H,)
-        kl = (categorical_kl(prior, text[:, 1:]) * weight).sum(1)  # (N,)
-        loss = (kl * shown).mean()
+        loss = ((categorical_kl(prior, text[:, 1:]) * weight).sum(1) * shown).mean()
         return loss, {"joint_behavior": loss.detach(), "joint_shown": shown.mean()}
 
     @torch.no_grad()

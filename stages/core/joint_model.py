@@ -56,7 +56,9 @@ class JointModel(WorldModel):
         self.semantic_predictor = MLP(c.deter + c.dim_s, dim_embedding, c.units, 1)  # f_sem(h, s)
         self.aligner = MLP(c.dim_task, dim_embedding, c.units, 1)  # f_ψ, Eq. 13
         self.semantic_origin: Tensor
+        self.decoded_origin: Tensor
         self.register_buffer("semantic_origin", torch.zeros(dim_embedding))  # see `conclude`
+        self.register_buffer("decoded_origin", torch.zeros(self.decoder.stem.out_features))
         self.text_map = MLP(c.dim_task, c.deter + c.dim_s, c.units, 1)  # f_map, Eq. 7
         self.text_dynamics = Dynamics(c, c.dim_z, dim_action)  # p̃_ψ, Eq. 8
 
@@ -71,9 +73,11 @@ class JointModel(WorldModel):
         """f_ψ(τ) (Eq. 13), unit norm: (..., dim_e)."""
         return F.normalize(self.aligner(tau).float(), dim=-1)
 
-    def conclude(self, e: Tensor) -> None:
-        """Keep the mean of e: what all videos have in common tells no task from another (`behave.space: relative`)."""
+    def conclude(self, image: Tensor, e: Tensor) -> None:
+        """Keep the means of what rewards compare: what all frames have in common tells no task from another."""
         self.semantic_origin.copy_(e.mean(0))
+        s = sample_one_hot(self.rssm.posterior(image), None)  # (N, S)
+        self.decoded_origin.copy_(self.decoder.stem(self.fuse(e, s, self.task(e).gates)).mean(0))
 
     # ------------------------------------------------------------------ what fills z
 

@@ -13,11 +13,11 @@ from stages.core.world_model import TaskContext
 def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor, space: str) -> Tensor:
     """r_t = cos(z_t, z̃^τ_t) (Eq. 10) along a real or imagined sequence.
 
-    `space: z` is the equation as written. `space: semantic` reads both latents through f_dec (Eq. 13)
-    first: in z the one-hot state of two gaits out of phase is nearly orthogonal and hides what they
-    have in common. `space: relative` also takes off the mean of e, half of random behaviour and half of all
-    data: training draws every video and every prompt toward one direction, beside which little is left of what
-    tells them apart.
+    `space: z` is the equation as written: the one-hot states of two gaits out of phase are nearly orthogonal there and
+    hide what they have in common. `relative` reads both latents through f_dec (Eq. 13), less the mean of e, half of
+    random behaviour and half of all data: training draws every video and every prompt toward one direction, beside
+    which little is left of what tells them apart. `decoded` reads what the image decoder first makes of both, less its
+    mean: poses, which the text imagination alone knows. `both` is the mean of these two.
 
     The reference starts at f_map(τ) and follows the executed actions (`text_actions: policy`) or
     none; it takes the mode at each step.
@@ -28,16 +28,20 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
     Returns:
         (N, H): reward for arriving at states 1..H.
     """
-    z = _pose(model, z[:, 1:], space)  # (N, H, dim_z or dim_e)
+    z = _pose(model, z[:, 1:], space)  # (N, H, ·)
     reference = _reference(model, task, action, space)  # (N, H+1, ·)
     return (z * reference[:, 1:]).sum(-1)
 
 
 def _pose(model: JointModel, latent: Tensor, space: str) -> Tensor:
-    """What a space compares of latents (..., dim_z): (..., dim_z or dim_e), unit norm."""
-    if space != "z":
-        latent = model.semantic_decoder(latent).float()
-    return F.normalize(latent.float() - (model.semantic_origin if space == "relative" else 0.0), dim=-1)
+    """What a space compares of latents (..., dim_z): (..., ·), unit norm."""
+    if space == "both":
+        return torch.cat([_pose(model, latent, half) for half in ("relative", "decoded")], -1) * 0.5**0.5
+    if space == "decoded":
+        return F.normalize(model.decoder.stem(latent).float() - model.decoded_origin, dim=-1)
+    if space == "relative":
+        latent = model.semantic_decoder(latent).float() - model.semantic_origin
+    return F.normalize(latent.float(), dim=-1)
 
 
 def _reference(model: JointModel, task: TaskContext, action: Tensor, space: str) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 from stages.runtime.compiling import Compile
 from stages.runtime.config import Section, Share
 
-Space = Literal["z", "semantic", "relative"]
+Space = Literal["z", "relative", "decoded", "both"]
 
 
 class ModelConfig(Section):
@@ -23,7 +23,6 @@ class ModelConfig(Section):
     fusion: Literal["tamf", "sum"]
     fusion_layers: int
     expert_hidden: int
-    gate: Literal["scalar", "channel"]
     layer_scale: float
     unimix: float
     imagined_semantics: Literal["predict", "hold"]

@@ -53,23 +53,20 @@ def normalised(z: Tensor, kind: torch.dtype) -> Tensor:
 
 @fusible
 def weighed(z: Tensor, p: Tensor, semantic: Tensor, dynamic: Tensor) -> Tensor:
-    """Eq. 3's sum: z and the two experts' (..., dim), under the gate p (..., 1 or dim)."""
+    """Eq. 3's sum: z and the two experts' (..., dim), under the gate p (..., 1)."""
     return z + (1 - p) * semantic + p * dynamic
 
 
 class ExpertAllocator(nn.Module):
-    """The gate p = σ(W2 GELU(W1 LN(τ))) of Eq. 5, one of its own for every layer.
+    """The gate p = σ(W2 GELU(W1 LN(τ))) of Eq. 5, one of its own for every layer: (..., L, 1)."""
 
-    Returns (..., L, 1) for `gate: scalar` or (..., L, dim) for `gate: channel`.
-    """
-
-    def __init__(self, dim_task: int, hidden: int, layers: int, width: int) -> None:
+    def __init__(self, dim_task: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.layers, self.width = layers, width
+        self.layers = layers
         self.norm = nn.LayerNorm(dim_task)
         self.w1 = nn.Linear(dim_task, layers * hidden)
-        self.w2 = nn.Parameter(torch.randn(layers, hidden, width) * hidden**-0.5)
-        self.bias = nn.Parameter(torch.zeros(layers, 1, width))
+        self.w2 = nn.Parameter(torch.randn(layers, hidden, 1) * hidden**-0.5)
+        self.bias = nn.Parameter(torch.zeros(layers, 1, 1))
 
     def forward(self, tau: Tensor) -> Tensor:
         x = F.gelu(self.w1(self.norm(tau))).unflatten(-1, (self.layers, -1))  # (..., L, hidden)
@@ -138,7 +135,7 @@ class TAMF(nn.Module):
     With `fusion: sum` it is the ablation's base row: the direct sum of the two embeddings.
 
     Args:
-        config: classes and categories of s, dim_task of τ, dim_z, number of layers L, inner width of an expert, gate.
+        config: classes and categories of s, dim_task of τ, dim_z, number of layers L, inner width of an expert.
         dim_semantic: width of e_v.
     """
 
@@ -153,22 +150,22 @@ class TAMF(nn.Module):
         self.fuse_state = Linear(dim_state, dim, bias=False)
         # e has unit norm and s `classes` ones: by default s would enter z at several times e's scale and hide it.
         nn.init.normal_(self.fuse_semantic.weight, std=(c.classes / (3 * dim_state)) ** 0.5)
-        self.allocator = ExpertAllocator(c.dim_task, c.dim_task, c.fusion_layers, dim if c.gate == "channel" else 1)
+        self.allocator = ExpertAllocator(c.dim_task, c.dim_task, c.fusion_layers)
         self.semantic = nn.ModuleList(Expert(dim, c.expert_hidden, c.layer_scale) for _ in range(self.layers))
         self.dynamic = nn.ModuleList(Expert(dim, c.expert_hidden, c.layer_scale) for _ in range(self.layers))
         if not enabled:
             self.allocator.requires_grad_(False)
 
     def repeat(self) -> Folded | None:
-        """The layers as an unrolled loop runs them; a gate for every channel cannot be folded."""
-        return Folded(self) if self.layers and self.allocator.width == 1 else None
+        """The layers as an unrolled loop runs them."""
+        return Folded(self) if self.layers else None
 
     def gates(self, tau: Tensor) -> Tensor:
-        """p^(1..L) of Eq. 5: τ (..., dim_task) → (..., L, 1 or dim). Constant while τ is: compute once."""
+        """p^(1..L) of Eq. 5: τ (..., dim_task) → (..., L, 1). Constant while τ is: compute once."""
         return self.allocator(tau)
 
     def forward(self, e: Tensor, s: Tensor, gates: Tensor) -> Tensor:
-        """e (..., dim_semantic), s (..., dim_state), gates (..., L, 1 or dim) → z (..., dim).
+        """e (..., dim_semantic), s (..., dim_state), gates (..., L, 1) → z (..., dim).
 
         Eq. 2's projection of the concatenation [e; s] is the sum of one projection of each, which is
         also what the base row needs.

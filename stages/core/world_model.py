@@ -189,8 +189,9 @@ class WorldModel(nn.Module):
         """
         raise NotImplementedError
 
-    def conclude(self, e: Tensor) -> None:
-        """What is fixed when training ends, from e (N, dim_e) of `origin.sample_semantics`; most keep nothing."""
+    def conclude(self, image: Tensor, e: Tensor) -> None:
+        """What is fixed when training ends, from frames (N, 3, 64, 64) of the data with their e (N, dim_e); most keep
+        nothing."""
 
     def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.

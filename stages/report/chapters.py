@@ -33,8 +33,8 @@ FILM_STRIDE, FILM_PAUSE = 4, 80  # a frame of an evaluation's GIF is every fourt
 FIG_4 = "real-above-text-imagination.png"
 KINDS = ("expert", "other tasks", "random and explore")  # of sources, as a task sees them
 LEGEND = (
-    "“z” compares the latents (Eq. 10), “semantic” what f_dec reads in them, “relative” that less what all videos "
-    "share; "
+    "“z” compares the latents (Eq. 10), “relative” what f_dec reads in them less what all videos share, "
+    "“decoded” what the image decoder first makes of them, likewise, “both” the mean of these two; "
 )
 
 

@@ -37,6 +37,21 @@ def test_slow_critic_starts_equal() -> None:
     assert torch.equal(learner.value(features), learner.value(features, slow=True))
 
 
+def test_actions_are_clipped_and_the_gradient_passes() -> None:
+    learner = make_online()
+    actor = learner.actor
+    features, normal = random(50, INP), 2 * random(50, ACTION, seed=1)
+    mean, std = actor(features)
+    action, spread = learner.act(features, normal)
+    assert torch.equal(spread, std)
+    torch.testing.assert_close(action, (mean + std * normal).clamp(-1, 1), atol=1e-6, rtol=0)
+    assert (action.abs() > 1 - 1e-6).any() and action.abs().max() <= 1 + 1e-6
+    straight = torch.autograd.grad((mean + std * normal).sum(), list(actor.parameters()))
+    through = torch.autograd.grad(action.sum(), list(actor.parameters()))
+    for a, b in zip(straight, through, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def two_hot_loss(logits: np.ndarray, target: float, bins: np.ndarray) -> float:
     x = float(np.clip(np.sign(target) * np.log(1 + abs(target)), bins[0], bins[-1]))
     below = min(int(np.searchsorted(bins, x, side="right")) - 1, len(bins) - 2)

@@ -136,7 +136,7 @@ def test_unknown_preset_scale_and_key_name_the_nearest() -> None:
         ("pretrain.lr=fast", "a number"),
         ("pretrain.lr=[1]", "a number"),
         ("pretrain.bf16=perhaps", "true or false"),
-        ("model.gate=door", "'scalar' or 'channel'"),
+        ("model.fusion=door", "'tamf' or 'sum'"),
         ("model=3", "a block of keys"),
         ("pretrain.backbone=[a]", "text"),
         ("pretrain.lr=.nan", "finite"),

@@ -26,7 +26,6 @@ MODEL: dict[str, Any] = {
     "fusion": "tamf",
     "fusion_layers": 2,
     "expert_hidden": 7,
-    "gate": "scalar",
     "layer_scale": 0.1,
     "unimix": 0.01,
     "imagined_semantics": "predict",

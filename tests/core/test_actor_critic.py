@@ -98,20 +98,6 @@ def test_actor_mean_and_spread() -> None:
     np.testing.assert_allclose(array(std), 0.1 + 0.9 * literal.sigmoid(raw[:, ACTION:]), atol=1e-5)
 
 
-def test_actions_are_clipped_and_the_gradient_passes() -> None:
-    actor = make().actor
-    features, normal = random(50, INP), 2 * random(50, ACTION, seed=1)
-    mean, std = actor(features)
-    action, spread = actor.sample(features, normal)
-    assert torch.equal(spread, std)
-    torch.testing.assert_close(action, (mean + std * normal).clamp(-1, 1), atol=1e-6, rtol=0)
-    assert (action.abs() > 1 - 1e-6).any() and action.abs().max() <= 1 + 1e-6
-    straight = torch.autograd.grad((mean + std * normal).sum(), list(actor.parameters()))
-    through = torch.autograd.grad(action.sum(), list(actor.parameters()))
-    for a, b in zip(straight, through, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 # ---------------------------------------------------------------------------- action values
 
 

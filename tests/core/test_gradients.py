@@ -75,9 +75,8 @@ def reached(model: JointModel, loss: Tensor) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("term", REACHES)
-@pytest.mark.parametrize("gate", ["scalar", "channel"])
-def test_gradient_map(term: str, gate: str) -> None:
-    model = make_model(gate=gate)
+def test_gradient_map(term: str) -> None:
+    model = make_model()
     found = reached(model, losses(model)[term])
     assert set(found) == REACHES[term]
     for name, parameters in found.items():  # not one stray weight: the whole module learns

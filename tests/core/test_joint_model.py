@@ -44,7 +44,7 @@ def filtered(model: JointModel, noise: Noise | None = None) -> tuple[dict[str, T
 
 
 def test_task_context() -> None:
-    model = make_model(gate="channel")
+    model = make_model()
     y = prompts()
     task = model.task(y)
     world = literal.World(model)
@@ -82,10 +82,9 @@ def test_adapter_starts_at_the_backbone_and_keeps_unit_norm() -> None:
 # ---------------------------------------------------------------------------- filtering
 
 
-@pytest.mark.parametrize("gate", ["scalar", "channel"])
-def test_one_frame_at_a_time_equals_all_at_once(gate: str) -> None:
+def test_one_frame_at_a_time_equals_all_at_once() -> None:
     """The path used when acting gives the state used when training, with episode boundaries inside."""
-    model = make_model(gate=gate)
+    model = make_model()
     batch, task, seen = filtered(model)
     e = model.adapter(batch["embedding"].float())
     for b in range(3):

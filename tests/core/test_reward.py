@@ -12,16 +12,17 @@ from tests.core.helpers import DIM_ACTION, make_model, unit
 
 
 @pytest.mark.parametrize("actions_seen", ["policy", "none"])
-@pytest.mark.parametrize("space", ["z", "semantic", "relative"])
+@pytest.mark.parametrize("space", ["z", "relative", "decoded", "both"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_equation_10(actions_seen: str, space: str, shared: bool) -> None:
-    """Cosine of z_t and z̃^τ_t, of what f_dec reads in them, or of that less a mean, for t = 1..H.
+    """Cosine of z_t and z̃^τ_t, of what f_dec or the decoder's stem reads in them less a mean, or of both, for t = 1..H.
 
     `shared`: the rows are of two prompts.
     """
     model = make_model(text_actions=actions_seen)
-    mean = torch.randn(model.dim_embedding, generator=torch.Generator().manual_seed(4))
-    model.conclude(torch.stack([mean - 1, mean + 1]))
+    origins = {"relative": model.semantic_origin, "decoded": model.decoded_origin}
+    for origin in origins.values():
+        origin.normal_(generator=torch.Generator().manual_seed(4))
     y = unit(4, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     z = torch.randn(4, 6, 12, generator=generator)
@@ -34,18 +35,23 @@ def test_equation_10(actions_seen: str, space: str, shared: bool) -> None:
     assert found.shape == (4, 5)
     world = literal.World(model)
 
-    def read(latent: np.ndarray) -> np.ndarray:
+    def read(latent: np.ndarray, space: str) -> np.ndarray:
         if space == "z":
-            return latent
-        meaning = literal.mlp(literal.under(world.w, "semantic_decoder"), latent)
-        return meaning - (mean.double().numpy() if space == "relative" else 0)
+            return literal.normalise(latent)
+        if space == "relative":
+            found = literal.mlp(literal.under(world.w, "semantic_decoder"), latent)
+        else:
+            found = literal.linear(literal.under(world.w, "decoder.stem"), latent)
+        return literal.normalise(found - origins[space].double().numpy())
+
+    def cosine(one: np.ndarray, other: np.ndarray) -> float:
+        spaces = ("relative", "decoded") if space == "both" else (space,)
+        return float(np.mean([read(one, s) @ read(other, s) for s in spaces]))
 
     for n in range(4):
         tau = world.tau(y[n].double().numpy())
         reference, _ = world.text_imagine(tau, action[n].double().numpy(), None)
-        path = z[n].double().numpy()
-
-        wanted = [literal.normalise(read(path[t])) @ literal.normalise(read(reference[t])) for t in range(1, 6)]
+        wanted = [cosine(z[n, t].double().numpy(), reference[t]) for t in range(1, 6)]
         np.testing.assert_allclose(found[n].detach().numpy(), wanted, atol=1e-5)
 
 

@@ -18,9 +18,9 @@ from tests.core.helpers import MODEL, scramble
 E, S, TASK, Z = 9, 15, 10, 12
 
 
-def make(gate: str = "scalar", layers: int = 2, *, enabled: bool = True, scrambled: bool = True) -> TAMF:
+def make(layers: int = 2, *, enabled: bool = True, scrambled: bool = True) -> TAMF:
     torch.manual_seed(0)
-    changes = {"gate": gate, "fusion_layers": layers, "fusion": "tamf" if enabled else "sum"}
+    changes = {"fusion_layers": layers, "fusion": "tamf" if enabled else "sum"}
     fusion = TAMF(ModelConfig(**{**MODEL, **changes}), E)
     if scrambled:
         scramble(fusion)
@@ -44,10 +44,9 @@ def close(found: Tensor, wanted: object) -> None:
     np.testing.assert_allclose(array(found), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("gate", ["scalar", "channel"])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_equations_2_to_5(gate: str, layers: int) -> None:
-    fusion = make(gate, layers)
+def test_equations_2_to_5(layers: int) -> None:
+    fusion = make(layers)
     e, s, tau = inputs()
     w = literal.weights(fusion)
     rows = zip(array(e), array(s), array(tau), strict=True)
@@ -55,12 +54,11 @@ def test_equations_2_to_5(gate: str, layers: int) -> None:
     close(fusion(e, s, fusion.gates(tau)), wanted)
 
 
-@pytest.mark.parametrize(("gate", "width"), [("scalar", 1), ("channel", Z)])
-def test_every_layer_has_a_gate_of_its_own(gate: str, width: int) -> None:
-    fusion = make(gate, 3)
+def test_every_layer_has_a_gate_of_its_own() -> None:
+    fusion = make(3)
     _, _, tau = inputs()
     gates = fusion.gates(tau)
-    assert gates.shape == (4, 3, width)
+    assert gates.shape == (4, 3, 1)
     assert (gates > 0).all() and (gates < 1).all()
     w = literal.under(literal.weights(fusion), "allocator")
     close(gates, [[literal.gate(w, row, layer) for layer in range(3)] for row in array(tau)])
@@ -127,7 +125,7 @@ def test_inside_a_loop_the_experts_are_folded_and_give_the_same() -> None:
     found = []
     for fold in (True, False):
         torch.manual_seed(0)
-        fusion = TAMF(ModelConfig(**{**MODEL, "gate": "scalar", "fusion_layers": 3}), 6)
+        fusion = TAMF(ModelConfig(**{**MODEL, "fusion_layers": 3}), 6)
         scramble(fusion)
         e, s = torch.randn(4, 6).requires_grad_(), torch.rand(4, MODEL["classes"] * MODEL["categories"])
         gates = fusion.gates(torch.randn(4, MODEL["dim_task"]))
@@ -140,9 +138,3 @@ def test_inside_a_loop_the_experts_are_folded_and_give_the_same() -> None:
     assert len(found[0]) > 30
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_gates_of_single_channels_are_not_folded() -> None:
-    fusion = TAMF(ModelConfig(**{**MODEL, "gate": "channel"}), 6)
-    with unrolled(fusion):
-        assert fusion.repeated is None and fusion.fuse_state.repeated is not None

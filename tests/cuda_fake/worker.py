@@ -217,7 +217,6 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{f"behave:{m}": partial(behaviour, m) for m in GROUNDINGS},
     **{f"act:{m}": partial(acting, m) for m in ("bitagent", "genrl")},
     **{f"model-free:{m}": partial(model_free, m) for m in AGENTS},
-    "pretrain:channel gates": partial(pretraining, "bitagent", "model.gate=channel"),
     "behave:text actions": partial(behaviour, "bitagent", "model.text_actions=policy"),
     "dynamics": dynamics,
     "transfer": transferring,

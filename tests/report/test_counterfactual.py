@@ -36,7 +36,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     model = BiTAgent(model_config(), DIM_E, dataset.action_dim).requires_grad_(False).eval()
     backbone = load_backbone("offline", run.root, "cpu")
     prompt = model.task(F.normalize(torch.randn(1, DIM_E), dim=-1))
-    return Judge(model, backbone, backbone.frame_size, dataset, prompt, "semantic")
+    return Judge(model, backbone, backbone.frame_size, dataset, prompt, "both")
 
 
 @pytest.fixture(scope="module")

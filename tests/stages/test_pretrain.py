@@ -145,8 +145,13 @@ def among(found: Tensor, e: Tensor) -> Tensor:
 def test_it_keeps_the_mean_semantics_half_of_random_behaviour(run: Run, whole: Artifact) -> None:
     model, dataset = open_model(whole), open_training_data(whole, run)
     assert isinstance(model, JointModel)
-    found = pretrain.origin_semantics(model, None, dataset, held_out_episodes(dataset, 0.0), torch.device("cpu"))
+    held_out = held_out_episodes(dataset, 0.0)
+    image, found = pretrain.origin_frames(model, None, dataset, held_out, torch.device("cpu"))
     torch.testing.assert_close(model.semantic_origin, found.mean(0))
+    s = model.rssm.posterior(image).argmax(-1)
+    s = torch.nn.functional.one_hot(s, model.config.categories).flatten(-2).float()
+    stem = model.decoder.stem(model.fuse(found, s, model.task(found).gates))
+    torch.testing.assert_close(model.decoded_origin, stem.mean(0).detach(), rtol=1e-4, atol=1e-4)
     e = semantics_of(model, dataset)
     aimless = torch.cat([e[p.first_row : p.last_row] for p in dataset.parts if p.source == "random"])
     of_all, of_random = found.chunk(2)
@@ -160,7 +165,7 @@ def test_without_random_behaviour_the_mean_is_of_all_training_episodes(run: Run,
     e, held_out = semantics_of(model, dataset), held_out_episodes(dataset, 0.5)
     assert held_out.any() and not held_out.all()
     kept = torch.from_numpy(np.repeat(~held_out, dataset.episode_info.length))  # (N,)
-    found = pretrain.origin_semantics(model, None, dataset, held_out_episodes(dataset, 0.5), torch.device("cpu"))
+    _, found = pretrain.origin_frames(model, None, dataset, held_out_episodes(dataset, 0.5), torch.device("cpu"))
     assert among(found, e[kept]).all() and among(e[kept], found).all()
 
 
@@ -289,8 +294,8 @@ def test_a_finished_model_is_reused(run: Run, whole: Artifact, capsys: pytest.Ca
 def test_another_configuration_is_refused_by_name(run: Run, whole: Artifact) -> None:
     with pytest.raises(BadInput, match=r"pretrain\.lr \(0\.001 there, 0\.01 now\).*--fresh"):
         train(run, "whole", lr=0.01)
-    with pytest.raises(BadInput, match=r"model\.gate"):
-        pretrain.run(pretrain.Sections(small_run.pretrain_config(), model_config(gate="channel")), run, method="whole")
+    with pytest.raises(BadInput, match=r"model\.unimix"):
+        pretrain.run(pretrain.Sections(small_run.pretrain_config(), model_config(unimix=0.02)), run, method="whole")
 
 
 def test_fresh_makes_it_again(run: Run) -> None:

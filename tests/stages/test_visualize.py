@@ -125,7 +125,7 @@ def test_numbers(report: Artifact) -> None:
     reward = json.loads((report.path / "reward.json").read_text())
     assert list(reward) == ["stand", "walk", "run"]
     assert reward["walk"]["windows"] == 40 and set(reward["walk"]["by_source"]) == {"random", "expert"}
-    assert set(reward["run"]["spearman"]) == {"relative", "semantic", "z", "similarity"}
+    assert set(reward["run"]["spearman"]) == {"relative", "decoded", "both", "z", "similarity"}
 
 
 def test_page_shows_scores_the_paper_apart_and_the_prompt_escaped(report: Artifact) -> None:
