@@ -57,6 +57,5 @@ class BackwardPath(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Take anew, in place, what is kept of the prompts' text side."""
-        prompts = self.behavior.prompts
-        prompts.semantics.copy_(self.model.text_semantics(prompts.tau))
-        refresh_references(self.model, prompts)
+        self.behavior.prompts.semantics.copy_(self.model.text_semantics(self.behavior.prompts.tau))
+        refresh_references(self.model, self.behavior.prompts)

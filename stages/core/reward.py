@@ -19,8 +19,7 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
     which little is left of what tells them apart. `decoded` reads what the image decoder first makes of both, less its
     mean: poses, which the text imagination alone knows. `both` is the mean of these two.
 
-    The reference starts at f_map(τ) and follows the executed actions (`text_actions: policy`) or
-    none; it takes the mode at each step.
+    The reference starts at f_map(τ), follows the executed actions (`text_actions: policy`) or none, and takes modes.
 
     Args:
         task: context of N prompts.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from stages.runtime.compiling import Compile
 from stages.runtime.config import Section, Share
 
@@ -92,8 +94,8 @@ class ActorCriticConfig(Section):
 class JointConfig(Section):
     """The backward path while behaviour is learned; defaults and comments in presets/paper.yaml."""
 
-    every: int
-    updates: int
+    every: NonNegativeInt
+    updates: PositiveInt
     lr: float
 
 
