@@ -33,7 +33,7 @@ from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
 from stages.data.inputs import find_inputs
 from stages.data.sampler import Sampler, Windows, check_frame_size, data_device, prefetch
-from stages.methods import open_model
+from stages.methods import BASELINES, base_method, open_model
 from stages.methods.model_free import OfflineRLConfig, PixelLearner, make_reward, part_weights
 from stages.methods.states import posterior_modes
 from stages.policies.goals import Ask, Goal, Variant, behave_command, embed_goal, parse_goal
@@ -94,6 +94,8 @@ def check_options(config: Config, goal: Goal, variant: Variant) -> None:
         raise BadInput(f"{method} learns from the dataset alone: leave out --data-free")
     if data_free and not config.actor_critic.imagination:
         raise BadInput("--data-free learns from imagination alone: add --set behave.actor_critic.imagination=1")
+    if config.backward.every and (oracle or is_model_free(method) or base_method(method) in BASELINES):
+        raise BadInput("behave.backward teaches BiTAgent's text imagination by its own reward: leave it out here")
 
 
 # ---------------------------------------------------------------------------- with a world model
@@ -161,9 +163,9 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {"learner": learner, "actor": actor, "critic": critic}
 
         # Backward path: now and then the language side learns from what the policy is imagined to do.
-        backward = BackwardPath(behavior) if config.joint.every else None
+        backward = BackwardPath(behavior) if config.backward.every else None
         if backward:
-            language = make_optimizer(list(backward.language.parameters()), config.joint.lr, 0.0)
+            language = make_optimizer(list(backward.language.parameters()), config.backward.lr, 0.0)
             parts |= {"language": backward.language, "language_optimizer": language}
             refine = make_update(
                 across(backward, place), [(language, config.clip)], device, bf16=config.bf16, compiled=compiled
@@ -179,11 +181,11 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
             for step in loop.steps():
                 batch = draw_batch(latents, found_outcomes, config, noise, len(prompts.tau))
                 terms = update(batch)
-                if backward and step % config.joint.every == 0 and step < config.updates:
+                if backward and step % config.backward.every == 0 and step < config.updates:
                     starts = config.model_copy(update={"decisions": config.imagined})
-                    for _ in range(config.joint.updates):
+                    for _ in range(config.backward.updates):
                         learned = refine(draw_batch(latents, found_outcomes, starts, noise, len(prompts.tau)))
-                    terms = terms | {name: learned[name] for name in ("joint_behavior", "joint_shown")}
+                    terms = terms | {name: learned[name] for name in ("backward_behavior", "backward_shown")}
                     backward.refresh()
                     found_outcomes = data_outcomes(behavior, latents) if latents else None
                 if watched and step % config.watch_every == 0:

@@ -244,7 +244,8 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
                 loop.after(step, terms, tensors, show=("kl_nats", "rollout_nats"))
 
     # What is fixed when training ends: the reward's origin.
-    model.conclude(*origin_frames(model, tower, dataset, held_out, place.device))
+    with torch.no_grad():
+        model.conclude(*origin_frames(tower, dataset, held_out, place.device))
     return model, tuned_tensors(tower) if tower else {}, loop.values
 
 
@@ -353,10 +354,10 @@ def embed_all(tower: Backbone, dataset: Dataset) -> Tensor:
 
 @torch.no_grad()
 def origin_frames(
-    model: WorldModel, tower: Backbone | None, dataset: Dataset, held_out: np.ndarray, device: torch.device
+    tower: Backbone | None, dataset: Dataset, held_out: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Single frames (N, 3, 64, 64) of the training data and their e (N, dim_e), half of them of random behaviour where
-    there is any.
+    """Single frames (N, 3, 64, 64) of the training data and the backbone's embeddings (N, dim_e), half of them of
+    random behaviour where there is any.
 
     Their mean is the origin of BiTAgent's reward (`behave.space`). Half: a replay of experts says little about what a
     body does without aim. The same in every process.
@@ -370,5 +371,5 @@ def origin_frames(
             batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
             raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()
             images.append(batch["image"].flatten(0, 1))
-            found.append(model.adapter(raw).flatten(0, 1))  # (B, dim_e)
+            found.append(raw.flatten(0, 1))  # (B, dim_e)
     return torch.cat(images), torch.cat(found)

@@ -43,7 +43,7 @@ def run(
     dim_embedding: int,
     updates: int = 20,
 ) -> dict[str, Any]:
-    """Measure both loops, with embeddings of the given width.
+    """Measure the loops, with embeddings of the given width.
 
     Returns:
         {"pretrain": {...}, "world_model": {...}, "dynamics": {...}, "behave": {...}, "parts_ms": {...},
@@ -114,6 +114,7 @@ def bench_dynamics(
     labels = synthetic_labels(model, place.device)
     batch = synthetic_batch(config.model_copy(update={"batch": c.batch, "length": c.length}), model, place.device)
     codes = (*shape, model.config.classes)
+    del batch["image"]  # no image is read
     batch["modes"] = torch.randint(model.config.categories, codes, device=place.device)
     optimizer = make_optimizer(list(model.dynamics()), c.lr, config.weight_decay)
     objective = pretrain.DynamicsObjective(model, labels, config, place)
@@ -230,7 +231,7 @@ def bench_parts(
     }
 
     found = {name: time_part(part, model, dev, config.bf16, updates) for name, part in parts.items()}
-    shares = {name: round(count_flops(part) / found[name] / 1e9 / ceiling, 3) for name, part in parts.items()}
+    shares = {name: round(count_flops(part) / found[name] / 1e9 / ceiling, 5) for name, part in parts.items()}
     optimizer = make_optimizer(list(model.parameters()), config.lr, config.weight_decay)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

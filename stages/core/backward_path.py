@@ -16,9 +16,8 @@ from stages.core.behavior import Behavior
 from stages.core.joint_model import JointModel
 from stages.core.nets import categorical_kl
 from stages.core.objective import discounted
-from stages.core.reward import refresh_references
+from stages.core.reward import refresh_reference
 from stages.core.world_model import State
-from stages.runtime.errors import BadInput
 from stages.runtime.update import Batch, Terms
 
 
@@ -27,15 +26,12 @@ class BackwardPath(nn.Module):
 
     The world model is the teacher, as in Eq. 9: pulled toward what a text expects, it would no longer say what actions
     do. τ and the gates stay too, which the policy and the encoded data read. As with labelled data in pretraining, a
-    rollout teaches only where it shows the prompt: where its reward is above the data's mean.
-
-    Raises BadInput for a grounding that imagines nothing from text.
+    rollout teaches only where it shows the prompt: where its reward is not below the data's mean, or 0 without data.
     """
 
     def __init__(self, behavior: Behavior) -> None:
         super().__init__()
-        if not isinstance(behavior.model, JointModel):
-            raise BadInput(f"{type(behavior.model).__name__} imagines nothing from text: leave out behave.joint.every")
+        assert isinstance(behavior.model, JointModel), "check_options refuses what imagines nothing from text"
         self.behavior, self.model = behavior, behavior.model
         self.language = self.model.language().requires_grad_(True)
 
@@ -52,10 +48,11 @@ class BackwardPath(nn.Module):
         _, text = self.model.text_rollout(actions, replace(task, semantics=semantics), behavior.noise)
         weight = discounted(actions.shape[1], behavior.config.actor_critic.discount, earned.device)  # (H,)
         loss = ((categorical_kl(prior, text[:, 1:]) * weight).sum(1) * shown).mean()
-        return loss, {"joint_behavior": loss.detach(), "joint_shown": shown.mean()}
+        return loss, {"backward_behavior": loss.detach(), "backward_shown": shown.mean()}
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take anew, in place, what is kept of the prompts' text side."""
-        self.behavior.prompts.semantics.copy_(self.model.text_semantics(self.behavior.prompts.tau))
-        refresh_references(self.model, self.behavior.prompts)
+        config, prompts = self.behavior.config, self.behavior.prompts
+        prompts.semantics.copy_(self.model.text_semantics(prompts.tau))
+        refresh_reference(self.model, prompts, config.space, config.horizon)

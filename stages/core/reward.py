@@ -27,15 +27,15 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
     Returns:
         (N, H): reward for arriving at states 1..H.
     """
-    z = _pose(model, z[:, 1:], space)  # (N, H, ·)
+    z = _compared(model, z[:, 1:], space)  # (N, H, ·)
     reference = _reference(model, task, action, space)  # (N, H+1, ·)
     return (z * reference[:, 1:]).sum(-1)
 
 
-def _pose(model: JointModel, latent: Tensor, space: str) -> Tensor:
+def _compared(model: JointModel, latent: Tensor, space: str) -> Tensor:
     """What a space compares of latents (..., dim_z): (..., ·), unit norm."""
     if space == "both":
-        return torch.cat([_pose(model, latent, half) for half in ("relative", "decoded")], -1) * 0.5**0.5
+        return torch.cat([_compared(model, latent, half) for half in ("relative", "decoded")], -1) * 0.5**0.5
     if space == "decoded":
         return F.normalize(model.decoder.stem(latent).float() - model.decoded_origin, dim=-1)
     if space == "relative":
@@ -45,9 +45,9 @@ def _pose(model: JointModel, latent: Tensor, space: str) -> Tensor:
 
 def _reference(model: JointModel, task: TaskContext, action: Tensor, space: str) -> Tensor:
     """What the text imagination goes through (N, H+1, ·); where no action moves it, taken once for each prompt and
-    kept, as nothing that is rewarded trains the model."""
+    kept until `refresh_reference`."""
     if model.config.text_actions == "policy" or task.distinct is None:
-        return _pose(model, model.text_rollout(action, task, None)[0], space)
+        return _compared(model, model.text_rollout(action, task, None)[0], space)
     kept, key = task.distinct.references, (space, action.shape[1])
     if key not in kept:
         kept[key] = _still_reference(model, task.distinct, *key)
@@ -58,10 +58,10 @@ def _reference(model: JointModel, task: TaskContext, action: Tensor, space: str)
 def _still_reference(model: JointModel, prompts: TaskContext, space: str, steps: int) -> Tensor:
     """The text imagination of K prompts without actions: (K, H+1, ·)."""
     still = prompts.tau.new_zeros(len(prompts.tau), steps, model.dim_action)
-    return _pose(model, model.text_rollout(still, prompts, None)[0], space)
+    return _compared(model, model.text_rollout(still, prompts, None)[0], space)
 
 
-def refresh_references(model: JointModel, prompts: TaskContext) -> None:
-    """Take the references kept of K prompts anew, in place: a captured update reads them where they are."""
-    for (space, steps), kept in prompts.references.items():
-        kept.copy_(_still_reference(model, prompts, space, steps))
+def refresh_reference(model: JointModel, prompts: TaskContext, space: str, steps: int) -> None:
+    """Take what is kept of K prompts anew, in place: a captured update reads it where it is."""
+    found = _still_reference(model, prompts, space, steps)
+    prompts.references.setdefault((space, steps), found).copy_(found)

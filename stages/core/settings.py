@@ -91,7 +91,7 @@ class ActorCriticConfig(Section):
     max_std: float
 
 
-class JointConfig(Section):
+class BackwardConfig(Section):
     """The backward path while behaviour is learned; defaults and comments in presets/paper.yaml."""
 
     every: NonNegativeInt
@@ -117,5 +117,5 @@ class BehaviorConfig(Section):
     checkpoint_every: int
     watch_every: int
     watch_episodes: int
-    joint: JointConfig
+    backward: BackwardConfig
     actor_critic: ActorCriticConfig

@@ -79,7 +79,7 @@ class TaskContext:
 
     Groundings without TAMF have L = 0, and τ is what their policy is told of the prompt. `distinct` are the prompts
     that the rows were taken from and `index` (B,) which each is of, where that is known. `references` keeps what the
-    prompts look like to a model that is no longer trained, by space and horizon (core/reward.py).
+    prompts look like to the model, by space and horizon (core/reward.py).
     """
 
     tau: Tensor
@@ -189,9 +189,9 @@ class WorldModel(nn.Module):
         """
         raise NotImplementedError
 
-    def conclude(self, image: Tensor, e: Tensor) -> None:
-        """What is fixed when training ends, from frames (N, 3, 64, 64) of the data with their e (N, dim_e); most keep
-        nothing."""
+    def conclude(self, image: Tensor, embedding: Tensor) -> None:
+        """What is fixed when training ends, from frames (N, 3, 64, 64) of the data and the backbone's embeddings of
+        their windows (N, dim_e); most keep nothing."""
 
     def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.
@@ -285,9 +285,10 @@ class WorldModel(nn.Module):
             states, _, priors = self.imagine(start, lambda _, t: actions[:, t], actions.shape[1], task, noise)
             return states.h[:, 1:], priors
         first = self.rssm.step(start.h, start.z, actions[:, 0])  # (N, deter)
-        reset = torch.zeros(actions[:, 1:].shape[:2], dtype=torch.bool, device=actions.device)
-        later = self.rssm.imagination.scan(actions[:, 1:], first, reset, first)  # (N, H-1, deter)
-        h = torch.cat([first.unsqueeze(1), later], 1)
+        h = first.unsqueeze(1)  # (N, 1, deter)
+        if actions.shape[1] > 1:
+            reset = torch.zeros(actions[:, 1:].shape[:2], dtype=torch.bool, device=actions.device)
+            h = torch.cat([h, self.rssm.imagination.scan(actions[:, 1:], first, reset, first)], 1)  # (N, H, deter)
         return h, self.rssm.prior(h)
 
     def imagine(

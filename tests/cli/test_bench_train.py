@@ -19,7 +19,5 @@ def test_bench_train_measures_both_loops() -> None:
     assert found["pretrain"]["batch"] == [4, 8] and found["behave"]["imagined_steps_per_second"] > 0
     assert {"encoder", "decoder", "joint_behavior_rollouts", "optimizer", "data_wait"} <= set(found["parts_ms"])
     shares = found["parts_share_of_matmul_ceiling"]
-    assert set(shares) == set(found["parts_ms"]) - {"optimizer", "data_wait"} and all(
-        0 < s < 2 for s in shares.values()
-    )
+    assert set(shares) == set(found["parts_ms"]) - {"optimizer", "data_wait"} and min(shares.values()) > 0
     assert set(found["behave_parts_ms"]) == {"data", "imagination"} and found["behave"]["decisions_per_second"] > 0

@@ -159,7 +159,7 @@ def test_equation_9_on_the_data(actions_seen: str) -> None:
 # ---------------------------------------------------------------------------- Eq. 14
 
 
-@pytest.mark.parametrize(("horizon", "starts"), [(3, (0, 4)), (2, (0, 3)), (30, (0,))])
+@pytest.mark.parametrize(("horizon", "starts"), [(3, (0, 4)), (2, (0, 3)), (1, (0, 2, 4, 6)), (30, (0,))])
 def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tuple[int, ...]) -> None:
     """Σ_h γ^h KL(world ‖ text) / Σ_h γ^h over rollouts from each start, on the same actions; H is cut to the window.
 

@@ -26,7 +26,9 @@ from bitagent_cli.bench.kernels import count_kernels
 from stages import behave, methods, pretrain, transfer
 from stages.backbones.base import Backbone
 from stages.core.actor_critic import ActorCritic
+from stages.core.backward_path import BackwardPath
 from stages.core.behavior import Behavior, draw_batch
+from stages.core.joint_model import JointModel
 from stages.core.latents import Outcomes
 from stages.core.world_model import Noise, WorldModel
 from stages.methods.model_free import AGENTS, PixelLearner
@@ -96,6 +98,13 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
         batch = draw_batch(latents, found, config, behavior.noise, 2)
     twice(update, dict(batch))
     twice(update, {"prompt": batch["prompt"]})  # without data
+    if isinstance(model, JointModel):  # what the policy is imagined to do teaches the text imagination
+        path = BackwardPath(behavior)
+        language = make_optimizer(list(path.language.parameters()), 1e-4, 0.0)
+        refine = make_update(path, [(language, config.clip)], CUDA, bf16=config.bf16, compiled=False)
+        twice(refine, dict(batch))
+        with Strict():
+            path.refresh()
 
 
 def dynamics() -> None:

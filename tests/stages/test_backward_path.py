@@ -17,11 +17,10 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from tests.core.helpers import model_config
-from tests.methods import models
 from tests.stages import small_run
 from tests.stages.test_behave import behavior, config
 
-JOINT: dict[str, Any] = {"joint": {"every": 2, "updates": 2, "lr": 1e-2}}
+BACKWARD: dict[str, Any] = {"backward": {"every": 2, "updates": 2, "lr": 1e-2}}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def test_the_gradient_reaches_all_of_the_language_side_and_nothing_else(run: Run
     path = BackwardPath(module)
     loss, terms = path({**batch, "mean": torch.full((10,), -1.0)})
     loss.backward()
-    assert terms["joint_shown"] == 1
+    assert terms["backward_shown"] == 1
     reached = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
     language = {n for n, _ in module.named_parameters() if n.split(".")[1] in ("aligner", "text_map", "text_dynamics")}
     assert reached == language
@@ -65,7 +64,7 @@ def test_the_loss_is_eq_14_where_the_prompt_is_shown(run: Run) -> None:
             wanted += weights[t] / sum(weights) * kl * (earned[n] >= mean[n]).item() / 10
     torch.manual_seed(7)
     loss, terms = BackwardPath(module)({**batch, "mean": mean})
-    assert 0 < terms["joint_shown"] < 1
+    assert 0 < terms["backward_shown"] < 1
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
 
 
@@ -96,32 +95,30 @@ def test_refreshing_takes_what_is_kept_anew_where_it_lies(run: Run) -> None:
 def test_a_round_moves_the_language_side_alone_and_a_killed_run_goes_on_bit_for_bit(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = behave.run(config(**JOINT), run, Ask(task="walk"), Variant(method="other"))
+    whole = behave.run(config(**BACKWARD), run, Ask(task="walk"), Variant(method="other"))
     before = open_model(small_run.model_artifact(run)).state_dict()
     moved = {name.split(".")[0] for name, value in whole.tensors("model").items() if (value != before[name]).any()}
     assert moved == {"aligner", "text_map", "text_dynamics"}
     rows = {row["step"]: row for row in small_run.logged(whole)}
-    assert [step for step, row in rows.items() if "joint_behavior" in row] == [2, 4]  # none after the last update
-    assert max(rows[step]["joint_behavior"] for step in (2, 4)) > 0  # unless no rollout shows the prompt
+    assert [step for step, row in rows.items() if "backward_behavior" in row] == [2, 4]  # none after the last update
+    assert max(rows[step]["backward_behavior"] for step in (2, 4)) > 0  # unless no rollout shows the prompt
 
-    small_run.at_step(monkeypatch, 5, small_run.die)
+    small_run.at_step(monkeypatch, 3, small_run.die)  # before the round of step 4
     with pytest.raises(small_run.Killed):
-        behave.run(config(**JOINT), run, Ask(task="walk"))
-    resumed = behave.run(config(**JOINT), run, Ask(task="walk"))
+        behave.run(config(**BACKWARD), run, Ask(task="walk"))
+    resumed = behave.run(config(**BACKWARD), run, Ask(task="walk"))
     assert digests(resumed) == digests(whole)
 
 
 def test_it_works_without_data(run: Run) -> None:
-    made = behave.run(config(updates=3, **JOINT), run, Ask(task="run"), Variant(data_free=True))
-    assert "joint_behavior" in small_run.logged(made)[1]
+    made = behave.run(config(updates=3, **BACKWARD), run, Ask(task="run"), Variant(data_free=True))
+    assert "backward_behavior" in small_run.logged(made)[1]
 
 
-@pytest.mark.parametrize("method", ["genrl", "wm-clip", "founder"])
-def test_a_method_without_text_imagination_is_refused(run: Run, method: str) -> None:
-    module, _ = behavior(run)
-    module.model = models.make(method)
-    with pytest.raises(BadInput, match=r"imagines nothing from text: leave out behave\.joint\.every"):
-        BackwardPath(module)
+@pytest.mark.parametrize("variant", [Variant(method="genrl"), Variant(method="td3"), Variant(oracle=True)])
+def test_what_has_no_text_imagination_or_another_reward_is_refused(run: Run, variant: Variant) -> None:
+    with pytest.raises(BadInput, match=r"behave\.backward teaches BiTAgent's text imagination by its own reward"):
+        behave.run(config(**BACKWARD), run, Ask(task="walk"), variant)
 
 
 def digests(made: Artifact) -> list[str]:

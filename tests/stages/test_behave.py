@@ -52,7 +52,7 @@ BEHAVE: dict[str, Any] = {
     "checkpoint_every": 2,
     "watch_every": 0,
     "watch_episodes": 2,
-    "joint": {"every": 0, "updates": 2, "lr": 1e-3},
+    "backward": {"every": 0, "updates": 2, "lr": 1e-3},
     "actor_critic": ACTOR_CRITIC,
 }
 
@@ -61,7 +61,7 @@ def config(**changes: Any) -> behave.Config:
     return behave.Config.model_validate(BEHAVE | changes)
 
 
-PARALLEL = config(decisions=12, imagined=4, joint={"every": 3, "updates": 2, "lr": 1e-3})
+PARALLEL = config(decisions=12, imagined=4, backward={"every": 3, "updates": 2, "lr": 1e-3})
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +345,8 @@ def test_two_processes_learn_the_policy_of_one(run: Run) -> None:
     for part in ("actor_critic", "model"):
         for name, value in made.tensors(part).items():
             torch.testing.assert_close(value, wanted.tensors(part)[name], rtol=0, atol=1e-4, msg=name)
+    before = small_run.model_artifact(run).tensors("model")["text_map.0.weight"]
+    assert (made.tensors("model")["text_map.0.weight"] - before).abs().max() > 1e-4  # one round
 
 
 def test_an_update_that_does_not_divide_is_refused() -> None:
@@ -399,8 +401,16 @@ def test_on_cuda_both_stages_train_compiled_and_captured(tmp_path: Path) -> None
     """Past the warm-up, updates are replays of a CUDA graph: anything that waits for the host breaks the capture."""
     run = small_run.make_run(tmp_path / "walker-smoke", device="cuda")
     small_run.make_inputs(run)
-    model = pretrain.run(pretrain.Sections(small_run.pretrain_config(compile="on", bf16=True), model_config()), run)
-    policy = behave.run(config(compile="on", bf16=True), run, Ask(task="walk"))
+    model = pretrain.run(
+        pretrain.Sections(
+            small_run.pretrain_config(compile="on", bf16=True),
+            model_config(),
+        ),
+        run,
+    )
+    policy = behave.run(
+        config(compile="on", bf16=True, backward={"every": 5, "updates": 2, "lr": 1e-3}), run, Ask(task="walk")
+    )
     for made in (model, policy):
         rows = small_run.logged(made)
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
