@@ -17,7 +17,7 @@ from stages.core.world_model import Labels, Noise, State, TaskContext
 class BiTAgent(JointModel):
     """The joint model with its two duties; the ablations are the same class under other switches."""
 
-    spaces: ClassVar[tuple[str, ...]] = ("both", "relative", "decoded", "z")
+    spaces: ClassVar[tuple[str, ...]] = ("relative", "decoded", "both", "z")
 
     def pretraining_loss(
         self, batch: Mapping[str, Tensor], labels: Labels, config: ObjectiveConfig, noise: Noise
