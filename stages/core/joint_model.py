@@ -126,8 +126,7 @@ class JointModel(WorldModel):
         reset[:, 0] = True
         previous = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
         x = torch.cat([previous, self.text_action(action).to(z.dtype)], -1)
-        # A reset step does not advance h^τ: f_map(τ) is the state at the first frame itself, and what the next one is
-        # from.
+        # A reset step does not advance h^τ: f_map(τ) is the state at the first frame itself, and the next one's past.
         after = torch.cat([torch.zeros_like(reset[:, :1]), reset[:, :-1]], 1)
         h = self.text_dynamics.gru.scan(x, h_first, after, h_first)
         h = torch.where(reset.unsqueeze(-1), h_first.unsqueeze(1), h)  # (B, T, deter)

@@ -32,17 +32,11 @@ class Expert(nn.Module):
 
 
 @fusible
-def geglu(x: Tensor) -> Tensor:
-    """(..., 2D), values and gates → (..., D)."""
+def geglu(x: Tensor, share: Tensor | None = None) -> Tensor:
+    """(..., 2D), values and gates → (..., D), each unit times its `share` (..., D), where there is one."""
     value, gate = x.chunk(2, -1)
-    return value * F.gelu(gate)
-
-
-@fusible
-def shared_geglu(x: Tensor, share: Tensor) -> Tensor:
-    """`geglu` of (..., 2D), each unit times what the gate gives of it (..., D)."""
-    value, gate = x.chunk(2, -1)
-    return value * F.gelu(gate) * share
+    out = value * F.gelu(gate)
+    return out if share is None else out * share
 
 
 @fusible
@@ -95,7 +89,7 @@ class Folded:
             shares = [_share(pair, p) for pair, p in zip(pairs, gates.unbind(-2), strict=True)]
             self.gates, self.shares = gates, [(share.to(autocast_dtype(z)), bias) for share, bias in shares]
         for (first, second), (share, bias) in zip(self.maps, self.shares, strict=True):
-            z = added(z, second(shared_geglu(first(normalised(z, autocast_dtype(z))), share)), bias)
+            z = added(z, second(geglu(first(normalised(z, autocast_dtype(z))), share)), bias)
         return z
 
 
