@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stages.agents.online_actor_critic import OnlineActorCritic
 from stages.agents.replay import DECISIONS
 from stages.core.joint_model import JointModel
-from stages.core.objective import kl_losses
+from stages.core.objective import image_error, kl_losses
 from stages.core.settings import ActorCriticConfig, ModelConfig, ObjectiveConfig
 from stages.core.world_model import Noise, Observed, State, TaskContext
 from stages.runtime.config import PartShare, Section, Share
@@ -116,10 +116,8 @@ class Agent(nn.Module):
         """
         image = batch["image"]
         seen = self.observe(batch, image)
-        shown = torch.randperm(image.shape[1], device=image.device)[: self.config.decoded]
         terms = kl_losses(seen, self.objective)
-        z, frames = seen.state.z[:, shown].flatten(0, 1), image[:, shown].flatten(0, 1)
-        terms["image"] = self.model.decoder.squared_error(z, frames)
+        terms["image"] = image_error(self.model, seen.state.z, image, self.config.decoded)
         terms["reward"] = self.reward.loss(seen, batch)
         total = terms["kl"] + terms["image"] + terms["reward"]
         terms |= {"h": seen.state.h, "z": seen.state.z.float()}

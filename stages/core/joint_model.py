@@ -151,7 +151,7 @@ class JointModel(WorldModel):
                 if step:
                     h = self.text_dynamics.step(h, latents[-1], actions[:, step - 1])
                     log_probs = self.text_dynamics.prior(h)
-                s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
+                s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape[:-1]) if noise else None)
                 latents.append(self.fusion.blend(semantic, s, task.gates))
                 all_probs.append(log_probs)
         return torch.stack(latents, 1).float(), torch.stack(all_probs, 1)

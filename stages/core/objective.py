@@ -47,9 +47,19 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 
 
 def world_model_loss(model: WorldModel, seen: Observed, image: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
-    image_error = model.decoder.squared_error(seen.state.z.flatten(0, 1), image.flatten(0, 1))
-    return kl_losses(seen, config) | {"image": image_error}
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
+
+    `decoded` frames of a window are reconstructed, drawn anew every time: the mean error is that of all.
+    """
+    return kl_losses(seen, config) | {"image": image_error(model, seen.state.z, image, config.decoded)}
+
+
+def image_error(model: WorldModel, z: Tensor, image: Tensor, decoded: int) -> Tensor:
+    """Of so many frames of windows z (B, T, dim_z), image (B, T, 3, 64, 64), the same of each window."""
+    if decoded < z.shape[1]:
+        some = torch.rand(z.shape[1], device=z.device).argsort()[:decoded]
+        z, image = z[:, some], image[:, some]
+    return model.decoder.squared_error(z.flatten(0, 1), image.flatten(0, 1))
 
 
 def kl_losses(seen: Observed, config: ObjectiveConfig) -> dict[str, Tensor]:
@@ -113,7 +123,7 @@ def joint_behavior_loss(
     count, horizon = steps.shape
     repeated = task.repeat_interleave(count)
     h, prior = model.follow(start, actions, repeated, noise)  # (B·count, H, ...)
-    imagined = model.predict_semantics(h, sample_one_hot(prior, noise.uniform(*prior.shape)))  # (B·count, H, dim_e)
+    imagined = model.predict_semantics(h, sample_one_hot(prior, noise.uniform(*prior.shape[:-1])))  # (B·count, H, dim_e)
     _, text = model.text_rollout(actions, repeated, noise)
     weight = discounted(horizon, config.discount, steps.device)
     weight = weight * (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
@@ -175,7 +185,7 @@ def dynamics_loss(
     # Rollouts, begun where h has a past.
     start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST, DYNAMICS_PAST)
     imagined, prior = model.follow(start, actions, task.repeat_interleave(len(steps)), noise)
-    codes = sample_one_hot(prior.detach(), noise.uniform(*prior.shape))  # (B·count, H, S)
+    codes = sample_one_hot(prior.detach(), noise.uniform(*prior.shape[:-1]))  # (B·count, H, S)
     valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
     free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
     error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, codes)).square().sum(-1)

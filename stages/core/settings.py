@@ -41,6 +41,7 @@ class ObjectiveConfig(Section):
     """Weights and constants of the objective; defaults and comments in presets/paper.yaml."""
 
     world_model: float
+    decoded: PositiveInt
     mllm: float
     joint_behavior: float
     rollout: float

@@ -227,7 +227,7 @@ class WorldModel(nn.Module):
             noise: source of the posterior samples; None takes the mode.
         """
         posterior = self.rssm.posterior(image)  # (B, T, C, K)
-        s = sample_one_hot(posterior, noise.uniform(*posterior.shape) if noise else None)  # (B, T, S)
+        s = sample_one_hot(posterior, noise.uniform(*posterior.shape[:-1]) if noise else None)  # (B, T, S)
         z = self.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
         reset = is_first.clone()
         reset[:, 0] = True  # what came before the window is not known
@@ -256,7 +256,7 @@ class WorldModel(nn.Module):
         count, device = len(task.tau), task.tau.device
         z, action = (torch.zeros(count, width, device=device) for width in (self.dim_z, self.dim_action))
         h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
-        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, *self.rssm.shape) if noise else None)
+        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, self.rssm.shape[0]) if noise else None)
         e = self.predict_semantics(h, s)
         return State(h, self.fuse(e, s, task.gates), e)
 
@@ -302,7 +302,7 @@ class WorldModel(nn.Module):
             states (N, H+1, ...) including the start, actions (N, H, A), priors (N, H, C, K).
         """
         states, actions, priors = [start], [], []
-        shape = (len(start.h), *self.rssm.shape)
+        shape = (len(start.h), self.rssm.shape[0])
         with unrolled(self):
             for step in range(horizon):
                 action = act(states[-1].features, step)

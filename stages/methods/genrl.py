@@ -156,7 +156,7 @@ class GenRL(PlainWorldModel):
 
 def draw_state(log_probs: Tensor, noise: Noise | None) -> Tensor:
     """A one-hot sample (N, C·K) of log-probabilities (N, C, K), or their mode without noise."""
-    return sample_one_hot(log_probs, noise.uniform(*log_probs.shape) if noise else None)
+    return sample_one_hot(log_probs, noise.uniform(*log_probs.shape[:-1]) if noise else None)
 
 
 def clipped_cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ MODEL: dict[str, Any] = {
 
 OBJECTIVE: dict[str, Any] = {
     "world_model": 1.0,
+    "decoded": 8,
     "mllm": 5.0,
     "joint_behavior": 0.1,
     "rollout": 0.5,

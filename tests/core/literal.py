@@ -134,11 +134,14 @@ def kl(p: Array, q: Array) -> float:
 
 
 def one_hot(probs: Array, uniform: Array | None = None) -> Array:
-    """(C, K) → (C·K,): the mode, or the Gumbel-max sample argmax(log p - log(-log u))."""
+    """(C, K) → (C·K,): the mode, or the first class whose distribution function exceeds u (C,)."""
     out = np.zeros_like(probs)
     for variable, p in enumerate(probs):
-        score = np.log(p) if uniform is None else np.log(p) - np.log(-np.log(uniform[variable]))
-        out[variable, int(score.argmax())] = 1.0
+        if uniform is None:
+            drawn = int(p.argmax())
+        else:
+            drawn = next((k for k in range(len(p) - 1) if p[: k + 1].sum() > uniform[variable]), len(p) - 1)
+        out[variable, drawn] = 1.0
     return out.reshape(-1)
 
 

@@ -117,7 +117,7 @@ def test_observe_is_equation_1_and_4() -> None:
     torch.manual_seed(11)
     batch, _, seen = filtered(model, Noise("cpu"))
     torch.manual_seed(11)
-    uniform = array(torch.rand(3, 8, 3, 5))
+    uniform = array(torch.rand(3, 8, 3))
     world = literal.World(model)
     for b in range(2):
         tau = world.tau(array(prompts())[b])
@@ -162,7 +162,7 @@ def test_imagination_is_equation_6(semantics: str, noisy: bool) -> None:
     torch.manual_seed(12)
     states, taken, priors = model.imagine(start, lambda _, t: actions[:, t], 5, task, Noise("cpu") if noisy else None)
     torch.manual_seed(12)
-    uniforms = np.stack([array(torch.rand(3, 3, 5)) for _ in range(5)], 1) if noisy else None
+    uniforms = np.stack([array(torch.rand(3, 3)) for _ in range(5)], 1) if noisy else None
     assert torch.equal(taken, actions)
     world = literal.World(model)
     for b in range(3):
@@ -218,7 +218,7 @@ def test_text_imagination_is_equations_7_and_8(actions_seen: str, noisy: bool) -
     torch.manual_seed(13)
     z, log_probs = model.text_rollout(actions, task, Noise("cpu") if noisy else None)
     torch.manual_seed(13)
-    uniforms = np.stack([array(torch.rand(3, 3, 5)) for _ in range(5)], 1) if noisy else None
+    uniforms = np.stack([array(torch.rand(3, 3)) for _ in range(5)], 1) if noisy else None
     world = literal.World(model)
     for b in range(3):
         tau = world.tau(array(prompts())[b])

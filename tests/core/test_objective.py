@@ -69,6 +69,23 @@ def test_equation_12_kl_balancing_free_nats_and_image() -> None:
     assert terms["image"].item() == pytest.approx(image / 24, rel=1e-5)
 
 
+def test_some_frames_stand_for_all_in_the_error_of_the_image() -> None:
+    """`decoded` frames, the same of each window, all different, drawn anew; the mean over draws is the error of all."""
+    model = make_model()
+    batch, _, seen = filtered(model)
+    each = torch.stack(
+        [model.decoder.squared_error(seen.state.z[:, t], batch["image"][:, t]) for t in range(8)]
+    ).detach()  # (T,) of the frames at one position of all windows
+    pairs = {(i, j): (each[i] + each[j]).item() / 2 for i in range(8) for j in range(i)}
+    torch.manual_seed(3)
+    found = [objective.image_error(model, seen.state.z, batch["image"], 2).item() for _ in range(300)]
+    drawn = [min(pairs, key=lambda pair: abs(pairs[pair] - value)) for value in found]
+    assert all(pairs[pair] == pytest.approx(value, rel=1e-5) for pair, value in zip(drawn, found, strict=True))
+    assert len(set(drawn)) > 20
+    assert sum(pairs.values()) / len(pairs) == pytest.approx(each.mean().item(), rel=1e-5)
+    assert np.mean(found) == pytest.approx(each.mean().item(), abs=4 * np.std(found) / 300**0.5)
+
+
 def test_kl_balancing_moves_each_side_by_its_own_weight() -> None:
     """d KL(sg(q) ‖ p) / d log p = -q and d KL(q ‖ sg(p)) / d log q = q (log q - log p + 1); none below free nats."""
     model = make_model()
@@ -173,8 +190,8 @@ def test_equation_14_discounted_kl_of_the_two_rollouts(horizon: int, starts: tup
     found = objective.joint_behavior_loss(model, seen, task, SHOWN, config, Noise("cpu"))
     steps, rollouts = min(horizon, 7), 3 * len(starts)
     torch.manual_seed(21)
-    world_noise = array(torch.rand(rollouts, steps, 3, 5))
-    text_noise = np.stack([array(torch.rand(rollouts, 3, 5)) for _ in range(steps + 1)], 1)
+    world_noise = array(torch.rand(rollouts, steps, 3))
+    text_noise = np.stack([array(torch.rand(rollouts, 3)) for _ in range(steps + 1)], 1)
     world = literal.World(model)
     total = held = 0.0
     for b in range(3):
@@ -210,7 +227,7 @@ def test_dynamics_alone_are_cross_entropies_on_fixed_states() -> None:
         batch["embedding"].float(), batch["task"], make_labels(), objective_config(), Noise("cpu")
     )
     starts = (8, 16)  # of rollouts, after 8 frames of past and then every 8
-    noise = array(torch.rand(3 * len(starts), 2, 3, 5))
+    noise = array(torch.rand(3 * len(starts), 2, 3))
     world, sums = literal.World(model), dict.fromkeys(("forced", "semantics", "rollout", "ahead", "astray"), 0.0)
     e_all = array(model.adapter(batch["embedding"].float()))
     for b in range(3):
