@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.nets import MLP, ImageDecoder, sample_one_hot, unimix_log_probs, unrolled
+from stages.core.nets import MLP, ImageDecoder, unimix_log_probs, unrolled
 from stages.core.rssm import RSSM, Dynamics
 from stages.core.settings import ModelConfig
 from stages.core.tamf import TAMF
-from stages.core.world_model import Noise, State, TaskContext, WorldModel
+from stages.core.world_model import Noise, State, TaskContext, WorldModel, draw_state
 
 
 class Adapter(nn.Module):
@@ -77,7 +77,7 @@ class JointModel(WorldModel):
         """Keep the means of what rewards compare: what all frames have in common tells no task from another."""
         e = self.adapter(embedding)  # (N, dim_e)
         self.semantic_origin.copy_(e.mean(0))
-        s = torch.cat([sample_one_hot(self.rssm.posterior(some), None) for some in image.split(1024)])  # (N, S)
+        s = torch.cat([draw_state(self.rssm.posterior(some), None) for some in image.split(1024)])  # (N, S)
         self.decoded_origin.copy_(self.decoder.stem(self.fuse(e, s, self.task(embedding).gates)).mean(0))
 
     # ------------------------------------------------------------------ what fills z
@@ -151,7 +151,7 @@ class JointModel(WorldModel):
                 if step:
                     h = self.text_dynamics.step(h, latents[-1], actions[:, step - 1])
                     log_probs = self.text_dynamics.prior(h)
-                s = sample_one_hot(log_probs, noise.uniform(*log_probs.shape[:-1]) if noise else None)
+                s = draw_state(log_probs, noise)
                 latents.append(self.fusion.blend(semantic, s, task.gates))
                 all_probs.append(log_probs)
         return torch.stack(latents, 1).float(), torch.stack(all_probs, 1)

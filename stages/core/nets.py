@@ -302,15 +302,14 @@ def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
 def sample_one_hot(log_probs: Tensor, uniform: Tensor | None) -> Tensor:
     """Straight-through one-hot sample of (..., C, K), flattened to (..., C·K).
 
-    `uniform` (..., C) is noise in [0, 1), a number for each variable, which its distribution function is compared
-    with; None takes the mode. The gradient is that of the probabilities (DreamerV2/V3).
+    `uniform` (..., C) in [0, 1) is where each variable's distribution function is inverted; None takes the mode. The
+    gradient is that of the probabilities (DreamerV2/V3).
     """
     probs = log_probs.exp()
     if uniform is None:
         index = log_probs.argmax(-1, keepdim=True)
     else:
-        index = torch.searchsorted(probs.detach().cumsum(-1), uniform.unsqueeze(-1), right=True)
-        index = index.clamp(max=probs.shape[-1] - 1)  # (..., C, 1); a sum may end below the largest noise
+        index = torch.searchsorted(probs[..., :-1].detach().cumsum(-1), uniform.unsqueeze(-1), right=True)
     hard = torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
     return (hard + probs - probs.detach()).flatten(-2)
 

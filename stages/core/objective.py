@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.core.joint_model import JointModel
-from stages.core.nets import categorical_kl, sample_one_hot
+from stages.core.nets import categorical_kl
 from stages.core.settings import DynamicsConfig, ObjectiveConfig
-from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel
+from stages.core.world_model import Labels, Noise, Observed, State, TaskContext, WorldModel, draw_state
 
 DYNAMICS_PAST = 8  # frames of a sequence that h sees before rollouts of `dynamics_loss` begin
 
@@ -47,15 +47,12 @@ def choose_prompts(e: Tensor, part: Tensor, labels: Labels, config: ObjectiveCon
 
 
 def world_model_loss(model: WorldModel, seen: Observed, image: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t.
-
-    `decoded` frames of a window are reconstructed, drawn anew every time: the mean error is that of all.
-    """
+    """L_WM (Eq. 12): KL(q(s_t) ‖ p(s_t)) with balancing and free nats, and reconstruction from z_t."""
     return kl_losses(seen, config) | {"image": image_error(model, seen.state.z, image, config.decoded)}
 
 
 def image_error(model: WorldModel, z: Tensor, image: Tensor, decoded: int) -> Tensor:
-    """Of so many frames of windows z (B, T, dim_z), image (B, T, 3, 64, 64), the same of each window."""
+    """Error of `decoded` frames of windows, drawn anew each time: z (B, T, dim_z), image (B, T, 3, 64, 64)."""
     if decoded < z.shape[1]:
         some = torch.rand(z.shape[1], device=z.device).argsort()[:decoded]
         z, image = z[:, some], image[:, some]
@@ -123,7 +120,7 @@ def joint_behavior_loss(
     count, horizon = steps.shape
     repeated = task.repeat_interleave(count)
     h, prior = model.follow(start, actions, repeated, noise)  # (B·count, H, ...)
-    imagined = model.predict_semantics(h, sample_one_hot(prior, noise.uniform(*prior.shape[:-1])))  # (B·count, H, dim_e)
+    imagined = model.predict_semantics(h, draw_state(prior, noise))  # (B·count, H, dim_e)
     _, text = model.text_rollout(actions, repeated, noise)
     weight = discounted(horizon, config.discount, steps.device)
     weight = weight * (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1)  # (B·count, H)
@@ -174,33 +171,33 @@ def dynamics_loss(
     reset[:, 0] = True
     with torch.set_grad_enabled(model.config.reads_imagined):  # else the filter's recurrence stays as it is
         h = model.rssm.scan(z, batch["action"], reset, model.rssm.first(len(z)))  # (B, T, deter)
-    posterior = s.unflatten(-1, model.rssm.shape)  # (B, T, C, K), one-hot
-    seen = Observed(State(h, z, e), s, posterior, model.rssm.prior(h), batch["action"], batch["is_first"])
+    codes = s.unflatten(-1, model.rssm.shape)  # (B, T, C, K)
+    seen = Observed(State(h, z, e), s, codes, model.rssm.prior(h), batch["action"], batch["is_first"])
     follows = torch.ones_like(reset, dtype=torch.float32)
     follows[:, 0] = batch["is_first"][:, 0].float()
-    forced = cross_entropy(posterior, seen.prior)  # (B, T)
+    forced = cross_entropy(batch["modes"], seen.prior)  # (B, T)
     errors = (e - model.predict_semantics(h, s)).square().sum(-1)  # (B, T)
     terms = {"kl_nats": (forced * follows).mean(), "semantic_prediction": errors.mean()}
 
     # Rollouts, begun where h has a past.
     start, steps, actions = seen.stretches(config.horizon, DYNAMICS_PAST, DYNAMICS_PAST)
     imagined, prior = model.follow(start, actions, task.repeat_interleave(len(steps)), noise)
-    codes = sample_one_hot(prior.detach(), noise.uniform(*prior.shape[:-1]))  # (B·count, H, S)
+    drawn = draw_state(prior.detach(), noise)  # (B·count, H, S)
     valid = (~seen.is_first[:, steps].flatten(0, 1)).cumprod(1).float()  # (B·count, H)
-    free = cross_entropy(posterior[:, steps].flatten(0, 1), prior)
-    error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, codes)).square().sum(-1)
+    free = cross_entropy(batch["modes"][:, steps].flatten(0, 1), prior)
+    error = (e[:, steps].flatten(0, 1) - model.predict_semantics(imagined, drawn)).square().sum(-1)
     astray = (h[:, steps].flatten(0, 1).detach() - imagined).float().square().mean(-1)
     rollout = {"rollout_nats": free, "rollout_semantics": error, "rollout_states": astray}  # (B·count, H) each
     terms |= {name: (value * valid).mean() for name, value in rollout.items()}
     semantics = terms["semantic_prediction"] + terms["rollout_semantics"]
-    total = config.codes * (terms["kl_nats"] + terms["rollout_nats"]) + config.semantics * semantics
-    total = total + config.states * terms["rollout_states"]
+    nats = terms["kl_nats"] + terms["rollout_nats"]
+    total = config.codes * nats + config.semantics * semantics + config.states * terms["rollout_states"]
     return total, {k: v.detach() for k, v in terms.items()}
 
 
 def cross_entropy(target: Tensor, log_probs: Tensor) -> Tensor:
-    """-Σ target log p over variables and classes (..., C, K): (...), nats."""
-    return -(target * log_probs).sum((-2, -1))
+    """-Σ log p of the target's classes (..., C) over variables, log_probs (..., C, K): (...), nats."""
+    return -log_probs.gather(-1, target.unsqueeze(-1)).sum((-2, -1))
 
 
 def joint_loss(
@@ -217,8 +214,7 @@ def joint_loss(
     task = model.task(prompts.embedding)
     e = model.adapter(batch.get("semantics", raw))  # (B, T, dim_e)
     seen = model.observe(batch["image"], batch["action"], batch["is_first"], e, task, noise)
-    terms = world_model_loss(model, seen, batch["image"], config)
-    terms |= mllm_loss(model, seen, task, prompts.shown, config)
+    terms = world_model_loss(model, seen, batch["image"], config) | mllm_loss(model, seen, task, prompts.shown, config)
     total = config.world_model * (terms["kl"] + terms["image"])
     total = total + config.semantic_prediction * terms["semantic_prediction"]
     if config.mllm:

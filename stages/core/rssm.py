@@ -77,11 +77,6 @@ class RSSM(Dynamics):
         logits = self.posterior_net(self.encoder(image.flatten(0, -4)))
         return unimix_log_probs(logits.unflatten(0, lead).unflatten(-1, self.shape), self.unimix)
 
-    def blind_step(self, h: Tensor, action: Tensor) -> Tensor:
-        """A transition of imagination that reads the action (..., A) alone: h (..., deter) → next h."""
-        assert self.imagination is not None
-        return self.imagination(action.to(h.dtype), h).to(h.dtype)
-
     def first(self, batch: int) -> Tensor:
         """h before the first frame of an episode: (batch, deter)."""
         return torch.tanh(self.h_first).expand(batch, -1)

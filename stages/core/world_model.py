@@ -137,6 +137,11 @@ class Noise:
         return draw(batch * self.world, *rest, device=self.device)[self.rank * batch : (self.rank + 1) * batch]
 
 
+def draw_state(log_probs: Tensor, noise: Noise | None) -> Tensor:
+    """A one-hot sample (B, ..., C·K) of log-probabilities (B, ..., C, K), or their mode without noise."""
+    return sample_one_hot(log_probs, noise.uniform(*log_probs.shape[:-1]) if noise else None)
+
+
 class WorldModel(nn.Module):
     """RSSM and decoder with what a grounding puts into z; subclasses build the parts named here.
 
@@ -227,7 +232,7 @@ class WorldModel(nn.Module):
             noise: source of the posterior samples; None takes the mode.
         """
         posterior = self.rssm.posterior(image)  # (B, T, C, K)
-        s = sample_one_hot(posterior, noise.uniform(*posterior.shape[:-1]) if noise else None)  # (B, T, S)
+        s = draw_state(posterior, noise)  # (B, T, S)
         z = self.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
         reset = is_first.clone()
         reset[:, 0] = True  # what came before the window is not known
@@ -241,7 +246,7 @@ class WorldModel(nn.Module):
 
         `previous=None` starts an episode. Uses the posterior's mode.
         """
-        s = sample_one_hot(self.rssm.posterior(image), None)  # (B, S)
+        s = draw_state(self.rssm.posterior(image), None)  # (B, S)
         z = self.fuse(e, s, task.gates)  # (B, dim_z)
         if previous is None:
             h, past, action = self.rssm.first(len(image)), torch.zeros_like(z), torch.zeros_like(action)
@@ -256,12 +261,12 @@ class WorldModel(nn.Module):
         count, device = len(task.tau), task.tau.device
         z, action = (torch.zeros(count, width, device=device) for width in (self.dim_z, self.dim_action))
         h = self.rssm.step(self.rssm.first(count), z, action)  # (B, deter)
-        s = sample_one_hot(self.rssm.prior(h), noise.uniform(count, self.rssm.shape[0]) if noise else None)
+        s = draw_state(self.rssm.prior(h), noise)
         e = self.predict_semantics(h, s)
         return State(h, self.fuse(e, s, task.gates), e)
 
     def imagine_step(
-        self, state: State, action: Tensor, task: TaskContext, uniform: Tensor | None, seen: bool
+        self, state: State, action: Tensor, task: TaskContext, noise: Noise | None, seen: bool
     ) -> tuple[State, Tensor]:
         """z_{t+1} ~ p_θ(z_{t+1} | z_t, a_t) (Eq. 6): the next state and the prior's log-probabilities.
 
@@ -269,10 +274,10 @@ class WorldModel(nn.Module):
         guesses whatever the actions do. So only the step from a z that was `seen` is the filter's; from there on a
         recurrence of imagination's own reads the actions alone (`model.reads_imagined: true` keeps the filter's).
         """
-        blind = not (seen or self.config.reads_imagined)
-        h = self.rssm.blind_step(state.h, action) if blind else self.rssm.step(state.h, state.z, action)  # (B, deter)
+        h, blind = state.h, None if seen else self.rssm.imagination
+        h = blind(action.to(h.dtype), h).to(h.dtype) if blind else self.rssm.step(h, state.z, action)  # (B, deter)
         prior = self.rssm.prior(h)  # (B, C, K)
-        s = sample_one_hot(prior, uniform)  # (B, S)
+        s = draw_state(prior, noise)  # (B, S)
         e = self.imagined_semantics(state, h, s)  # no camera looks into imagination
         return State(h, self.fuse(e, s, task.gates), e), prior
 
@@ -302,12 +307,10 @@ class WorldModel(nn.Module):
             states (N, H+1, ...) including the start, actions (N, H, A), priors (N, H, C, K).
         """
         states, actions, priors = [start], [], []
-        shape = (len(start.h), self.rssm.shape[0])
         with unrolled(self):
             for step in range(horizon):
                 action = act(states[-1].features, step)
-                uniform = noise.uniform(*shape) if noise else None
-                state, prior = self.imagine_step(states[-1], action, task, uniform, seen=step == 0)
+                state, prior = self.imagine_step(states[-1], action, task, noise, seen=step == 0)
                 states.append(state)
                 actions.append(action)
                 priors.append(prior)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.nets import MLP, categorical_kl, sample_one_hot
+from stages.core.nets import MLP, categorical_kl
 from stages.core.rssm import Dynamics
 from stages.core.settings import ModelConfig, ObjectiveConfig
-from stages.core.world_model import Noise, Observed, State, TaskContext
+from stages.core.world_model import Noise, Observed, State, TaskContext, draw_state
 from stages.methods.plain import PlainWorldModel
 from stages.runtime.config import Section
 from stages.runtime.errors import BadInput
@@ -152,11 +152,6 @@ class GenRL(PlainWorldModel):
         target, _ = self.text_rollout(steps, prompts, None)  # (K, H, C·K), once for each prompt
         mine, wanted = (self.decoder.stem(x).float() for x in (state.z[:, 1:], target))
         return aligned_reward(clipped_cosine(mine, wanted[index]), self.window)
-
-
-def draw_state(log_probs: Tensor, noise: Noise | None) -> Tensor:
-    """A one-hot sample (N, C·K) of log-probabilities (N, C, K), or their mode without noise."""
-    return sample_one_hot(log_probs, noise.uniform(*log_probs.shape[:-1]) if noise else None)
 
 
 def clipped_cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -17,11 +17,12 @@ from torch import Tensor
 from stages.data.episodes import Dataset
 from stages.methods import open_model
 from stages.policies.policy import load_actor
-from stages.report import counterfactual, diagnostics, figures, results, tables
+from stages.report import aggregate, counterfactual, diagnostics, figures, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
 from stages.report.page import Chapter, Chart, save_frames, save_json, save_tables
+from stages.report.results import Result
 from stages.report.scene import Scene
 from stages.report.tables import Table
 from stages.runtime import artifacts, logs
@@ -51,8 +52,27 @@ def scores(scene: Scene) -> Chapter:
         "prompts": tables.prompts_table(found),
     }
     chapter = Chapter("Scores", tables=save_tables(scene.folder, made))
+    compare_methods(scene.folder, chapter, "aggregate", [r for r in found if r.single_task and not r.source])
+    compare_methods(scene.folder, chapter, "aggregate-multi-task", [r for r in found if r.multi_task])
     save_tables(scene.folder, {"ledger": ledger(found, run)})  # too wide for the page
     return chapter
+
+
+def compare_methods(folder: Path, chapter: Chapter, stem: str, found: Sequence[Result]) -> None:
+    """Add methods over tasks and seeds to a chapter, where there are two with two seeds of every task."""
+    compared = results.comparable(found)
+    if not (table := tables.aggregate_table(compared)):
+        return
+    chapter.tables += save_tables(folder, {stem: table})
+    ours = compared["bitagent"]
+    better = {m: aggregate.probability_of_improvement(ours, s) for m, s in compared.items() if m != "bitagent"}
+    panels = {
+        "interquartile mean": {m: aggregate.interquartile_mean(s) for m, s in compared.items()},
+        "BiTAgent is better": better,
+    }
+    profiles = {m: aggregate.profile(s) for m, s in compared.items()}
+    files = figures.aggregates(folder / f"{stem}.png", panels, profiles)
+    chapter.charts.append(Chart(tuple(file.name for file in files), "Over tasks and seeds, with 95 % intervals."))
 
 
 def transfers(scene: Scene) -> Chapter | None:

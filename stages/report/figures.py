@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from stages.data.episodes import Dataset
+from stages.report.aggregate import LEVELS, Interval
 from stages.runtime.drawing import figure
 
 if TYPE_CHECKING:  # every stage imports this module, few draw
@@ -261,6 +262,30 @@ def score_bars(path: Path, panels: Mapping[str, Groups]) -> list[Path]:
             low, high = (1.15 * limit for limit in ax.get_xlim())
             ax.set(title=title, xlim=(min(low, 0.0), max(high, 1.12)))
     return panel_paths(path, len(drawn))
+
+
+def aggregates(
+    path: Path, panels: Mapping[str, Mapping[str, Interval]], profiles: Mapping[str, Interval]
+) -> list[Path]:
+    """Methods over all tasks: a point with its interval a method, then the share of runs above every score.
+
+    Args:
+        panels: {figure: {method: interval}}. profiles: {method: share of runs above each of `LEVELS`}.
+    """
+    names = list(profiles)
+    with chart(path, len(panels) + 1, max(HIGH, _bars_height(len(names)))) as (*axes, last):
+        for ax, (title, found) in zip(axes, panels.items(), strict=True):
+            for at, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
+                if name in found:
+                    ax.plot([found[name].low, found[name].high], [at, at], color=color, linewidth=3, alpha=0.5)
+                    ax.plot(found[name].value, at, "o", color=color, markersize=5)
+            ax.set_yticks(range(len(names)), names)
+            ax.set(title=title, ylim=(len(names) - 0.4, -0.6))
+        for (name, share), color in zip(profiles.items(), cycle(COLORS), strict=False):
+            last.plot(LEVELS, share.value, color=color, linewidth=1.1, label=name)
+            last.fill_between(LEVELS, share.low, share.high, color=color, alpha=0.15, linewidth=0)
+        last.set(title="profile", xlabel="score above", ylabel="share of runs", ylim=(0, 1.02))
+    return panel_paths(path, len(panels) + 1)
 
 
 def _bars_height(count: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.report import figures, results, tables
-from stages.report.chapters import FIG_4
+from stages.report.chapters import FIG_4, compare_methods
 from stages.report.page import Chapter, Chart, Picture, save_tables
 from stages.report.results import Result
 from stages.runtime import artifacts
@@ -38,8 +38,10 @@ def find_reports(runs: dict[str, Path]) -> dict[str, Artifact]:
 
 def chapters(folder: Path, found: Sequence[Result], reports: dict[str, Artifact]) -> list[Chapter]:
     """The parts for which there is something, their files written into `folder`."""
+    table_1 = Chapter("Table 1", tables=save_tables(folder, {"table1": tables.paper_table(found)}))
+    compare_methods(folder, table_1, "aggregate", [r for r in found if r.single_task and not r.source])
     made = [
-        Chapter("Table 1", tables=save_tables(folder, {"table1": tables.paper_table(found)})),
+        table_1,
         Chapter("Table 2", tables=save_tables(folder, {"table2": tables.ablation_table(found, "walker")})),
         figure_3(folder, found),
         figure_4(folder, reports),

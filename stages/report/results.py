@@ -14,9 +14,6 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.names import CONTROL, base_method, transfer_source
 from stages.worlds import tasks
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class Result:
@@ -167,29 +164,18 @@ def cell_of(results: Sequence[Result]) -> Cell:
     return Cell(tuple(r.score for r in results), results[0].stderr)
 
 
-def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> Any:
-    """Mean of the middle half of all samples together (Agarwal et al. 2021)."""
-    from scipy.stats import trim_mean  # takes a second to import, and every stage imports this module
-
-    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-
-def interquartile(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Interquartile mean over tasks and seeds, with its stratified-bootstrap confidence interval.
+def comparable(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, ...]]]:
+    """{method: {task: scores}}, BiTAgent first, of the methods that have two seeds or more at each of its tasks.
 
     Args:
-        groups: scores by task, one a seed, at least two each; seeds are resampled within their task.
-    Returns:
-        (mean, low, high).
+        results: of policies for one task each, or for several; no body's but their own.
     """
-    from scipy.stats import bootstrap
-
-    samples = [np.asarray(group, np.float64) for group in groups]
-    interval = bootstrap(
-        samples, interquartile_mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(interquartile_mean(*samples)), float(interval.low), float(interval.high)
+    found: dict[str, dict[str, list[float]]] = {}
+    for r in results:
+        found.setdefault(r.method, {}).setdefault(f"{r.domain} {r.task}", []).append(r.score)
+    wanted = found.get("bitagent", {})
+    several = {m for m, row in found.items() if wanted and all(len(row.get(task, ())) > 1 for task in wanted)}
+    return {m: {task: tuple(found[m][task]) for task in wanted} for m in ordered(several)}
 
 
 def transfer_bars(results: Sequence[Result]) -> dict[str, Panel]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from stages.report.aggregate import Scores, interquartile_mean, mean_score, probability_of_improvement
 from stages.report.results import (
     Cell,
     Groups,
@@ -27,7 +28,6 @@ from stages.report.results import (
     cell_of,
     controls,
     domain_rows,
-    interquartile,
     ordered,
     policy_of,
     training_minutes,
@@ -121,6 +121,33 @@ def ablation_table(results: Sequence[Result], domain: str) -> Table | None:
     if not any(r.method.startswith("ablation-") for r in mine):
         return None
     return _methods_down(_table("Effect of each component", domain_rows(mine, domain), published, methods))
+
+
+def aggregate_table(compared: Mapping[str, Scores]) -> Table | None:
+    """Methods over all tasks and seeds, each beside BiTAgent; None where there are not two to compare.
+
+    Args:
+        compared: {method: {task: scores}}, BiTAgent first.
+    """
+    if len(compared) < 2:
+        return None
+    ours = compared["bitagent"]
+    rows, numbers = [], []
+    for method, scores in compared.items():
+        found = {"iqm": interquartile_mean(scores), "mean": mean_score(scores)}
+        if method != "bitagent":
+            found["improvement"] = probability_of_improvement(ours, scores)
+        shown = [found[name].text() if name in found else "" for name in ("iqm", "mean", "improvement")]
+        fewest, most = (pick(len(s) for s in scores.values()) for pick in (min, max))
+        rows.append([method, *shown, str(most) if fewest == most else f"{fewest} to {most}"])
+        figures = {name: [round(float(x), 4) for x in (i.value, i.low, i.high)] for name, i in found.items()}
+        numbers.append({"method": method, "scores": {task: list(s) for task, s in scores.items()}, **figures})
+    columns = ["method", "interquartile mean", "mean", "BiTAgent is better", "seeds"]
+    note = (
+        f"Over {', '.join(ours)}. In parentheses 95 % intervals of the stratified bootstrap over seeds (Agarwal et al. "
+        "2021). BiTAgent is better: how often one of its runs beats one of this method's at the same task."
+    )
+    return Table("Over tasks and seeds", note, columns, rows, numbers)
 
 
 def prompts_table(results: Sequence[Result]) -> Table | None:
@@ -228,8 +255,8 @@ def _number(first: Result, method: str, cell: Cell) -> dict[str, Any]:
     about |= {"scores": list(cell.scores), "mean": round(cell.mean, 4), "stderr": round(cell.stderr, 4)}
     about["seeds"] = len(cell.scores)
     if len(cell.scores) > 1:
-        mean, low, high = interquartile([cell.scores])
-        about |= {"iqm": round(mean, 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
+        middle = interquartile_mean({first.task: cell.scores})
+        about |= {"iqm": round(middle.value, 4), "ci_low": round(middle.low, 4), "ci_high": round(middle.high, 4)}
     return about
 
 
@@ -237,11 +264,12 @@ def _overall(names: Sequence[str], methods: Sequence[str], cells: Mapping[tuple[
     """Rows over all tasks, for methods that ran every task; the interquartile mean needs two seeds of each."""
     means, middles = ["mean of tasks", ""], ["interquartile mean, 95 % interval", ""]
     for method in methods:
-        mine = [cells[name, method] for name in names if (name, method) in cells]
+        mine = {name: cells[name, method] for name in names if (name, method) in cells}
         whole = len(mine) == len(names)
-        means.append(f"{np.mean([c.mean for c in mine]):.2f}" if whole else "")
-        several = whole and all(len(c.scores) > 1 for c in mine)
-        middles.append("{:.2f} ({:.2f} to {:.2f})".format(*interquartile([c.scores for c in mine])) if several else "")
+        means.append(f"{np.mean([c.mean for c in mine.values()]):.2f}" if whole else "")
+        several = whole and all(len(c.scores) > 1 for c in mine.values())
+        scores = {name: cell.scores for name, cell in mine.items()}
+        middles.append(interquartile_mean(scores).text() if several else "")
     return [row for row in (means, middles) if any(row[2:])]
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.report import figures
+from stages.report import aggregate, figures
 
 
 def clip(*colors: tuple[int, int, int], size: int = 8) -> np.ndarray:
@@ -115,10 +115,19 @@ def draw_counterfactuals(path: Path) -> list[Path]:
     return figures.counterfactual_rewards(path, {"walk": {"the data's": lines, "uniform": lines}, "run": {"x": lines}})
 
 
-DRAW = [draw_counterfactuals, draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves]
+def draw_aggregates(path: Path) -> list[Path]:
+    scores = {"bitagent": {"a": [0.8, 0.9], "b": [0.5, 0.7]}, "genrl": {"a": [0.4, 0.6], "b": [0.6, 0.7]}}
+    middles = {m: aggregate.interquartile_mean(s) for m, s in scores.items()}
+    return figures.aggregates(path, {"iqm": middles}, {m: aggregate.profile(s) for m, s in scores.items()})
 
 
-@pytest.mark.parametrize(("draw", "count"), list(zip(DRAW, (2, 1, 2, 3, 2, 6, 2), strict=True)))
+DRAW = [
+    draw_counterfactuals, draw_error, draw_gates, draw_traces, draw_scores, draw_transfers, draw_curves,
+    draw_aggregates,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("draw", "count"), list(zip(DRAW, (2, 1, 2, 3, 2, 6, 2, 2), strict=True)))
 def test_every_panel_is_a_picture_that_fits_a_phone(tmp_path: Path, draw: Any, count: int) -> None:
     panels = draw(tmp_path / "chart.png")
     assert len(panels) == count and set(panels) == set(tmp_path.iterdir())

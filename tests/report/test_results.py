@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.report import results, tables
+from stages.report import aggregate, results, tables
 from stages.report.results import Result
 from stages.report.tables import Table
 from stages.runtime import artifacts
@@ -111,17 +111,66 @@ def test_overall_rows_need_every_task(tmp_path: Path) -> None:
 
 
 def test_interquartile_mean_drops_the_outer_quarters_of_all_scores() -> None:
-    mean, low, high = results.interquartile([[0.0, 0.4, 0.5], [0.6, 0.7, 9.0], [0.5, 0.5]])
-    assert mean == pytest.approx(np.mean([0.5, 0.5, 0.5, 0.6]))
-    assert low <= mean <= high
+    found = aggregate.interquartile_mean({"a": [0.0, 0.4, 0.5], "b": [0.6, 0.7, 9.0], "c": [0.5, 0.5]})
+    assert found.value == pytest.approx(np.mean([0.5, 0.5, 0.5, 0.6]))
+    assert found.low <= found.value <= found.high
 
 
 def test_interval_resamples_seeds_within_their_task() -> None:
     """Tasks that differ but seeds that do not: a stratified interval has no width."""
-    _, low, high = results.interquartile([[0.1, 0.1], [0.9, 0.9]])
-    assert low == pytest.approx(high)
-    _, low, high = results.interquartile([[0.1, 0.3], [0.7, 0.9]])
-    assert high - low > 0.05
+    for figure in (aggregate.interquartile_mean, aggregate.mean_score):
+        narrow = figure({"a": [0.1, 0.1], "b": [0.9, 0.9]})
+        assert narrow.low == pytest.approx(narrow.high)
+        wide = figure({"a": [0.1, 0.3], "b": [0.7, 0.9]})
+        assert wide.high - wide.low > 0.05
+
+
+def test_mean_weighs_tasks_alike() -> None:
+    assert aggregate.mean_score({"a": [0.2, 0.4], "b": [0.9, 0.9, 0.9]}).value == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_probability_of_improvement_counts_pairs_within_a_task() -> None:
+    """Task a: 3 of 4 pairs won and a tie; b: none. The mean over tasks, not over pairs."""
+    ours, theirs = {"a": [0.5, 0.7], "b": [0.1, 0.2]}, {"a": [0.5, 0.4], "b": [0.9, 0.9], "c": [0.0, 0.0]}
+    found = aggregate.probability_of_improvement(ours, theirs)
+    assert found.value == pytest.approx((3.5 / 4 + 0.0) / 2)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+
+
+def test_intervals_are_those_of_resampled_seeds() -> None:
+    """Two seeds 0 and 1: a quarter of the resamples are twice 0, a quarter twice 1, so the interval is all there is."""
+    found = aggregate.mean_score({"a": [0.0, 1.0]})
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    many = np.random.default_rng(0).normal(size=400)
+    found = aggregate.mean_score({"a": many.tolist()})
+    assert found.high - found.low == pytest.approx(2 * 1.96 * many.std() / 20, rel=0.1)
+
+
+def test_profile_is_the_share_of_runs_above_each_score() -> None:
+    found = aggregate.profile({"a": [0.25, 0.75], "b": [0.5, 0.5]})
+    at = {round(level, 2): value for level, value in zip(aggregate.LEVELS, found.value, strict=True)}
+    assert (at[0.0], at[0.3], at[0.6], at[0.8]) == (1.0, 0.75, 0.25, 0.0)
+    assert (found.low <= found.value).all() and (found.value <= found.high).all()
+
+
+def test_methods_are_compared_where_both_have_two_seeds_of_every_task(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for task, score in (("stand", 0.9), ("walk", 0.6)):
+            evaluate(tmp_path, task, seed, score)
+            evaluate(tmp_path, task, seed, score - 0.1, "genrl")
+        evaluate(tmp_path, "stand", seed, 0.2, "founder")
+    evaluate(tmp_path, "stand", 0, 0.8, "wm-clip")
+    evaluate(tmp_path, "walk", 0, 0.8, "wm-clip")
+    compared = results.comparable(gather(tmp_path))
+    assert list(compared) == ["bitagent", "genrl"]
+    table = tables.aggregate_table(compared)
+    assert table and "walker stand, walker walk" in table.note
+    assert table.rows == [
+        ["bitagent", "0.75 (0.75 to 0.75)", "0.75 (0.75 to 0.75)", "", "2"],
+        ["genrl", "0.65 (0.65 to 0.65)", "0.65 (0.65 to 0.65)", "1.00 (1.00 to 1.00)", "2"],
+    ]
+    assert tables.aggregate_table({"bitagent": compared["bitagent"]}) is None
+    assert results.comparable([r for r in gather(tmp_path) if r.method != "bitagent"]) == {}
 
 
 def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path) -> None:
