@@ -280,7 +280,7 @@ def aggregates(
                     ax.plot([found[name].low, found[name].high], [at, at], color=color, linewidth=3, alpha=0.5)
                     ax.plot(found[name].value, at, "o", color=color, markersize=5)
             ax.set_yticks(range(len(names)), names)
-            ax.set(title=title, ylim=(len(names) - 0.4, -0.6))
+            ax.set(title=title, xlim=(-0.02, 1.12), ylim=(len(names) - 0.4, -0.6))
         for (name, share), color in zip(profiles.items(), cycle(COLORS), strict=False):
             last.plot(LEVELS, share.value, color=color, linewidth=1.1, label=name)
             last.fill_between(LEVELS, share.low, share.high, color=color, alpha=0.15, linewidth=0)
