@@ -1,15 +1,16 @@
 # The artifacts of the paper's tables and figures as a graph of files. Included by the Makefile.
 #
 #   make reproduce SCALE=laptop DOMAINS=walker SEEDS="0 1"     Table 1 and 2 of one domain, and its part of Fig. 4
-#   make reproduce METHODS="bitagent genrl"                    four domains and Fig. 3, two methods
+#   make reproduce METHODS="bitagent genrl"                    four domains, zero-shot prompts and Fig. 3, two methods
 #   make -n reproduce                                          what would run
 #   make plan                                                  what exists, what is missing, how long it takes
 #
 # Every target is the artifact.json of an artifact. A stage that finds its artifact made the same way dates
 # it anew; one whose inputs were made again makes it again (--renew); any other difference is refused.
+# They are made in the order of the lists below: what matters most comes first.
 
 SCALE ?= laptop
-DOMAINS ?= walker cheetah quadruped stickman
+DOMAINS ?= walker quadruped cheetah stickman
 SEEDS ?= 0
 METHODS ?= $(TABLE1) $(ABLATIONS) bitagent-no-tamf
 BACKBONE ?= $(if $(filter paper,$(SCALE)),internvideo2,offline)
@@ -17,14 +18,20 @@ NPROC ?= 1
 LAUNCH ?=
 
 MODEL_FREE := iql td3-bc td3
-TABLE1 := $(MODEL_FREE) wm-clip genrl founder bitagent
+TABLE1 := bitagent genrl wm-clip founder $(MODEL_FREE)
 ABLATIONS := ablation-base ablation-mllm ablation-tamf# Table 2, on the walker
 TRANSFER := bitagent bitagent-no-tamf genrl wm-clip# Fig. 3, between the bodies that stand, walk and run
+ZERO_SHOT := bitagent genrl# prompts that no data are labelled with, on the first seed
 
 TASKS_walker := stand walk run
 TASKS_cheetah := run
 TASKS_quadruped := stand walk run
 TASKS_stickman := stand walk run
+
+NEW_walker := one_foot high_kick lying_down sit_knees lunge_pose flipping
+NEW_cheetah := standing lying_down
+NEW_quadruped := jump two_legs lie_down
+NEW_stickman := one_foot high_kick lying_down legs_up sit_knees lunge_pose headstand boxing hands_up flipping
 
 ifeq ($(SCALE),smoke)
 export OMP_NUM_THREADS ?= 1# toy sizes: more threads only wait for each other ...
@@ -39,12 +46,13 @@ TRAIN := $(if $(filter-out 1,$(NPROC)),$(strip $(LAUNCH) $(BIN)/torchrun --stand
 root = $(RUNS)/$(1)-$(SCALE)
 options = --preset $(1) --scale $(SCALE) --out $(root) --quiet --renew
 as = --method $(2) --seed $(3)
-datasets = random $(addprefix expert-,$(TASKS_$(1)))
+datasets = random $(addprefix expert-,$(TASKS_$(1))) branch
 data = $(foreach n,$(datasets),$(root)/data/$(n)/artifact.json)
 embeddings = $(foreach n,$(datasets),$(root)/embeddings/$(subst /,--,$(BACKBONE))/$(n)/artifact.json)
 model = $(root)/model/$(2)-s$(3)/artifact.json
-policies = $(foreach t,$(TASKS_$(1)),$(root)/policy/$(2)-s$(3)/$(t)/artifact.json)
-scores = $(foreach t,$(TASKS_$(1)),$(root)/evaluation/$(2)-s$(3)/$(t)/artifact.json)
+asked = $(TASKS_$(1)) $(if $(and $(filter $(2),$(ZERO_SHOT)),$(filter $(3),$(firstword $(SEEDS)))),$(NEW_$(1)))
+policies = $(foreach t,$(asked),$(root)/policy/$(2)-s$(3)/$(t)/artifact.json)
+scores = $(foreach t,$(asked),$(root)/evaluation/$(2)-s$(3)/$(t)/artifact.json)
 
 scored = $(filter $(METHODS),$(TABLE1) $(if $(filter walker,$(1)),$(ABLATIONS)))
 moved := $(filter $(METHODS),$(TRANSFER))
@@ -110,7 +118,7 @@ endef
 $(foreach d,$(DOMAINS),$(eval $(call domain,$(d))))
 $(foreach s,$(SEEDS),$(foreach d,$(DOMAINS),\
   $(foreach m,$(call pretrained,$(d)),$(eval $(call pretraining,$(d),$(m),$(s))))\
-  $(foreach m,$(call scored,$(d)),$(foreach t,$(TASKS_$(d)),$(eval $(call policy,$(d),$(m),$(s),$(t)))))\
+  $(foreach m,$(call scored,$(d)),$(foreach t,$(call asked,$(d),$(m),$(s)),$(eval $(call policy,$(d),$(m),$(s),$(t)))))\
   $(foreach m,$(moved),$(foreach o,$(call sources,$(d)),$(eval $(call transferred,$(d),$(m),$(s),$(o),$(call label,$(d),$(m),$(s),$(o))))))))
 
 $(PAPER): $(foreach d,$(DOMAINS),$(call report,$(d)))

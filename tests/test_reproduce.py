@@ -34,8 +34,8 @@ tasks='stand walk run'
 [ "$method" = bitagent ] && prefix= || prefix=$method-
 moved=${prefix}transfer-$src-s$seed
 case $stage in
-  collect) made=data/random; for t in $tasks; do made="$made data/expert-$t"; done ;;
-  embed) made=embeddings/offline/random; for t in $tasks; do made="$made embeddings/offline/expert-$t"; done ;;
+  collect) made=data/random; for t in $tasks; do made="$made data/expert-$t"; done; made="$made data/branch" ;;
+  embed) in=embeddings/offline; made="$in/random $in/branch"; for t in $tasks; do made="$made $in/expert-$t"; done ;;
   pretrain) made=model/$method-s$seed ;;
   behave) made=policy/$method-s$seed/$task ;;
   evaluate) made=evaluation/$method-s$seed/$task ;;
@@ -90,6 +90,7 @@ def test_everything_of_the_paper_is_asked_for_once(project: Project) -> None:
     assert all(lines) and len(lines) == len(set(lines))  # nothing but commands, one a line
     found = stages(lines)
     cells = sum(len(tasks.task_names(d)) for d in tasks.DOMAINS) * 7 + 3 * 3  # Table 1, and Table 2's own rows
+    cells += 2 * sum(len(tasks.task_names(d, training_only=False)) - len(tasks.task_names(d)) for d in tasks.DOMAINS)
     assert (found["behave"], found["evaluate"]) == (cells, cells)
     assert (found["collect"], found["embed"], found["transfer"]) == (4, 4, 6 * 4)
     assert found["pretrain"] == 4 * 4 + 3 + 3  # model-based methods, ablations, what Fig. 3 carries over without TAMF
@@ -98,7 +99,10 @@ def test_everything_of_the_paper_is_asked_for_once(project: Project) -> None:
 
 def test_variables_choose_a_part(project: Project) -> None:
     lines = project.reproduce("DOMAINS=walker", "SEEDS=0 1", "METHODS=genrl ablation-base")
-    assert stages(lines) == {"collect": 1, "embed": 1, "pretrain": 4, "behave": 12, "evaluate": 12, "visualize": 2}
+    assert stages(lines) == {"collect": 1, "embed": 1, "pretrain": 4, "behave": 18, "evaluate": 18, "visualize": 2}
+    unseen = [line for line in lines if line.startswith("behave") and "--task flipping" in line]
+    assert len(unseen) == 1 and "--method genrl --seed 0" in unseen[0]  # zero-shot prompts: of the first seed
+    assert not [line for line in project.make("-n", "reproduce", "ZERO_SHOT=", *SOME) if "--task flipping" in line]
     assert not [line for line in lines if "cheetah" in line]
 
 
@@ -122,7 +126,7 @@ def test_a_deleted_model_takes_what_was_carried_over_from_it_along(project: Proj
     project.reproduce(*SOME)
     shutil.rmtree(project.runs / "walker-smoke" / "model" / "bitagent-s0")
     lines = project.reproduce(*SOME)
-    assert stages(lines) == {"pretrain": 1, "behave": 3, "evaluate": 3, "transfer": 1, "visualize": 3}
+    assert stages(lines) == {"pretrain": 1, "behave": 9, "evaluate": 9, "transfer": 1, "visualize": 3}
     assert all("--preset walker" in line for line in lines if line.split()[0] in ("pretrain", "behave", "evaluate"))
     assert next("--preset stickman" in line for line in lines if line.startswith("transfer"))
 

@@ -47,12 +47,13 @@ def scores(scene: Scene) -> Chapter:
         raise BadInput(f"no evaluation yet; make one with: {_evaluate_command(scene)}")
     made = {
         "scores": tables.tasks_table(found, run.domain),
+        "zero-shot": tables.zero_shot_table(found),
         "multi-task": tables.multi_task_table(found, run.domain),
         "ablation": tables.ablation_table(found, run.domain),
         "prompts": tables.prompts_table(found),
     }
     chapter = Chapter("Scores", tables=save_tables(scene.folder, made))
-    compare_methods(scene.folder, chapter, "aggregate", [r for r in found if r.single_task and not r.source])
+    compare_methods(scene.folder, chapter, "aggregate", results.trained_for(found))
     compare_methods(scene.folder, chapter, "aggregate-multi-task", [r for r in found if r.multi_task])
     save_tables(scene.folder, {"ledger": ledger(found, run)})  # too wide for the page
     return chapter

@@ -39,10 +39,11 @@ def find_reports(runs: dict[str, Path]) -> dict[str, Artifact]:
 def chapters(folder: Path, found: Sequence[Result], reports: dict[str, Artifact]) -> list[Chapter]:
     """The parts for which there is something, their files written into `folder`."""
     table_1 = Chapter("Table 1", tables=save_tables(folder, {"table1": tables.paper_table(found)}))
-    compare_methods(folder, table_1, "aggregate", [r for r in found if r.single_task and not r.source])
+    compare_methods(folder, table_1, "aggregate", results.trained_for(found))
     made = [
         table_1,
         Chapter("Table 2", tables=save_tables(folder, {"table2": tables.ablation_table(found, "walker")})),
+        Chapter("Zero-shot prompts", tables=save_tables(folder, {"zero-shot": tables.zero_shot_table(found)})),
         figure_3(folder, found),
         figure_4(folder, reports),
     ]

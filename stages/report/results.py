@@ -87,6 +87,16 @@ def by_method(results: Iterable[Result]) -> dict[str, list[Result]]:
     return found
 
 
+def unseen(result: Result) -> bool:
+    """Whether no data are labelled with the task: a zero-shot prompt."""
+    return result.task not in tasks.task_names(result.domain)
+
+
+def trained_for(results: Sequence[Result]) -> list[Result]:
+    """Those of policies for one of the training tasks, on a model of their own body."""
+    return [r for r in results if r.single_task and not r.source and not unseen(r)]
+
+
 def domain_rows(results: Sequence[Result], domain: str) -> Groups:
     """All tasks of the domain that the paper has or that were run."""
     extra = {r.task for r in results} - set(tasks.task_names(domain))

@@ -30,8 +30,10 @@ from stages.report.results import (
     domain_rows,
     ordered,
     policy_of,
+    trained_for,
     training_minutes,
     transfer_rows,
+    unseen,
 )
 from stages.worlds import tasks
 
@@ -62,8 +64,8 @@ def paper_results() -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
 
 def tasks_table(results: Sequence[Result], domain: str) -> Table | None:
     """A row a method, with the wall time behind it, then the paper's (the domain's part of Table 1); None where no
-    policy is of one task."""
-    single = [r for r in results if r.single_task and not r.source]
+    policy is of one such task."""
+    single = trained_for(results)
     if not single:
         return None
     table = _methods_down(_table("Scores by task", domain_rows(single, domain), paper_results()["table1"]))
@@ -89,6 +91,16 @@ def paper_table(results: Sequence[Result]) -> Table:
     single = [r for r in results if r.single_task and r.method in methods]
     rows = by_task(single, [(d, t) for d in tasks.DOMAINS for t in tasks.task_names(d) if f"{d} {t}" in published])
     return _table("Table 1: scores by task", rows, published, methods)
+
+
+def zero_shot_table(results: Sequence[Result]) -> Table | None:
+    """A row a task whose prompt no data are labelled with, of all domains; None where none was run."""
+    mine = [r for r in results if r.single_task and not r.source and unseen(r)]
+    if not mine:
+        return None
+    names = [(task.domain, task.name) for task in tasks.TASKS if not task.training]
+    here = [(d, t) for d, t in names if d in {r.domain for r in mine}]
+    return _table("Zero-shot prompts", by_task(mine, here), {})
 
 
 def transfer_table(results: Sequence[Result]) -> Table | None:

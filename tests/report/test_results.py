@@ -173,6 +173,22 @@ def test_methods_are_compared_where_both_have_two_seeds_of_every_task(tmp_path: 
     assert results.comparable([r for r in gather(tmp_path) if r.method != "bitagent"]) == {}
 
 
+def test_zero_shot_prompts_have_a_table_of_their_own(tmp_path: Path) -> None:
+    evaluate(tmp_path, "stand", 0, 0.9)
+    evaluate(tmp_path, "flipping", 0, 0.3)
+    evaluate(tmp_path, "flipping", 0, 0.2, "genrl")
+    found = gather(tmp_path)
+    table = tables.zero_shot_table(found)
+    assert table and table.columns == ["task", "random", "bitagent", "genrl"]
+    assert [line[0] for line in table.rows[:6]] == [
+        f"walker {t}" for t in ("one_foot", "high_kick", "lying_down", "sit_knees", "lunge_pose", "flipping")
+    ]
+    assert column(table, "genrl")["walker flipping"] == "0.20 [0.05]"
+    trained = tables.tasks_table(found, "walker")
+    assert trained and "walker flipping" not in trained.columns
+    assert tables.zero_shot_table([r for r in found if r.task == "stand"]) is None
+
+
 def test_prompts_and_multi_task_policies_have_tables_of_their_own(tmp_path: Path) -> None:
     evaluate(tmp_path, "stand", 0, 0.9)
     evaluate(tmp_path, "stand", 0, 0.4, goal="balance-on-one-leg-77abbf")
