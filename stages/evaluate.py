@@ -147,6 +147,8 @@ def score_row(run: Run, task: str, source: Artifact, returns: np.ndarray, episod
         "random_return": round(float(random.mean()), 1),
         "random_score": round(float(np.mean([tasks.normalized_score(about, r) for r in random])), 3),
         "policy": source.id,
+        "prompts": list(source.meta["config"]["prompts"]),
+        "backbone": source.meta["extra"]["backbone"],
     }
 
 

@@ -29,6 +29,8 @@ class Result:
     returns: float
     scale: str
     random_score: float
+    prompts: tuple[str, ...]  # the texts it was trained for
+    backbone: str
     artifact: Artifact
 
     @property
@@ -63,7 +65,9 @@ def _result(row: dict[str, Any], artifact: Artifact) -> Result:
     return Result(
         domain=artifact.domain, task=str(row["task"]), method=str(row["method"]), seed=int(row["seed"]),
         goal=artifact.path.name, score=float(row["score"]), stderr=float(row["stderr"]), returns=float(row["return"]),
-        scale=str(row["scale"]), random_score=float(row["random_score"]), artifact=artifact,
+        scale=str(row["scale"]), random_score=float(row["random_score"]),
+        prompts=tuple(map(str, row.get("prompts", [artifact.path.name]))), backbone=str(row.get("backbone", "")),
+        artifact=artifact,
     )  # fmt: skip
 
 

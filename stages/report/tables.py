@@ -29,7 +29,6 @@ from stages.report.results import (
     controls,
     domain_rows,
     ordered,
-    policy_of,
     trained_for,
     training_minutes,
     transfer_rows,
@@ -171,7 +170,7 @@ def prompts_table(results: Sequence[Result]) -> Table | None:
     for r in free:
         numbers.append({"goal": r.goal, "task": r.task, "method": r.method, "seed": r.seed, "score": r.score})
         score = f"{r.score:.2f} [{r.stderr:.2f}]"
-        rows.append([", ".join(_prompts(r)), r.task, r.method, str(r.seed), f"{r.random_score:.2f}", score])
+        rows.append([", ".join(r.prompts), r.task, r.method, str(r.seed), f"{r.random_score:.2f}", score])
     columns = ["prompt", "scored as", "method", "seed", "random", "score"]
     return Table("Free prompts", f"{SCORE} {_conditions(free)}", columns, rows, numbers)
 
@@ -221,17 +220,9 @@ def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Scores", note, columns, cells, [dict(row) for row in rows])
 
 
-def _prompts(result: Result) -> list[str]:
-    """The text a policy was trained for; its folder's name when the policy is gone."""
-    policy = policy_of(result)
-    return [str(p) for p in policy.meta["config"]["prompts"]] if policy else [result.goal]
-
-
 def _conditions(results: Sequence[Result]) -> str:
     """Scale and backbone behind the numbers: a stand-in backbone must never pass for the paper's."""
-    policies = [policy for policy in map(policy_of, results) if policy]
-    used = sorted({str(policy.meta["extra"]["backbone"]) for policy in policies})
-    named = "; ".join(BACKBONES.get(name, name) for name in used)
+    named = "; ".join(BACKBONES.get(name, name) for name in sorted({r.backbone for r in results if r.backbone}))
     scales = ", ".join(sorted({r.scale for r in results}))
     return f"Scale: {scales}." + (f" Backbone: {named}." if named else "")
 

@@ -33,7 +33,8 @@ def evaluate(
 ) -> None:
     """An evaluation artifact as the stage writes it."""
     about = {"task": task, "method": method, "seed": seed, "scale": "smoke", "episodes": 2, "return": 100 * score,
-             "score": score, "stderr": 0.05, "random_score": 0.01} | row  # fmt: skip
+             "score": score, "stderr": 0.05, "random_score": 0.01, "backbone": "offline",
+             "prompts": [goal or task]} | row  # fmt: skip
     path = root / "evaluation" / f"{method}-s{seed}" / (goal or task)
     with artifacts.writing(
         path, "evaluate", domain=domain, config={"score": score}, seed=seed, extra={"rows": [about]}
@@ -186,6 +187,7 @@ def test_zero_shot_prompts_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert column(table, "genrl")["walker flipping"] == "0.20 [0.05]"
     trained = tables.tasks_table(found, "walker")
     assert trained and "walker flipping" not in trained.columns
+    assert "Backbone: offline, a small in-domain stand-in" in trained.note, "an evaluation says it without its policy"
     assert tables.zero_shot_table([r for r in found if r.task == "stand"]) is None
 
 
