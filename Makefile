@@ -91,6 +91,7 @@ gpu: $(READY) ## a GPU's first minutes: right, fast, and a short real run (MINUT
 
 bench: $(READY) ## speed of rendering, data and training on this machine
 	$(BITAGENT) bench render
+	$(BITAGENT) bench collect
 	$(BITAGENT) bench data
 	$(BITAGENT) bench train
 

@@ -36,6 +36,18 @@ def bench_training(
     _print(bench.run(preset.pretrain, preset.behave, preset.model, run.device, width, updates))
 
 
+@app.command("collect", epilog="Example: [bold]bitagent bench collect --preset walker --scale laptop[/bold]")
+@with_common
+def bench_collection(common: Common) -> None:
+    """An expert's update, acting, physics and frames on one core: ms, share of the attainable, minutes of training."""
+    from bitagent_cli.session import prepare
+
+    preset, run = prepare(dataclasses.replace(common, quiet=True), "bench")
+    from bitagent_cli.bench.collect import measure_collection
+
+    _print(measure_collection(preset.collect.expert, run.domain))
+
+
 @app.command("gpu", epilog="Example: [bold]bitagent bench gpu --states runs/walker-states --minutes 5[/bold]")
 @with_common
 def bench_gpu(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitagent_cli.bench import data, random_returns, render
+from bitagent_cli.presets import resolve
 from stages.worlds import opengl
 from tests.conftest import Bitagent
 
@@ -36,6 +38,20 @@ def test_random_returns_stand_beside_the_tables_minimum(monkeypatch: pytest.Monk
     assert lines[3] == "| quadruped jump | 30.0 | 0.5 | 29.5 | 30.5 | 15 | no |"
     training = bitagent("bench", "random-returns", "--domain", "quadruped").stdout.splitlines()
     assert training == done.stdout.splitlines()[:5]
+
+
+def test_the_bench_of_a_collection_adds_up(bitagent: Bitagent) -> None:
+    """Minutes of an expert are its decisions times what a decision takes."""
+    done = bitagent("bench", "collect", "--preset", "walker", "--scale", "smoke")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found["ms"]) == {"update", "acting", "physics"} and min(found["ms"].values()) > 0
+    assert 0 < found["share"]["physics"] < 1.5 and 0 < found["share"]["update"] < 1.5
+    decisions = resolve("walker", "smoke").collect.expert.decisions
+    for task in ("stand", "walk", "run"):
+        minutes = decisions.get(task, decisions["default"]) * sum(found["ms"].values()) / 60e3
+        assert found["expert_minutes"][task] == pytest.approx(minutes, abs=0.06)
+    assert found["frames_per_second"] > 0
 
 
 def test_the_samplers_bench_measures_every_loader_on_the_same_data(tmp_path: Path) -> None:
