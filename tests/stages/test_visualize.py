@@ -46,7 +46,8 @@ def make_evaluation(run: Run, task: str, score: float, *, seed: int = 0, method:
     inputs = [artifacts.load(policy, "behave")] if policy.exists() else []
     prompts = inputs[0].meta["config"]["prompts"] if inputs else [task]
     about = {"task": task, "method": method, "seed": seed, "scale": "smoke", "episodes": 2, "return": 100 * score,
-             "score": score, "stderr": 0.05, "random_score": 0.01, "backbone": "offline", "prompts": prompts}  # fmt: skip
+             "score": score, "stderr": 0.05, "random_score": 0.01, "backbone": "offline",
+             "prompts": prompts}  # fmt: skip
     frames = np.random.default_rng(seed).integers(0, 255, (2, 12, 3, 64, 64), dtype=np.uint8)
     with artifacts.writing(
         path, "evaluate", domain=run.domain, config={"score": score}, seed=seed, inputs=inputs, extra={"rows": [about]}
