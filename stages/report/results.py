@@ -187,7 +187,8 @@ def comparable(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, ..
     found: dict[str, dict[str, list[float]]] = {}
     for r in results:
         found.setdefault(r.method, {}).setdefault(f"{r.domain} {r.task}", []).append(r.score)
-    wanted = found.get("bitagent", {})
+    order = [f"{task.domain} {task.name}" for task in tasks.TASKS]
+    wanted = sorted(found.get("bitagent", {}), key=order.index)
     several = {m for m, row in found.items() if wanted and all(len(row.get(task, ())) > 1 for task in wanted)}
     return {m: {task: tuple(found[m][task]) for task in wanted} for m in ordered(several)}
 
