@@ -158,7 +158,9 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         watched, renderer = None, training_renderer(source) or "ray"
         if config.watch_every and place.is_main:
             with torch.random.fork_rng():  # loading a backbone draws numbers
-                watched = LatentPolicy.assemble(source, run.root, model, learner.actor, embedding, Acting(str(device)))
+                watched = LatentPolicy.assemble(
+                    source, run.root, model, learner.slow_actor, embedding, Acting(str(device))
+                )
 
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {"learner": learner, "actor": actor, "critic": critic}
 
@@ -192,7 +194,8 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
                     loop.log(step, watch(behavior, watched, batch, run, goal, renderer))
                 loop.after(step, terms, trained.tensors, show=("imagined_reward", "imitation", "value"))
 
-        # Artifact: actor and critic with the model and the prompt they go with.
+        # Artifact: the actor, averaged over its last updates, with the model and the prompt it goes with.
+        learner.actor.load_state_dict(learner.slow_actor.state_dict())
         if place.is_main:
             extra = {k: source.meta["extra"][k] for k in ("dim_embedding", "dim_action", "backbone", "backbone_id")}
             extra["stride"] = embedded_every(source)
@@ -200,7 +203,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
             recipe.save(
                 {
                     "model": model.state_dict(),
-                    "actor_critic": learner.state_dict(),
+                    "actor_critic": {k: v for k, v in learner.state_dict().items() if not k.startswith("slow_actor.")},
                     "prompt": {"embedding": embedding},
                     **tuned,
                 },

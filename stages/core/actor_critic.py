@@ -8,6 +8,7 @@ climb through the dynamics: their gradient says little of the simulator's (docs/
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,8 @@ from stages.core.nets import MLP
 from stages.core.settings import ActorCriticConfig
 from stages.runtime.distributed import gathered
 from stages.runtime.update import Terms
+
+ACTING_RATE = 0.01  # of the actor that plays, an average: single updates move a score by a quarter
 
 
 @dataclass
@@ -117,7 +120,7 @@ class ActionValues(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Actor and twin action values, with a slow copy of these and the running range of what they estimate."""
+    """Actor and twin action values, with slow copies and the running range of what the values estimate."""
 
     value_range: Tensor
 
@@ -125,6 +128,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.actor = Actor(inp, dim_action, config)
+        self.slow_actor = deepcopy(self.actor).requires_grad_(False)
         self.action_values = ActionValues(inp, dim_action, config)
         self.slow_action_values = ActionValues(inp, dim_action, config).requires_grad_(False)
         self.slow_action_values.load_state_dict(self.action_values.state_dict())
@@ -132,9 +136,10 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def update_slow(self) -> None:
-        """Move the slow action values toward the action values."""
-        slow, fast = (list[Tensor](m.parameters()) for m in (self.slow_action_values, self.action_values))
-        torch._foreach_lerp_(slow, fast, self.config.slow_rate)
+        """Move the slow copies toward what is learned."""
+        values = (self.slow_action_values, self.action_values, self.config.slow_rate)
+        for slow, fast, rate in (values, (self.slow_actor, self.actor, ACTING_RATE)):
+            torch._foreach_lerp_(list[Tensor](slow.parameters()), list[Tensor](fast.parameters()), rate)
 
     def climb_loss(self, features: Tensor, mean: Tensor) -> tuple[Tensor, Terms]:
         """Minus the smaller action value of the policy's `mean` (N, A) at `features` (N, I), in units of its range."""

@@ -60,10 +60,8 @@ def image_error(model: WorldModel, z: Tensor, image: Tensor, decoded: int) -> Te
 
 
 def kl_losses(seen: Observed, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`.
-
-    The first step of a window inside an episode has no past to be predicted from: its KL is left out.
-    """
+    """KL(q(s_t) ‖ p(s_t)) with balancing and free nats, `kl`, and plain, `kl_nats`; both without the first step of a
+    window inside an episode, which has no past to be predicted from."""
     mask = torch.ones_like(seen.is_first, dtype=torch.float32)
     mask[:, 0] = seen.is_first[:, 0].float()
     dynamics = categorical_kl(seen.posterior.detach(), seen.prior)  # (B, T)
@@ -154,8 +152,7 @@ def dynamics_loss(
     The posterior reads the image alone (Eq. 1), so that after the joint training it is a code of frames, and no
     image is read here. The KL of Eq. 12 to a mode is its cross-entropy, `kl_nats`. `rollout_nats` is that of the model
     running free under the data's actions, from frames that have a past. `rollout_states` is the mean square of its h
-    less the filter's: actor and critics learn on filtered states, and read imagined ones right only where the two
-    agree (a consistency of latents, as in SPR and TD-MPC2).
+    less the filter's: actor and critics learn on filtered states, and read imagined ones right where the two agree.
 
     Args:
         prompting: how sequences get their prompts (`choose_prompts`).

@@ -118,10 +118,7 @@ class Labels:
 
 
 class Noise:
-    """Uniform noise for the *global* batch of which this process takes its rows.
-
-    So that results do not depend on the number of processes: all draw the same numbers.
-    """
+    """Noise for the *global* batch, of which this process takes its rows: the number of processes changes nothing."""
 
     def __init__(self, device: torch.device | str, rank: int = 0, world: int = 1) -> None:
         self.device, self.rank, self.world = device, rank, world

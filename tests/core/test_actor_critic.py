@@ -204,18 +204,19 @@ def test_nobody_s_actions_are_not_imitated() -> None:
     assert learner.data_losses(batch)[0] == 0, "no share to divide by"
 
 
-def test_slow_action_values_start_equal_and_follow() -> None:
+def test_slow_copies_start_equal_and_follow() -> None:
+    """The values at `slow_rate`, the actor that plays at a hundredth."""
     fresh = ActorCritic(INP, ACTION, ActorCriticConfig(**CONFIG))
-    pairs = zip(fresh.action_values.parameters(), fresh.slow_action_values.parameters(), strict=True)
-    assert all(torch.equal(fast, slow) for fast, slow in pairs)
+    for fast, slow in ((fresh.action_values, fresh.slow_action_values), (fresh.actor, fresh.slow_actor)):
+        assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), slow.parameters(), strict=True))
     learner = make()
     before = {n: p.clone() for n, p in learner.named_parameters()}
     learner.update_slow()
     for name, p in learner.named_parameters():
         if "slow" in name:
             assert not p.requires_grad
-            fast = before[name.replace("slow_action_values", "action_values")]
-            torch.testing.assert_close(p, 0.75 * before[name] + 0.25 * fast)
+            fast, rate = before[name.replace("slow_", "")], 0.01 if name.startswith("slow_actor") else 0.25
+            torch.testing.assert_close(p, (1 - rate) * before[name] + rate * fast)
         else:
             assert torch.equal(p, before[name])
 
