@@ -8,7 +8,6 @@ climb through the dynamics: their gradient says little of the simulator's (docs/
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -128,10 +127,11 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.actor = Actor(inp, dim_action, config)
-        self.slow_actor = deepcopy(self.actor).requires_grad_(False)
         self.action_values = ActionValues(inp, dim_action, config)
         self.slow_action_values = ActionValues(inp, dim_action, config).requires_grad_(False)
         self.slow_action_values.load_state_dict(self.action_values.state_dict())
+        self.slow_actor = Actor(inp, dim_action, config).requires_grad_(False)
+        self.slow_actor.load_state_dict(self.actor.state_dict())
         self.register_buffer("value_range", torch.zeros(()))
 
     @torch.no_grad()
