@@ -14,7 +14,7 @@ from bitagent_cli.bench.render import random_states, rendering_speed
 from bitagent_cli.bench.train import count_flops, matmul_tflops, time_calls
 from stages import worlds
 from stages.agents.expert import ExpertConfig, Replay, actor_policy, task_decisions
-from stages.agents.replay import DECISIONS, PlayedEpisode, play_episode, random_policy
+from stages.agents.replay import DECISIONS, play_episode, random_policy
 from stages.methods.td3 import TD3, actor_loss, critic_loss
 from stages.worlds.render import Renderer
 from stages.worlds.tasks import ACTION_REPEAT, Env, make_env, task_names
@@ -71,7 +71,7 @@ def _replay(config: ExpertConfig, env: Env) -> tuple[Replay, float]:
     seconds = []
     for seed in range(EPISODES):
         began = time.perf_counter()
-        played: PlayedEpisode = play_episode(env, seed, random_policy(env, seed, 0.0))
+        played = play_episode(env, seed, random_policy(env, seed, 0.0))
         seconds.append((time.perf_counter() - began) / DECISIONS)
         episode = played.episode
         replay.add(played.observation, episode.action, episode.reward, episode.is_terminal)
