@@ -7,8 +7,10 @@ action = policy.act(frame)          # frame (3, 64, 64) uint8 → action (A,) in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune
-from stages.core.actor_critic import Actor
+from stages.core.actor_critic import ActionValues, Actor
 from stages.core.nets import IMAGE_SIZE
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
@@ -215,11 +217,25 @@ def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
     Raises:
         BadInput: the tensors do not fit the configuration that the artifact records.
     """
+    return _load_part(artifact, model, ACTOR, Actor)
+
+
+def load_values(artifact: Artifact, model: WorldModel) -> ActionValues:
+    """The slow action values of a policy artifact, from which its learner took every target; else as `load_actor`."""
+    return _load_part(artifact, model, "slow_action_values.", ActionValues)
+
+
+Part = TypeVar("Part", Actor, ActionValues)
+
+
+def _load_part(
+    artifact: Artifact, model: WorldModel, prefix: str, make: Callable[[int, int, ActorCriticConfig], Part]
+) -> Part:
     found = artifact.tensors("actor_critic").items()
-    tensors = {name.removeprefix(ACTOR): value for name, value in found if name.startswith(ACTOR)}
+    tensors = {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}
     with artifacts.rebuilding(artifact):
         config = ActorCriticConfig.model_validate(artifact.meta["config"]["behave"]["actor_critic"])
         artifacts.require_fit(tensors, (config.units,), config.layers)
-        actor = Actor(model.dim_policy, model.dim_action, config)
-    load_weights(actor, tensors, artifact.path)
-    return actor.to(next(model.parameters()).device).requires_grad_(False)
+        part = make(model.dim_policy, model.dim_action, config)
+    load_weights(part, tensors, artifact.path)
+    return part.to(next(model.parameters()).device).requires_grad_(False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.data.episodes import Dataset
 from stages.methods import open_model
 from stages.policies.policy import load_actor
-from stages.report import aggregate, counterfactual, diagnostics, figures, results, tables
+from stages.report import aggregate, counterfactual, diagnostics, figures, promises, results, tables
 from stages.report.coverage import coverage_table
 from stages.report.expert_curves import expert_curves, experts_table, find_experts
 from stages.report.ledger import ledger
@@ -339,6 +339,7 @@ def counterfactuals(scene: Scene) -> Chapter | None:
     if not scene.judge_reward:
         return None
     about = counterfactual.judge_tasks(scene)
+    promised = promises.judge_policies(scene)
     save_json(scene.folder, "counterfactual", about)
     text = (
         f"From states of each task's replay the simulator and the model, which has seen {counterfactual.CONTEXT} "
@@ -349,7 +350,10 @@ def counterfactuals(scene: Scene) -> Chapter | None:
     missing = [task for task in tasks.task_names(scene.run.domain) if task not in about]
     if missing:
         text += f" Without a replay in the data, and so not judged: {', '.join(missing)}."
-    made = save_tables(scene.folder, counterfactual.counterfactual_tables(about))
+    found = counterfactual.counterfactual_tables(about)
+    if promised:
+        found["promises"] = promises.promises_table(promised)
+    made = save_tables(scene.folder, found)
     curves = {task: {counterfactual.KINDS[k]: c for k, c in found["curves"].items()} for task, found in about.items()}
     caption = "Reward under other actions: real solid, imagined dashed."
     chart = _chart(scene, "counterfactual.png", caption, figures.counterfactual_rewards, curves)

@@ -90,15 +90,15 @@ class Judge:
         shape, device = action.shape[:3], next(self.model.parameters()).device
         moves = torch.from_numpy(action.astype(np.float32)).flatten(0, 1).to(device)  # (N·K, H, A)
         task = self.prompt.rows(torch.zeros(len(moves), dtype=torch.long, device=device))
-        start = self._seen(rows).map(lambda x: x.repeat_interleave(shape[1], 0))
-        image, e = self._happened(rows, action)
-        seen = self._filtered(start, image, moves, e, task)
+        start = self.seen(rows).map(lambda x: x.repeat_interleave(shape[1], 0))
+        image, e = self.happened(rows, action)
+        seen = self.filtered(start, image, moves, e, task)
         real = self.model.reward(task, seen, moves, self.space)
         imagined, entropy, h = self.imagined(start, moves, task, shape[1])
         astray = (h - seen.h[:, 1:]).square().mean(-1) / seen.h.var()  # (N·K, H)
         return Futures(*(x.reshape(shape).cpu().numpy() for x in (real, imagined, entropy, astray)))
 
-    def _seen(self, rows: np.ndarray) -> State:
+    def seen(self, rows: np.ndarray) -> State:
         """The filtered states (N, ·) at `rows`, after the CONTEXT frames up to them."""
         device, first = self.prompt.tau.device, rows - CONTEXT + 1
         image, action, e = (
@@ -110,7 +110,7 @@ class Judge:
         task = self.prompt.rows(torch.zeros(len(rows), dtype=torch.long, device=device))
         return self.model.observe(image, action, is_first, e, task, None).state.map(lambda x: x[:, -1].float())
 
-    def _happened(self, rows: np.ndarray, action: np.ndarray) -> tuple[Tensor, Tensor]:
+    def happened(self, rows: np.ndarray, action: np.ndarray) -> tuple[Tensor, Tensor]:
         """What the simulator makes of it: frames (N·K, H, 3, S, S) uint8 and adapted embeddings (N·K, H, dim_e)."""
         data, device, first = self.dataset, self.prompt.tau.device, rows - CONTEXT + 1
         before = data.windows("state", first, CONTEXT)  # (N, C, ·)
@@ -130,7 +130,7 @@ class Judge:
         frames = render_states(data.domain, flat, size, camera, data.renderer or "ray")
         return torch.from_numpy(frames).unflatten(0, states.shape[:2])
 
-    def _filtered(self, start: State, image: Tensor, moves: Tensor, e: Tensor, task: TaskContext) -> State:
+    def filtered(self, start: State, image: Tensor, moves: Tensor, e: Tensor, task: TaskContext) -> State:
         """States (N·K, H+1, ·) from `start` on, as a policy would see them."""
         states = [start]
         for t in range(moves.shape[1]):
@@ -263,21 +263,32 @@ def judge_tasks(scene: Scene) -> dict[str, dict[str, Any]]:
             "the model's data hold no physics states to try other actions from; imagination can be judged on data of "
             "`bitagent collect` alone"
         )
-    fitting = {task: _episodes(scene, task) for task in tasks.task_names(scene.run.domain)}
-    if not any(len(episodes) for episodes, _ in fitting.values()):
+    chosen = judges(scene)
+    if not chosen:
         raise BadInput(
             f"no task's replay has an episode of {CONTEXT + HORIZON} frames to judge imagination on; make one with: "
-            + scene.run.command("collect", "--source", "expert", "--task", next(iter(fitting)))
+            + scene.run.command("collect", "--source", "expert", "--task", tasks.task_names(scene.run.domain)[0])
         )
+    states, seed = scene.config.counterfactual_states, scene.run.seed
+    return {
+        task: {"held_out": held_out, **judge_imagination(judge, episodes, states, seed)}
+        for task, (judge, episodes, held_out) in chosen.items()
+    }
+
+
+def judges(scene: Scene) -> dict[str, tuple[Judge, np.ndarray, bool]]:
+    """{task: (what judges it, the episodes (E,) of its replay to judge on, whether they were held out)}."""
+    fitting = {task: _episodes(scene, task) for task in tasks.task_names(scene.run.domain)}
+    if not any(len(episodes) for episodes, _ in fitting.values()):
+        return {}
     backbone, size = _video_backbone(scene)
-    about = {}
+    found = {}
     for k, (task, (episodes, held_out)) in enumerate(fitting.items()):  # the first prompts are the tasks
         if len(episodes):
             prompt = scene.contexts.rows(torch.tensor([k], device=scene.contexts.tau.device))
-            judge = Judge(scene.model, backbone, size, data, prompt, scene.policy_space)
-            found = judge_imagination(judge, episodes, scene.config.counterfactual_states, scene.run.seed)
-            about[task] = {"held_out": held_out, **found}
-    return about
+            judge = Judge(scene.model, backbone, size, scene.dataset, prompt, scene.policy_space)
+            found[task] = judge, episodes, held_out
+    return found
 
 
 def judge_imagination(judge: Judge, episodes: np.ndarray, states: int, seed: int) -> dict[str, Any]:

@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.backbones import load_backbone
+from stages.core.actor_critic import ActionValues, Actor
 from stages.core.bitagent import BiTAgent
+from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import Noise, State, TaskContext
 from stages.data.episodes import Dataset
-from stages.report import counterfactual
+from stages.report import counterfactual, promises
 from stages.report.counterfactual import CONTEXT, HORIZON, KINDS, STEPS, Futures, Judge
+from stages.report.promises import Promise
 from tests.core.helpers import model_config
+from tests.core.test_actor_critic import CONFIG
 from tests.data.real_data import make_data, play
 from tests.stages import small_run
 
@@ -108,7 +112,7 @@ def test_the_model_sees_just_the_context(judge: Judge) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "windows", watched)
-        judge._seen(np.array([row]))
+        judge.seen(np.array([row]))
     assert {(name, start, last) for name, start, last in asked} == {
         (name, first, row) for name in ("image", "action", "embedding")
     }
@@ -133,7 +137,7 @@ def test_a_model_that_imagines_what_happens_is_perfect(
     judge: Judge, action: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filtered: list[State] = []
-    follow = Judge._filtered
+    follow = Judge.filtered
 
     def watched(self: Judge, *given: Any) -> State:
         filtered.append(follow(self, *given))
@@ -147,7 +151,7 @@ def test_a_model_that_imagines_what_happens_is_perfect(
         moves = torch.stack([act(None, t) for t in range(horizon)], 1)
         return states, moves, torch.zeros(len(start.h), horizon, *judge.model.rssm.shape)
 
-    monkeypatch.setattr(Judge, "_filtered", watched)
+    monkeypatch.setattr(Judge, "filtered", watched)
     monkeypatch.setattr(judge.model, "imagine", imagine)
     table = counterfactual.agreement(judge.futures(ROWS, action))
     for kind in KINDS:
@@ -217,3 +221,70 @@ def test_rows_have_their_context_and_their_future(judge: Judge) -> None:
     drawn = counterfactual.draw_rows(judge.dataset, np.array([0]), 500, np.random.default_rng(0))
     assert drawn.min() == info.start[0] + CONTEXT - 1
     assert drawn.max() == info.start[0] + info.length[0] - 1 - HORIZON
+
+
+# ---------------------------------------------------------------------------- what a policy is promised
+
+
+@pytest.fixture
+def parts(judge: Judge) -> tuple[Actor, ActionValues]:
+    """An untrained actor, and values that tell states apart."""
+    torch.manual_seed(1)
+    sizes = (judge.model.dim_policy, judge.model.dim_action, ActorCriticConfig(**CONFIG))
+    actor, values = Actor(*sizes), ActionValues(*sizes)
+    for parameter in values.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return actor, values
+
+
+def test_a_model_that_imagines_what_happens_promises_no_more(
+    judge: Judge, parts: tuple[Actor, ActionValues], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imagined here: the data's own actions and what follows them, which `along_the_data` reads from the data."""
+    moves = torch.from_numpy(judge.dataset.windows("action", ROWS + 1, HORIZON)).float()
+
+    def imagine(
+        start: State, act: Any, horizon: int, task: TaskContext, noise: Noise | None
+    ) -> tuple[State, Tensor, None]:
+        image, e = judge.happened(ROWS, moves.numpy()[:, None])
+        return judge.filtered(start, image, moves, e, task), moves, None
+
+    monkeypatch.setattr(judge.model, "imagine", imagine)
+    found = promises.promise(judge, *parts, ROWS, seed=0)
+    np.testing.assert_array_equal(found.value[0], found.value[1])
+    for real, imagined, row in zip(*found.reward, ROWS, strict=True):
+        np.testing.assert_allclose(real, along_the_data(judge, int(row)), atol=1e-5)
+        np.testing.assert_array_equal(real, imagined)
+    assert [row["value_gap"] for row in found.rows()] == [0, 0, 0]
+
+
+def test_the_simulator_is_moved_as_the_policy_moves_in_imagination(
+    judge: Judge, parts: tuple[Actor, ActionValues], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, values = parts
+    tried: list[np.ndarray] = []
+    happened = Judge.happened
+
+    def watched(self: Judge, rows: np.ndarray, action: np.ndarray) -> tuple[Tensor, Tensor]:
+        tried.append(action)
+        return happened(self, rows, action)
+
+    monkeypatch.setattr(Judge, "happened", watched)
+    found = promises.promise(judge, actor, values, ROWS, seed=0)
+    start = judge.seen(ROWS)
+    task = judge.prompt.rows(torch.zeros(len(ROWS), dtype=torch.long))
+    first, _ = actor(torch.cat([start.features, task.tau], -1))
+    assert tried[0].shape == (len(ROWS), 1, HORIZON, judge.dataset.action_dim)
+    np.testing.assert_allclose(tried[0][:, 0, 0], first.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.reward.shape, (2, len(ROWS), HORIZON))
+    assert np.abs(found.value[0] - found.value[1]).max() > 1e-3, "an untrained model does not foresee what happens"
+
+
+def test_rows_by_hand() -> None:
+    """At the second of STEPS the imagined values are 3 above real ones of spread 2."""
+    reward, value = np.zeros((2, 2, HORIZON)), np.zeros((2, 2, HORIZON))
+    at = STEPS[1] - 1
+    reward[:, :, at] = [[0, 1], [1, 2]]
+    value[:, :, at] = [[1, 5], [4, 8]]
+    wanted = {"reward_real": 0.5, "reward_imagined": 1.5, "value_real": 3, "value_imagined": 6, "value_gap": 1.5}
+    assert Promise(reward, value).rows()[1] == {"step": STEPS[1], **wanted}

@@ -258,9 +258,12 @@ def test_imagination_is_judged_on_the_replays_that_there_are(
     pretrain.run(pretrain.Sections(preset.pretrain, preset.model, constants=preset.groundings), run, method=method)
     chapter = chapters.counterfactuals(Scene(preset.visualize, run, method, True, tmp_path))
     assert chapter is not None and "not judged: stand, run" in chapter.text
-    walk, gradient = chapter.tables
+    walk, gradient, *promised = chapter.tables
     assert len(walk.rows) == 12 and walk.rows[0][:2] == ["the data's", "4"]
     assert "no episode is held out" in walk.note and len(gradient.rows) == 1
+    assert [row[:2] for table in promised for row in table.rows] == (
+        [["walk", "4"], ["walk", "8"], ["walk", "16"]] if method == "bitagent" else []
+    ), "there is a policy of that model alone"
     found = json.loads((tmp_path / "counterfactual.json").read_text())["walk"]
     assert found["states"] == 4 and found["held_out"] is False and set(found["gradient"]) == {"cosine", "norm_ratio"}
     shown = found["curves"]["uniform"]
