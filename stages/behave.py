@@ -395,7 +395,7 @@ def learn_from_pixels(config: OfflineRLConfig, backbone: str, run: Run, goal: Go
         check_frame_size(dataset, IMAGE_SIZE)
         seed_everything(run.seed)
         task = goal.tasks[0] if variant.oracle else ""
-        reward = make_reward(dataset, embedding[0].to(place.device), task, place.device)
+        reward = make_reward(dataset, embedding[0].to(place.device), task, config.sharpness, place.device)
         sampler = Sampler(
             dataset,
             config.td3.batch,

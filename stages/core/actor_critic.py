@@ -107,8 +107,7 @@ class ActionValues(nn.Module):
         return torch.stack([self._value(net, features, action) for net in self.nets])
 
     def _value(self, net: nn.Module, features: Tensor, action: Tensor) -> Tensor:
-        """net([features, action]): (N,). The first product is taken in two, so that an actor which climbs the value
-        asks for no gradient of the features."""
+        """net([features, action]): (N,). The first product is in two: who climbs needs no gradient of features."""
         first, *rest = net.children()
         assert isinstance(first, nn.Linear)
         by_features, by_action = first.weight.split([features.shape[-1], action.shape[-1]], 1)

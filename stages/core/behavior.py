@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.actor_critic import ActorCritic, Transitions
-from stages.core.latents import Latents, Outcomes, label_rewards, outcomes
+from stages.core.latents import Latents, Outcomes, label_rewards, outcomes, sharpened
 from stages.core.nets import autocast_dtype, unrolled
 from stages.core.settings import BehaviorConfig
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
@@ -35,6 +35,7 @@ class Behavior(nn.Module):
         super().__init__()
         self.model, self.learner, self.oracle = model, learner, oracle
         self.prompts, self.config, self.noise = prompts, config, noise
+        self.sharpness = 0.0 if oracle else config.sharpness  # the true reward is no similarity
 
     def reward(self, task: TaskContext, state: State, action: Tensor) -> Tensor:
         """The grounding's reward (Eq. 10), or the oracle's, of arriving at states 1..H: (N, H)."""
@@ -76,7 +77,7 @@ class Behavior(nn.Module):
         states, actions, _ = self.rollout(start, task, self.config.horizon)
         with torch.no_grad():
             reward = self.reward(task, states, actions)  # (N, H)
-            reward = ((reward.T - mean) / spread).T
+            reward = sharpened(((reward.T - mean) / spread).T, self.sharpness)
         features = self.inputs(states, task)
         return self.learner.imagination_loss(features.to(autocast_dtype(features)), actions[:, 0], reward)
 
@@ -126,7 +127,7 @@ def data_outcomes(behavior: Behavior, latents: Latents) -> Outcomes:
 
     config = behavior.config
     found = label_rewards(latents, reward, config.horizon)
-    return outcomes(latents, found, config.actor_critic.discount, config.actor_critic.n_step)
+    return outcomes(latents, found, config.actor_critic.discount, config.actor_critic.n_step, behavior.sharpness)
 
 
 def draw_batch(

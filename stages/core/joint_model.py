@@ -35,11 +35,8 @@ class Adapter(nn.Module):
 class JointModel(WorldModel):
     """MLLM side and world model, coupled both ways (Section 3).
 
-    Args:
-        config: sizes.
-        dim_embedding: width of the backbone's embeddings (video and text share it).
-        dim_action: width of the action.
-        adapter: whether e_v passes the adapter (`mllm.train: adapter`), or is the backbone's own output.
+    `dim_embedding` is the width of the backbone's embeddings, of video and text; `adapter` is whether e_v passes the
+    adapter (`mllm.train: adapter`), or is the backbone's own output.
     """
 
     def __init__(self, config: ModelConfig, dim_embedding: int, dim_action: int, adapter: bool = True) -> None:
@@ -137,14 +134,12 @@ class JointModel(WorldModel):
         """Free-running text imagination (Eq. 8) from f_map(τ) (Eq. 7).
 
         Args:
-            actions: (N, H, A) executed actions.
-            noise: None takes the mode at each step.
+            actions: (N, H, A) executed actions. noise: None takes the mode at each step.
         Returns:
             z̃^τ (N, H+1, dim_z) and log-probabilities (N, H+1, C, K).
         """
         h, log_probs = self.text_start(task)
-        latents: list[Tensor] = []
-        all_probs = []
+        latents, all_probs = list[Tensor](), []
         actions, semantic = self.text_action(actions), self.fusion.fuse_semantic(task.semantics)
         with unrolled(self.text_dynamics, self.fusion):
             for step in range(actions.shape[1] + 1):

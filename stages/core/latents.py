@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,8 +77,7 @@ class Outcomes:
     """What followed every row within n steps of its episode, under K prompts.
 
     reward (K, N) the discounted sum of rewards, row (N,) the row reached, discount (N,) γ to the steps taken. Rewards
-    are counted from their mean over the data, `mean` (K,), in units of their deviation, `spread` (K,): so values start
-    near 0.
+    are counted from their mean over the data, `mean` (K,), in units of their deviation, `spread` (K,), and `sharpened`.
     """
 
     reward: Tensor
@@ -87,11 +87,22 @@ class Outcomes:
     spread: Tensor
 
 
-def outcomes(latents: Latents, reward: Tensor, discount: float, n_step: int) -> Outcomes:
+def sharpened(reward: Tensor, sharpness: float) -> Tensor:
+    """exp(sharpness · reward), standardised for a standard normal `reward`; at 0 the reward itself.
+
+    A similarity learned by contrast is the log of a density ratio, which hardly tells good from best.
+    """
+    if not sharpness:
+        return reward
+    mean = math.exp(sharpness**2 / 2)
+    return ((sharpness * reward).exp() - mean) / (mean * math.sqrt(math.expm1(sharpness**2)))
+
+
+def outcomes(latents: Latents, reward: Tensor, discount: float, n_step: int, sharpness: float) -> Outcomes:
     """n-step outcomes of rewards (K, N). Episodes end by a time limit, which is no end of reward: shorter, no zeros."""
     earned = reward[:, latents.decisions + 1]  # an episode's first row is never arrived at
     mean, spread = earned.mean(1), earned.std(1).clamp(min=1e-6)
-    reward = ((reward.T - mean) / spread).T
+    reward = sharpened(((reward.T - mean) / spread).T, sharpness)
     row = torch.arange(reward.shape[1], device=reward.device)
     last = row.clone()
     for start, length in latents.episodes.tolist():

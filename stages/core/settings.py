@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.runtime.compiling import Compile
 from stages.runtime.config import Section, Share
@@ -111,6 +111,7 @@ class BehaviorConfig(Section):
     lr: float
     clip: float
     space: Space
+    sharpness: NonNegativeFloat
     oracle_updates: int
     bf16: bool
     compile: Compile

@@ -16,8 +16,7 @@ from stages.runtime.compiling import fusible
 class Expert(nn.Module):
     """One adapter branch of Eq. 3: LayerNorm → GEGLU → Linear → LayerScale.
 
-    The residual of the paper's block is the z^(l-1) term of Eq. 3 itself; an inner one would double
-    z at every layer.
+    The residual of the paper's block is the z^(l-1) of Eq. 3 itself; an inner one would double z at every layer.
     """
 
     def __init__(self, dim: int, hidden: int, layer_scale: float) -> None:
@@ -126,11 +125,7 @@ def added(z: Tensor, change: Tensor, bias: Tensor) -> Tensor:
 class TAMF(nn.Module):
     """z^(L) = f_TAMF(e_v, s, τ): a projection (Eq. 2) and L gated dual-expert layers (Eq. 3, 4).
 
-    With `fusion: sum` it is the ablation's base row: the direct sum of the two embeddings.
-
-    Args:
-        config: classes and categories of s, dim_task of τ, dim_z, number of layers L, inner width of an expert.
-        dim_semantic: width of e_v.
+    With `fusion: sum` it is the ablation's base row: the direct sum of the two. `dim_semantic` is the width of e_v.
     """
 
     repeated: Folded | None = None
@@ -161,8 +156,7 @@ class TAMF(nn.Module):
     def forward(self, e: Tensor, s: Tensor, gates: Tensor) -> Tensor:
         """e (..., dim_semantic), s (..., dim_state), gates (..., L, 1) → z (..., dim).
 
-        Eq. 2's projection of the concatenation [e; s] is the sum of one projection of each, which is
-        also what the base row needs.
+        Eq. 2's projection of [e; s] is the sum of one projection of each, which the base row needs too.
         """
         return self.blend(self.fuse_semantic(e), s, gates)
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from stages.core.latents import sharpened
 from stages.data.episodes import Dataset
 from stages.methods.pixels import PixelEncoder, random_shift, transitions
 from stages.methods.td3 import IQL, TD3, TD3BC, OfflineTD3, TD3Config
@@ -37,6 +39,7 @@ class OfflineRLConfig(Section):
     shift: int
     n_step: int
     start_fraction: Share
+    sharpness: NonNegativeFloat
     alpha: float
     expectile: Share
     temperature: float
@@ -97,10 +100,13 @@ class PixelLearner(Resumable):
 BatchReward = Callable[[Mapping[str, Tensor]], Tensor]  # a batch of the sampler → (B, T), for arriving at each frame
 
 
-def make_reward(dataset: Dataset, prompt: Tensor, task: str, device: torch.device) -> BatchReward:
+def make_reward(
+    dataset: Dataset, prompt: Tensor, task: str, sharpness: float, device: torch.device
+) -> BatchReward:
     """Similarity to the prompt (dim_e,) or, of a `task` that is named, the true reward.
 
-    Standardised by its mean and spread over the data that is used. Raises BadInput when there is none of the task.
+    Standardised by its mean and spread over the data that is used, and a similarity `sharpened`. Raises BadInput when
+    there is none of the task.
     """
 
     key = "reward" if task else "embedding"
@@ -115,7 +121,7 @@ def make_reward(dataset: Dataset, prompt: Tensor, task: str, device: torch.devic
     rows = [np.linspace(p.first_row, p.last_row - 1, min(share, p.frames)).astype(np.int64) for p in parts]
     values = raw({key: torch.from_numpy(dataset.rows(key, np.concatenate(rows)))})
     mean, spread = values.mean().to(device), values.std().clamp(min=1e-6).to(device)
-    return lambda batch: (raw(batch) - mean) / spread
+    return lambda batch: sharpened((raw(batch) - mean) / spread, 0.0 if task else sharpness)
 
 
 def part_weights(dataset: Dataset, task: str) -> list[float]:

@@ -19,6 +19,7 @@ from stages.backbones.embeddings import open_training_data
 from stages.behave import encode_data, posterior_modes
 from stages.core import bitagent
 from stages.core.actor_critic import ActorCritic
+from stages.core.latents import sharpened
 from stages.core.world_model import Noise, State
 from stages.methods import open_model
 from stages.policies.goals import Ask, Variant
@@ -45,6 +46,7 @@ BEHAVE: dict[str, Any] = {
     "lr": 1e-3,
     "clip": 100.0,
     "space": "relative",
+    "sharpness": 0.0,
     "oracle_updates": 3,
     "bf16": False,
     "compile": "off",
@@ -110,7 +112,9 @@ def test_an_unknown_task_names_the_nearest() -> None:
 # ---------------------------------------------------------------------------- one update
 
 
-def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavior, dict[str, Tensor]]:
+def behavior(
+    run: Run, prompts: int = 2, oracle: torch.nn.Module | None = None, **changes: Any
+) -> tuple[behave.Behavior, dict[str, Tensor]]:
     source, c = small_run.model_artifact(run), config(**changes)
     model, dataset = open_model(source), open_training_data(source, run)
     context = model.task(unit(prompts, generator=torch.Generator().manual_seed(3)))
@@ -119,7 +123,7 @@ def behavior(run: Run, prompts: int = 2, **changes: Any) -> tuple[behave.Behavio
     torch.manual_seed(0)
     learner = ActorCritic(16 + 12 + 10, small_run.ACTIONS, c.actor_critic)
     noise = Noise("cpu")
-    module = behave.Behavior(model, learner, context, c, noise, None)
+    module = behave.Behavior(model, learner, context, c, noise, oracle)
     return module, behave.draw_batch(latents, behave.data_outcomes(module, latents), c, noise, prompts)
 
 
@@ -158,6 +162,22 @@ def test_imagined_rewards_are_counted_as_the_data_s(run: Run) -> None:
 
     plain, mean, spread = imagined(), torch.full((10,), 0.3), torch.full((10,), 0.2)
     assert imagined(mean=mean, spread=spread) == pytest.approx((plain - 0.3) / 0.2, rel=1e-4)
+
+
+def test_similarities_are_sharpened_alike_in_the_data_and_in_imagination_and_the_true_reward_never(run: Run) -> None:
+    """With a reward that is the same everywhere, what both sources count of it can be written down."""
+    oracle = torch.nn.Linear(28, 1)
+    torch.nn.init.zeros_(oracle.weight)
+    torch.nn.init.constant_(oracle.bias, 0.5)
+    for sharpness, kind, wanted in (
+        (1.0, None, sharpened(torch.tensor(0.5), 1.0)),
+        (1.0, oracle, 0.5),
+        (0.0, None, 0.5),
+    ):
+        module, batch = behavior(run, sharpness=sharpness, oracle=kind)
+        module.oracle = oracle
+        _, terms = module.imagined_loss(State.read(batch), module.prompts.rows(batch["prompt"]))
+        assert terms["imagined_reward"].item() == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_rollouts_take_the_policy_s_actions_with_the_noise_of_the_targets(run: Run) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from stages import behave, pretrain
 from stages.backbones.embeddings import open_training_data
 from stages.behave import data_modes, encode_data, posterior_modes
-from stages.core.latents import Latents, label_rewards, outcomes
+from stages.core.latents import Latents, label_rewards, outcomes, sharpened
 from stages.core.world_model import Noise, State, WorldModel
 from stages.data.episodes import Dataset
 from stages.methods import open_model
@@ -186,7 +186,7 @@ def test_rewards_are_read_over_stretches_that_cover_every_episode(run: Run) -> N
 def test_outcomes_are_the_next_rewards_of_the_same_episode_and_the_row_they_end_in(run: Run) -> None:
     latents = make_latents(run, 5)
     reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
-    found = outcomes(latents, reward, 0.9, 3)
+    found = outcomes(latents, reward, 0.9, 3, 0.0)
     reward = ((reward.T - found.mean) / found.spread).T
     for start, length in latents.episodes.tolist():
         for t in range(length - 1):
@@ -201,9 +201,25 @@ def test_outcomes_count_rewards_in_deviations_from_the_mean_of_the_rows_arrived_
     latents = make_latents(run, 5)
     reward = 3 + 0.1 * torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
     reward[:, latents.episodes[:, 0]] = 0  # never arrived at
-    found = outcomes(latents, reward, 0.9, 1)
+    found = outcomes(latents, reward, 0.9, 1, 0.0)
     arrived = reward[:, latents.decisions + 1]
     torch.testing.assert_close((found.mean, found.spread), (arrived.mean(1), arrived.std(1)))
     earned = found.reward[:, latents.decisions]
     torch.testing.assert_close(earned.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(earned.std(1), torch.ones(2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0])
+def test_a_sharpened_reward_keeps_the_order_and_the_scale(run: Run, sharpness: float) -> None:
+    """Of standard normal rewards: mean 0 and deviation 1 again, and a good reward farther above the mean."""
+    normal = torch.randn(400_000, generator=torch.Generator().manual_seed(0)).sort().values
+    sharp = sharpened(normal, sharpness)
+    assert sharp.mean().item() == pytest.approx(0, abs=0.01) and sharp.std().item() == pytest.approx(1, abs=0.03)
+    assert (sharp.diff() >= 0).all() and sharp[-1] > normal[-1]
+    assert sharpened(normal, 0.0) is normal
+
+    latents = make_latents(run, 5)
+    reward = torch.randn(2, len(latents.reward), generator=torch.Generator().manual_seed(0))
+    plain, found = (outcomes(latents, reward, 0.9, 1, s) for s in (0.0, sharpness))
+    rows = latents.decisions
+    torch.testing.assert_close(found.reward[:, rows], sharpened(plain.reward[:, rows], sharpness))

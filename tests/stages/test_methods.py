@@ -198,7 +198,7 @@ def test_a_missing_policy_names_the_command_that_makes_it(run: Run, options: dic
 
 
 @pytest.mark.parametrize("oracle", [False, True])
-def test_reward_is_the_standardised_similarity_or_the_true_one(run: Run, oracle: bool) -> None:
+def test_reward_is_the_sharpened_similarity_or_the_true_one(run: Run, oracle: bool) -> None:
     prompt, (data, embeddings) = F.normalize(torch.arange(1.0, 10.0), dim=0), find_inputs(run, "offline")
     dataset = Dataset.open([a.path for a in data], "walker", [a.path for a in embeddings])
     rows = np.arange(dataset.n_frames)
@@ -207,10 +207,12 @@ def test_reward_is_the_standardised_similarity_or_the_true_one(run: Run, oracle:
     mine = [p for p in dataset.parts if p.task == "walk" or not oracle]
     used = torch.cat([values[p.first_row : p.last_row] for p in mine])
     batch = Sampler(dataset, 8, 5, 0).sample(0)
-    found = model_free.make_reward(dataset, prompt, "walk" if oracle else "", torch.device("cpu"))(batch)
+    found = model_free.make_reward(dataset, prompt, "walk" if oracle else "", 1.0, torch.device("cpu"))(batch)
     starts, _ = Sampler(dataset, 8, 5, 0).draw(0)
     wanted = (values[torch.from_numpy(starts[:, None] + np.arange(5))] - used.mean()) / used.std()
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    if not oracle:  # a log-normal's mean and deviation at sharpness 1
+        wanted = (wanted.exp() - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
+    torch.testing.assert_close(found, wanted.float(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_killed_model_free_run_goes_on_bit_for_bit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
