@@ -100,9 +100,7 @@ class PixelLearner(Resumable):
 BatchReward = Callable[[Mapping[str, Tensor]], Tensor]  # a batch of the sampler → (B, T), for arriving at each frame
 
 
-def make_reward(
-    dataset: Dataset, prompt: Tensor, task: str, sharpness: float, device: torch.device
-) -> BatchReward:
+def make_reward(dataset: Dataset, prompt: Tensor, task: str, sharpness: float, device: torch.device) -> BatchReward:
     """Similarity to the prompt (dim_e,) or, of a `task` that is named, the true reward.
 
     Standardised by its mean and spread over the data that is used, and a similarity `sharpened`. Raises BadInput when

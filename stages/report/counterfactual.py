@@ -112,16 +112,34 @@ class Judge:
 
     def happened(self, rows: np.ndarray, action: np.ndarray) -> tuple[Tensor, Tensor]:
         """What the simulator makes of it: frames (N·K, H, 3, S, S) uint8 and adapted embeddings (N·K, H, dim_e)."""
-        data, device, first = self.dataset, self.prompt.tau.device, rows - CONTEXT + 1
-        before = data.windows("state", first, CONTEXT)  # (N, C, ·)
-        led = data.windows("action", first, CONTEXT)
-        states = real_states(data.domain, before, led, action).reshape(-1, action.shape[2], before.shape[-1])
-        image = self._drawn(states, data.image_size)
+        env, found = self.bodies(rows)
+        states = np.array(
+            [follow(env, body, future) for body, some in zip(found, action, strict=True) for future in some]
+        )
+        past = self.past(rows).repeat_interleave(action.shape[1], 0)
+        image, _, e = self.looked(past, states)  # states (N·K, H, ·)
+        return image, e
 
-        looked = image if self.frame_size == data.image_size else self._drawn(states, self.frame_size)
-        past = self._drawn(before[:, 1 - self.backbone.window :], self.frame_size).repeat_interleave(action.shape[1], 0)
-        e = window_embeddings(self.backbone, past, looked).half().float()  # as datasets hold them
-        return image.to(device), self.model.adapter(F.normalize(e.to(device), dim=-1))
+    def bodies(self, rows: np.ndarray) -> tuple[tasks.Env, list[tasks.Snapshot]]:
+        """A simulator, and its snapshot at each of the frames at `rows`."""
+        first = rows - CONTEXT + 1
+        return bodies(
+            self.dataset.domain, *(self.dataset.windows(name, first, CONTEXT) for name in ("state", "action"))
+        )
+
+    def past(self, rows: np.ndarray) -> Tensor:
+        """The frames up to each row that a window of the backbone's needs before the next one: (N, W-1, 3, S, S)."""
+        count = self.backbone.window - 1
+        return self._drawn(self.dataset.windows("state", rows - count + 1, count), self.frame_size)
+
+    def looked(self, past: Tensor, states: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames of physics states (M, T, ·) that follow `past`: the model's (M, T, 3, 64, 64), the backbone's, and
+        their adapted embeddings (M, T, dim_e)."""
+        data, device = self.dataset, self.prompt.tau.device
+        image = self._drawn(states, data.image_size)
+        large = image if self.frame_size == data.image_size else self._drawn(states, self.frame_size)
+        e = window_embeddings(self.backbone, past, large).half().float()  # as datasets hold them
+        return image.to(device), large, self.model.adapter(F.normalize(e.to(device), dim=-1))
 
     def _drawn(self, states: np.ndarray, size: int) -> Tensor:
         """Frames (N, T, 3, size, size) of states (N, T, ·), as the dataset's were drawn."""
@@ -153,30 +171,29 @@ class Judge:
         return reward, entropy, state
 
 
-def real_states(domain: str, before: np.ndarray, led: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Physics states (N, K, H, ·) that follow the last of `before` under `action` (N, K, H, A).
+def bodies(domain: str, before: np.ndarray, led: np.ndarray) -> tuple[tasks.Env, list[tasks.Snapshot]]:
+    """A simulator, and its snapshots at the last of each row of `before` (N, C, ·), which `led` (N, C, A) led to.
 
     A stored state lacks what the solver starts from and the actuators' own state. So the way there is simulated
     again, and the body put where it was.
-
-    Args:
-        before: (N, C, ·) states of the data. led: (N, C, A), the actions that led to them.
     """
     env = tasks.make_env(domain, tasks.task_names(domain)[0])
     env.reset(seed=0)
-    beginning = env.snapshot()
-    out = np.empty((*action.shape[:3], before.shape[-1]))
-    for i, (states, moves) in enumerate(zip(before, led, strict=True)):
+    beginning, found = env.snapshot(), []
+    for states, moves in zip(before, led, strict=True):
         env.rewind(beginning)
         env.place(states[0])
         for state, move in zip(states[1:], moves[1:], strict=True):
             if not np.array_equal(env.advance(move), state):
                 env.place(state)
-        now = env.snapshot()
-        for k, future in enumerate(action[i]):
-            env.rewind(now)
-            out[i, k] = [env.advance(move) for move in future]
-    return out
+        found.append(env.snapshot())
+    return env, found
+
+
+def follow(env: tasks.Env, body: tasks.Snapshot, action: np.ndarray) -> np.ndarray:
+    """Physics states (H, ·) that follow the snapshot `body` under `action` (H, A)."""
+    env.rewind(body)
+    return np.array([env.advance(move) for move in action])
 
 
 # ---------------------------------------------------------------------------- where, and what else could be done

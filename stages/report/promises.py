@@ -1,13 +1,13 @@
-"""What imagination promises a policy: rewards and action values along its own actions, beside what really follows.
+"""What imagination promises a policy: the rewards and action values it meets there, beside those in the simulator.
 
-An action value learns from the values of the states where imagined rollouts end. Where these are higher than those of
-the states that the same actions really lead to, the excess is learned again and again. How to read it:
-docs/imagination.md.
+From the same states the policy acts on what it imagines, and on what it sees. An action value learns from the values
+where imagined rollouts end: what these are too high is learned again and again. How to read it: docs/imagination.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from stages.core.actor_critic import ActionValues, Actor
-from stages.core.world_model import Noise, State
+from stages.core.world_model import Noise, State, TaskContext
 from stages.policies.policy import load_actor, load_values
-from stages.report.counterfactual import AT_ONCE, HORIZON, STEPS, Judge, draw_rows, judges
+from stages.report.counterfactual import AT_ONCE, HORIZON, STEPS, Judge, draw_rows, follow, judges
 from stages.report.scene import Scene
 from stages.report.tables import Table
 
 
 @dataclass
 class Promise:
-    """From N states of the data, along H actions that a policy took in imagination, one rollout each.
+    """What a policy meets within H decisions of N states of the data, in the simulator and in one imagined rollout.
 
-    reward, value: (2, N, H) of arriving at the real and at the imagined states. A value is the policy's own, in its
-    units: a reward less its mean over the data is 1 where it is one standard deviation.
+    reward, value: (2, N, H) of arriving at the real and at the imagined states; values are the policy's own.
     """
 
     reward: np.ndarray
@@ -53,8 +52,7 @@ class Promise:
 
 
 def promise(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray, seed: int) -> Promise:
-    """What follows the frames at `rows` (N,) in imagination under the actor's means, and in the simulator under the
-    same actions."""
+    """What the actor's means lead to from the frames at `rows` (N,), in the simulator and in imagination."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = [_promised(judge, actor, values, some) for some in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))]
@@ -71,12 +69,31 @@ def _promised(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray
         return actor(torch.cat([features, task.tau], -1))[0]
 
     start = judge.seen(rows)
-    imagined, moves, _ = judge.model.imagine(start, act, HORIZON, task, Noise(device))
-    image, e = judge.happened(rows, moves.cpu().numpy()[:, None])
-    both = judge.filtered(start, image, moves, e, task), imagined
-    reward = torch.stack([judge.model.reward(task, states, moves, judge.space) for states in both])
-    value = torch.stack([_values(actor, values, states, task.tau) for states in both])
+    imagined = judge.model.imagine(start, act, HORIZON, task, Noise(device))[:2]
+    both = lived(judge, rows, start, act, task), imagined
+    reward = torch.stack([judge.model.reward(task, states, moves, judge.space) for states, moves in both])
+    value = torch.stack([_values(actor, values, states, task.tau) for states, _ in both])
     return reward.cpu().numpy(), value.cpu().numpy()
+
+
+def lived(
+    judge: Judge, rows: np.ndarray, start: State, act: Callable[[Tensor, int], Tensor], task: TaskContext
+) -> tuple[State, Tensor]:
+    """`WorldModel.imagine`, but in the simulator: states (N, H+1, ·) as the policy sees them, and its actions
+    (N, H, A)."""
+    env, bodies = judge.bodies(rows)
+    past, states, moves = judge.past(rows), [start], list[Tensor]()
+    for step in range(HORIZON):
+        moves.append(act(states[-1].features, step))
+        now = []
+        for i, move in enumerate(moves[-1].cpu().numpy()):
+            now.append(follow(env, bodies[i], move[None]))  # (1, ·)
+            bodies[i] = env.snapshot()
+        image, large, e = judge.looked(past, np.array(now))
+        past = torch.cat([past[:, 1:], large], 1)
+        states.append(judge.model.observe_step(image[:, 0], states[-1], moves[-1], e[:, 0], task))
+    stacked = State(*(torch.stack([getattr(s, f.name).float() for s in states], 1) for f in fields(State)))
+    return stacked, torch.stack(moves, 1)
 
 
 def _values(actor: Actor, values: ActionValues, states: State, tau: Tensor) -> Tensor:
@@ -104,5 +121,5 @@ def promises_table(found: dict[str, Any]) -> Table:
     numbers = [{"task": task, **row} for task, rows in found.items() for row in rows]
     header = ["task", "step", "reward, real", "imagined", "value, real", "imagined", "gap of values, in their spread"]
     cells = [[str(x) if isinstance(x, str | int) else f"{x:.2f}" for x in row.values()] for row in numbers]
-    note = "Along the actions that the policy takes in imagination, tried in the simulator from the same states."
+    note = "From states of the task's replay the policy goes on, in the simulator and in imagination."
     return Table("What imagination promises the policy", note, header, cells, numbers)
