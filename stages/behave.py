@@ -143,7 +143,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         # Learner: actor and critics, and the loss of an update.
         seed_everything(run.seed + 1)
         learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(device)
-        halves = (learner.actor, learner.action_values)
+        halves = (learner.actor, learner.values)
         actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
         noise = Noise(device, place.rank, place.size)
         behavior = Behavior(model, learner, prompts, config, noise, oracle)

@@ -166,7 +166,7 @@ def bench_behave(
     start = State.read(batch).map(lambda x: x[:starts])
     parts = {"data": lambda: loss.data_loss(batch, task)[0]}
     if imagines:
-        parts["imagination"] = lambda: loss.imagined_loss(start, prompts.rows(batch["prompt"][:starts]))[0]
+        parts["imagination"] = lambda: loss.imagined_loss(start, prompts.rows(batch["prompt"][:starts]), alone=False)[0]
     split = {name: time_part(part, learner, place.device, config.bf16, updates) for name, part in parts.items()}
     model.requires_grad_(True)
     return {
@@ -186,7 +186,7 @@ def behave_update(config: behave.Config, model: WorldModel, place: World) -> tup
     with torch.no_grad():
         prompts = model.task(synthetic_labels(model, place.device).text)
     learner = ActorCritic(model.dim_policy, model.dim_action, config.actor_critic).to(place.device)
-    halves = (learner.actor, learner.action_values)
+    halves = (learner.actor, learner.values)
     actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
     loss = Behavior(model, learner, prompts, config, Noise(place.device), None)
     compiled = should_compile(config.compile, place.device)

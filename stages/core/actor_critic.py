@@ -1,8 +1,7 @@
-"""Actor and action values, learned in imagination and on the dataset's own transitions (Section 3.2; TD3+BC, MVE).
+"""Actor and values, learned in imagination and on the dataset's own transitions (Section 3.2; TD3+BC, DreamerV3).
 
-Two sources teach the action values: the returns of the policy's own actions in imagination, and the data's
-transitions under the same text reward. The actor climbs them and stays near what was done in the data. It does not
-climb through the dynamics: their gradient says little of the simulator's (docs/imagination.md).
+Imagination tells rightly where the policy goes, and hardly what one action changes (docs/imagination.md). So it teaches
+the value of states, and the data's transitions that of actions. The actor climbs the second, near what the data did.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from stages.runtime.distributed import gathered
 from stages.runtime.update import Terms
 
 ACTING_RATE = 0.01  # of the actor that plays, an average: single updates move a score by a quarter
+IMAGINED = 0.5  # share of the imagined state values in what follows a transition; the rest are action values
 
 
 @dataclass
@@ -42,13 +42,9 @@ class Transitions:
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: float, trace: float) -> Tensor:
-    """λ-returns R_t = r_{t+1} + γ((1-λ) V_{t+1} + λ R_{t+1}), R_H = V_H (DreamerV3, Eq. 7).
+    """λ-returns R_t = r_{t+1} + γ((1-λ) V_{t+1} + λ R_{t+1}), R_H = V_H (DreamerV3, Eq. 7), of states 0..H-1: (N, H).
 
-    Args:
-        reward: (N, H), reward[:, t] earned on arriving at state t + 1.
-        value: (N, H+1) of states 0..H.
-    Returns:
-        (N, H) for states 0..H-1.
+    reward: (N, H), reward[:, t] earned on arriving at state t + 1. value: (N, H+1) of states 0..H.
     """
     out = []
     following = value[:, -1]
@@ -63,9 +59,8 @@ def smoothed_target(
 ) -> Tensor:
     """Clipped double-Q target with target policy smoothing (TD3, Eq. 10 and 14) → (B,).
 
-    Args:
-        reward, discount: (B,) to the next state. action: (B, A) of the policy there. smooth: (B, A), its clipped noise.
-        values: actions (B, A) there → (2, B), by the slow critics.
+    reward, discount: (B,) to the next state. action: (B, A) of the policy there. smooth: (B, A), its clipped noise.
+    values: actions (B, A) there → (2, B), by the slow critics.
     """
     return reward + discount * values((action + smooth).clamp(-1, 1)).amin(0)
 
@@ -95,13 +90,18 @@ def moved_range(running: Tensor, values: Tensor, config: ActorCriticConfig) -> T
     return running.clamp(min=config.return_floor)
 
 
-class ActionValues(nn.Module):
-    """Twin action values: features (N, I), action (N, A) → (2, N). They start at zero."""
+class Values(nn.Module):
+    """Twin action values: features (N, I), action (N, A) → (2, N); and the state value. They start at zero."""
 
     def __init__(self, inp: int, dim_action: int, config: ActorCriticConfig) -> None:
         super().__init__()
-        sizes = (inp + dim_action, 1, config.units, config.layers)
-        self.nets = nn.ModuleList(MLP(*sizes, zero_out=True) for _ in range(2))
+        sizes = (config.units, config.layers)
+        self.nets = nn.ModuleList(MLP(inp + dim_action, 1, *sizes, zero_out=True) for _ in range(2))
+        self.state_net = MLP(inp, 1, *sizes, zero_out=True)
+
+    def state(self, features: Tensor) -> Tensor:
+        """What the policy earns from a state on, features (..., I) → (...), as imagination teaches it."""
+        return self.state_net(features).squeeze(-1).float()
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         return torch.stack([self._value(net, features, action) for net in self.nets])
@@ -118,7 +118,7 @@ class ActionValues(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Actor and twin action values, with slow copies and the running range of what the values estimate."""
+    """Actor and values, with slow copies and the running range of what the action values estimate."""
 
     value_range: Tensor
 
@@ -126,9 +126,9 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.actor = Actor(inp, dim_action, config)
-        self.action_values = ActionValues(inp, dim_action, config)
-        self.slow_action_values = ActionValues(inp, dim_action, config).requires_grad_(False)
-        self.slow_action_values.load_state_dict(self.action_values.state_dict())
+        self.values = Values(inp, dim_action, config)
+        self.slow_values = Values(inp, dim_action, config).requires_grad_(False)
+        self.slow_values.load_state_dict(self.values.state_dict())
         self.slow_actor = Actor(inp, dim_action, config).requires_grad_(False)
         self.slow_actor.load_state_dict(self.actor.state_dict())
         self.register_buffer("value_range", torch.zeros(()))
@@ -136,29 +136,30 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def update_slow(self) -> None:
         """Move the slow copies toward what is learned."""
-        values = (self.slow_action_values, self.action_values, self.config.slow_rate)
+        values = (self.slow_values, self.values, self.config.slow_rate)
         for slow, fast, rate in (values, (self.slow_actor, self.actor, ACTING_RATE)):
             torch._foreach_lerp_(list[Tensor](slow.parameters()), list[Tensor](fast.parameters()), rate)
 
     def climb_loss(self, features: Tensor, mean: Tensor) -> tuple[Tensor, Terms]:
         """Minus the smaller action value of the policy's `mean` (N, A) at `features` (N, I), in units of its range."""
-        value = self.slow_action_values(features, mean).amin(0)  # (N,)
+        value = self.slow_values(features, mean).amin(0)  # (N,)
         climbed = value.mean() / moved_range(self.value_range, value, self.config)
         return -self.config.climb * climbed, {"value": value.mean().detach(), "value_range": self.value_range}
 
-    def imagination_loss(self, features: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, Terms]:
-        """Error of the action values where imagined rollouts begin, against their λ-returns (model-based value
-        expansion, Feinberg et al. 2018; λ-returns as DreamerV3's Eq. 7, of the smaller slow action value).
+    def imagination_loss(self, features: Tensor, action: Tensor | None, reward: Tensor) -> tuple[Tensor, Terms]:
+        """Error of the state value along imagined rollouts, against its own λ-returns (DreamerV3, Eq. 7).
 
         Args:
-            features: (N, H+1, I). action: (N, A) the rollouts' first. reward: (N, H).
+            features: (N, H+1, I). reward: (N, H).
+            action: (N, A), the rollouts' first, where no data teach the action values and these do.
         """
         with torch.no_grad():
-            flat = features.flatten(0, 1)
-            value = self.slow_action_values(flat, self.actor(flat)[0]).amin(0).unflatten(0, features.shape[:2])
-            target = lambda_return(reward, value, self.config.discount, self.config.trace)[:, 0]  # (N,)
-        error = (self.action_values(features[:, 0], action) - target).square().mean(1).sum()
+            value = self.slow_values.state(features)  # (N, H+1)
+            target = lambda_return(reward, value, self.config.discount, self.config.trace)  # (N, H)
+        error = (self.values.state(features[:, :-1]) - target).square().mean()
         metrics = {"imagined_reward": reward.mean(), "imagined_return": target.mean(), "critic_imagined": error}
+        if action is not None:
+            error = error + (self.values(features[:, 0], action) - target[:, 0]).square().mean(1).sum()
         return error, {k: v.detach() for k, v in metrics.items()}
 
     def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, Terms]:
@@ -170,11 +171,13 @@ class ActorCritic(nn.Module):
         c = self.config
         with torch.no_grad():
             smooth = (batch.normal * c.target_noise).clamp(-c.target_noise_clip, c.target_noise_clip)
-            action, values = self.actor(batch.following)[0], partial(self.slow_action_values, batch.following)
+            action, values = self.actor(batch.following)[0], partial(self.slow_values, batch.following)
             target = smoothed_target(batch.reward, batch.discount, action, smooth, values)  # (N,)
+            if c.imagination:
+                target.lerp_(batch.reward + batch.discount * self.slow_values.state(batch.following), IMAGINED)
             share = gathered(batch.imitated).mean().clamp(min=1e-3)
             imitated = (batch.imitated / share).unsqueeze(-1)  # (N, 1), 1 on average
-        critic = (self.action_values(batch.features, batch.action) - target).square().mean(1).sum()
+        critic = (self.values(batch.features, batch.action) - target).square().mean(1).sum()
         mean, std = self.actor(batch.features)
         distance = batch.action - mean  # (N, A)
         imitation = (distance.square() * imitated).mean()

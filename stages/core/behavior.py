@@ -54,7 +54,8 @@ class Behavior(nn.Module):
             every, count = max(1, self.config.decisions // self.config.imagined), self.config.imagined
             some = {k: batch[k][::every][:count] for k in ("h", "z", "e", "prompt", "mean", "spread")}
             task = self.prompts.rows(some["prompt"])
-            imagined, more = self.imagined_loss(State.read(some), task, some["mean"], some["spread"])
+            scale = some["mean"], some["spread"]
+            imagined, more = self.imagined_loss(State.read(some), task, not weights.transitions, *scale)
             loss, terms = loss + weights.imagination * imagined, terms | more
         return loss, terms
 
@@ -67,11 +68,12 @@ class Behavior(nn.Module):
         return weights.anchor * actor + weights.transitions * critic, terms
 
     def imagined_loss(
-        self, start: State, task: TaskContext, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0
+        self, start: State, task: TaskContext, alone: bool, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0
     ) -> tuple[Tensor, Terms]:
-        """Error of the action values on rollouts of the model under the policy from `start` (Eq. 6, 8, 10).
+        """Error of the values on rollouts of the model under the policy from `start` (Eq. 6, 8, 10).
 
         Args:
+            alone: whether imagination teaches the action values too, as no data do.
             mean, spread: (N,) of the prompts' rewards over the data, which values there are learned in units of.
         """
         states, actions, _ = self.rollout(start, task, self.config.horizon)
@@ -79,12 +81,13 @@ class Behavior(nn.Module):
             reward = self.reward(task, states, actions)  # (N, H)
             reward = sharpened(((reward.T - mean) / spread).T, self.sharpness)
         features = self.inputs(states, task)
-        return self.learner.imagination_loss(features.to(autocast_dtype(features)), actions[:, 0], reward)
+        first = actions[:, 0] if alone else None
+        return self.learner.imagination_loss(features.to(autocast_dtype(features)), first, reward)
 
     def dreamed_loss(self, task: TaskContext) -> tuple[Tensor, Terms]:
         """Actor and critic losses without data, at states of the model's own making."""
         start = self.dreamed_starts(task)
-        loss, terms = self.imagined_loss(start, task)
+        loss, terms = self.imagined_loss(start, task, alone=True)
         features = self.inputs(start, task)
         climb, more = self.learner.climb_loss(features, self.learner.actor(features)[0])
         return self.config.actor_critic.imagination * loss + climb, terms | more

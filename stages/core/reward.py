@@ -22,8 +22,7 @@ def text_reward(model: JointModel, task: TaskContext, z: Tensor, action: Tensor,
     The reference starts at f_map(τ), follows the executed actions (`text_actions: policy`) or none, and takes modes.
 
     Args:
-        task: context of N prompts.
-        z: (N, H+1, dim_z). action: (N, H, A).
+        task: context of N prompts. z: (N, H+1, dim_z). action: (N, H, A).
     Returns:
         (N, H): reward for arriving at states 1..H.
     """

@@ -41,10 +41,8 @@ class Dynamics(nn.Module):
         """All transitions of a sequence, teacher-forced with the known z.
 
         Args:
-            z: (B, T, dim_z) fused latents; step t reads z[:, t-1].
-            action: (B, T, A); action[:, t] led to frame t.
-            reset: (B, T) bool; at a reset the past (h, z, action) is replaced by (h_reset, 0, 0).
-            h_reset: (B, deter).
+            z: (B, T, dim_z) fused latents; step t reads z[:, t-1]. action: (B, T, A); action[:, t] led to frame t.
+            reset: (B, T) bool; at a reset the past (h, z, action) is replaced by (h_reset, 0, 0). h_reset: (B, deter).
         Returns:
             h (B, T, deter).
         """

@@ -224,8 +224,7 @@ class WorldModel(nn.Module):
         """Filter a sequence, parallel over time but for the recurrence (Eq. 1, 4).
 
         Args:
-            image: (B, T, 3, 64, 64) uint8. action: (B, T, A). is_first: (B, T) bool.
-            e: (B, T, dim_e) adapted video embeddings.
+            image: (B, T, 3, 64, 64) uint8. action: (B, T, A). is_first: (B, T) bool. e: (B, T, dim_e), adapted.
             noise: source of the posterior samples; None takes the mode.
         """
         posterior = self.rssm.posterior(image)  # (B, T, C, K)
@@ -296,10 +295,8 @@ class WorldModel(nn.Module):
     def imagine(
         self, start: State, act: Callable[[Tensor, int], Tensor], horizon: int, task: TaskContext, noise: Noise | None
     ) -> tuple[State, Tensor, Tensor]:
-        """Roll the world model `horizon` steps from `start` (N, ...).
+        """Roll the world model `horizon` steps from `start` (N, ...) under `act`: (features, step) → action (N, A).
 
-        Args:
-            act: (features, step) → action (N, A).
         Returns:
             states (N, H+1, ...) including the start, actions (N, H, A), priors (N, H, C, K).
         """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.backbones import Backbone, backbone_of
 from stages.backbones.tuning import retune
-from stages.core.actor_critic import ActionValues, Actor
+from stages.core.actor_critic import Actor, Values
 from stages.core.nets import IMAGE_SIZE
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import State, TaskContext, WorldModel
@@ -220,12 +220,12 @@ def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
     return _load_part(artifact, model, ACTOR, Actor)
 
 
-def load_values(artifact: Artifact, model: WorldModel) -> ActionValues:
+def load_values(artifact: Artifact, model: WorldModel) -> Values:
     """The slow action values of a policy artifact, from which its learner took every target; else as `load_actor`."""
-    return _load_part(artifact, model, "slow_action_values.", ActionValues)
+    return _load_part(artifact, model, "slow_values.", Values)
 
 
-Part = TypeVar("Part", Actor, ActionValues)
+Part = TypeVar("Part", Actor, Values)
 
 
 def _load_part(

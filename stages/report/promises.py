@@ -1,7 +1,8 @@
-"""What imagination promises a policy: the rewards and action values it meets there, beside those in the simulator.
+"""What imagination promises a policy: the rewards and state values it meets there, beside those in the simulator.
 
-From the same states the policy acts on what it imagines, and on what it sees. An action value learns from the values
-where imagined rollouts end: what these are too high is learned again and again. How to read it: docs/imagination.md.
+From the same states the policy acts on what it imagines, and on what it sees. The value of a state is learned from that
+of the state where an imagined rollout ends: what this is too high is learned again and again. How to read it:
+docs/imagination.md.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.actor_critic import ActionValues, Actor
+from stages.core.actor_critic import Actor, Values
 from stages.core.world_model import Noise, State, TaskContext
 from stages.policies.policy import load_actor, load_values
 from stages.report.counterfactual import AT_ONCE, HORIZON, STEPS, Judge, draw_rows, follow, judges
 from stages.report.scene import Scene
 from stages.report.tables import Table
+from stages.runtime.artifacts import Artifact
 
 
 @dataclass
 class Promise:
     """What a policy meets within H decisions of N states of the data, in the simulator and in one imagined rollout.
 
-    reward, value: (2, N, H) of arriving at the real and at the imagined states; values are the policy's own.
+    reward, value: (2, N, H) of arriving at the real and at the imagined states, by the policy's own state value.
     """
 
     reward: np.ndarray
@@ -51,7 +53,7 @@ class Promise:
         return found
 
 
-def promise(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray, seed: int) -> Promise:
+def promise(judge: Judge, actor: Actor, values: Values, rows: np.ndarray, seed: int) -> Promise:
     """What the actor's means lead to from the frames at `rows` (N,), in the simulator and in imagination."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -60,7 +62,7 @@ def promise(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray, 
 
 
 @torch.no_grad()
-def _promised(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _promised(judge: Judge, actor: Actor, values: Values, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and values (2, N, H), see `Promise`."""
     device = judge.prompt.tau.device
     task = judge.prompt.rows(torch.zeros(len(rows), dtype=torch.long, device=device))
@@ -72,7 +74,8 @@ def _promised(judge: Judge, actor: Actor, values: ActionValues, rows: np.ndarray
     imagined = judge.model.imagine(start, act, HORIZON, task, Noise(device))[:2]
     both = lived(judge, rows, start, act, task), imagined
     reward = torch.stack([judge.model.reward(task, states, moves, judge.space) for states, moves in both])
-    value = torch.stack([_values(actor, values, states, task.tau) for states, _ in both])
+    tau = task.tau.unsqueeze(1).expand(-1, HORIZON, -1)
+    value = torch.stack([values.state(torch.cat([states.features[:, 1:], tau], -1)) for states, _ in both])
     return reward.cpu().numpy(), value.cpu().numpy()
 
 
@@ -96,24 +99,25 @@ def lived(
     return stacked, torch.stack(moves, 1)
 
 
-def _values(actor: Actor, values: ActionValues, states: State, tau: Tensor) -> Tensor:
-    """The smaller value (N, H) of the actor's means at states 1..H of (N, H+1, ·)."""
-    features = states.features[:, 1:]
-    features = torch.cat([features, tau.unsqueeze(1).expand(*features.shape[:2], -1)], -1).flatten(0, 1)
-    return values(features, actor(features)[0]).amin(0).unflatten(0, states.h[:, 1:].shape[:2])
-
-
 def judge_policies(scene: Scene) -> dict[str, Any]:
-    """{task: rows of its `Promise`}, of the tasks with a policy of this model and a replay in its data."""
+    """{task: rows of its `Promise`}, of the tasks with a replay in the data of the model and a policy that learned in
+    its imagination."""
     found = {}
     for task, (judge, episodes, _) in judges(scene).items():
         learned = scene.policies.get(scene.prompts[task])
-        if learned and scene.model_artifact.id in learned.artifact.meta["inputs"].values():
+        if learned and _imagined(learned.artifact, scene.model_artifact.id):
             states, seed = scene.config.counterfactual_states, scene.run.seed
             rows = draw_rows(scene.dataset, episodes, states, np.random.default_rng(seed))
             parts = load_actor(learned.artifact, scene.model), load_values(learned.artifact, scene.model)
             found[task] = promise(judge, *parts, rows, seed).rows()
     return found
+
+
+def _imagined(policy: Artifact, model: str) -> bool:
+    """Whether a policy learned in the imagination of the model of this id."""
+    return (
+        model in policy.meta["inputs"].values() and policy.meta["config"]["behave"]["actor_critic"]["imagination"] > 0
+    )
 
 
 def promises_table(found: dict[str, Any]) -> Table:

@@ -98,7 +98,7 @@ def test_actor_mean_and_spread() -> None:
     np.testing.assert_allclose(array(std), 0.1 + 0.9 * literal.sigmoid(raw[:, ACTION:]), atol=1e-5)
 
 
-# ---------------------------------------------------------------------------- action values
+# ---------------------------------------------------------------------------- values
 
 
 def policy(learner: ActorCritic, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,13 +108,17 @@ def policy(learner: ActorCritic, features: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def values(learner: ActorCritic, kind: str, features: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Both action values (2,) of `kind`, action_values or slow_action_values."""
+    """Both action values (2,) of `kind`, values or slow_values."""
     w, pair = literal.weights(learner), np.concatenate([features, action])
     return np.array([literal.mlp(literal.under(w, f"{kind}.nets.{i}"), pair)[0] for i in range(2)])
 
 
+def state_value(learner: ActorCritic, kind: str, features: np.ndarray) -> float:
+    return float(literal.mlp(literal.under(literal.weights(learner), f"{kind}.state_net"), features)[0])
+
+
 def smaller(learner: ActorCritic, features: np.ndarray, action: np.ndarray) -> float:
-    return float(values(learner, "slow_action_values", features, action).min())
+    return float(values(learner, "slow_values", features, action).min())
 
 
 def moved_scale(old: float, climbed: list[float], floor: float = 0.1) -> float:
@@ -132,17 +136,21 @@ def transitions(count: int = 9) -> Transitions:
     return Transitions(features, action, reward, discount, following, normal, (torch.arange(count) % 4 > 0).float())
 
 
-def test_data_losses() -> None:
-    """TD3+BC: clipped double values of a smoothed target action; climb the smaller value, stay near what was done."""
-    learner, batch = make(), transitions()
+@pytest.mark.parametrize("imagination", [0.0, 0.7])
+def test_data_losses(imagination: float) -> None:
+    """TD3+BC: clipped double values of a smoothed target action, for half of which imagination's state value stands;
+    climb the smaller value, stay near what was done."""
+    learner, batch = make(imagination=imagination), transitions()
     learner.value_range.fill_(2.0)
     critic, climbed, imitation, width = 0.0, [], 0.0, 0.0
     for n in range(9):
         features, following, action = (array(x)[n] for x in (batch.features, batch.following, batch.action))
         noise = np.clip(0.2 * array(batch.normal)[n], -0.3, 0.3)
         target = smaller(learner, following, np.clip(policy(learner, following)[0] + noise, -1, 1))
+        if imagination:
+            target = (target + state_value(learner, "slow_values", following)) / 2
         target = array(batch.reward)[n] + array(batch.discount)[n] * target
-        critic += ((values(learner, "action_values", features, action) - target) ** 2).sum() / 9
+        critic += ((values(learner, "values", features, action) - target) ** 2).sum() / 9
         mean, std = policy(learner, features)
         climbed.append(smaller(learner, features, mean))
         if n % 4:  # six of nine are somebody's actions
@@ -154,17 +162,34 @@ def test_data_losses() -> None:
     assert found_critic.item() == pytest.approx(critic, rel=1e-4)
 
 
-def test_imagination_loss() -> None:
-    """The values of a rollout's first action learn the λ-return of its rewards and of the policy's own later values."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_imagination_loss(alone: bool) -> None:
+    """The state value learns the λ-returns of all imagined states; the values of a rollout's first action learn that of
+    the first, where no data teach them."""
     learner = make()
     features, action, reward = random(5, 4, INP), random(5, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
     error = 0.0
     for n in range(5):
-        following = np.array([smaller(learner, f, policy(learner, f)[0]) for f in array(features)[n]])
-        target = literal_lambda_return(array(reward)[n], following, 0.9, 0.7)[0]
-        found = values(learner, "action_values", array(features)[n, 0], array(action)[n])
-        error += ((found - target) ** 2).sum() / 5
-    assert learner.imagination_loss(features, action, reward)[0].item() == pytest.approx(error, rel=1e-4)
+        following = np.array([state_value(learner, "slow_values", f) for f in array(features)[n]])
+        target = literal_lambda_return(array(reward)[n], following, 0.9, 0.7)
+        found = np.array([state_value(learner, "values", f) for f in array(features)[n, :3]])
+        error += ((found - target) ** 2).sum() / 15
+        if alone:
+            pair = values(learner, "values", array(features)[n, 0], array(action)[n])
+            error += ((pair - target[0]) ** 2).sum() / 5
+    loss, _ = learner.imagination_loss(features, action if alone else None, reward)
+    assert loss.item() == pytest.approx(error, rel=1e-4)
+
+
+def test_data_teach_actions_and_imagination_states() -> None:
+    """What imagination does not see, that one action is better than another, it does not blur."""
+    learner, features = make(), random(5, 4, INP)
+    learner.imagination_loss(features, None, random(5, 3))[0].backward()
+    moved = {n for n, p in learner.values.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved and all(name.startswith("state_net.") for name in moved)
+    learner.zero_grad()
+    learner.data_losses(transitions())[1].backward()
+    assert not any(p.grad is not None and p.grad.any() for p in learner.values.state_net.parameters())
 
 
 def test_the_range_of_values_is_floored() -> None:
@@ -187,10 +212,10 @@ def touched(learner: torch.nn.Module, loss: Tensor) -> set[str]:
 
 def test_each_loss_moves_its_own_network() -> None:
     learner, features = make(), random(5, 4, INP)
-    assert touched(learner, learner.imagination_loss(features, random(5, ACTION), random(5, 3))[0]) == {"action_values"}
+    assert touched(learner, learner.imagination_loss(features, random(5, ACTION), random(5, 3))[0]) == {"values"}
     actor, critic, _ = learner.data_losses(transitions())
     assert touched(learner, actor) == {"actor"}
-    assert touched(learner, critic) == {"action_values"}
+    assert touched(learner, critic) == {"values"}
     assert touched(learner, learner.climb_loss(features[:, 0], learner.actor(features[:, 0])[0])[0]) == {"actor"}
 
 
@@ -207,7 +232,7 @@ def test_nobody_s_actions_are_not_imitated() -> None:
 def test_slow_copies_start_equal_and_follow() -> None:
     """The values at `slow_rate`, the actor that plays at a hundredth."""
     fresh = ActorCritic(INP, ACTION, ActorCriticConfig(**CONFIG))
-    for fast, slow in ((fresh.action_values, fresh.slow_action_values), (fresh.actor, fresh.slow_actor)):
+    for fast, slow in ((fresh.values, fresh.slow_values), (fresh.actor, fresh.slow_actor)):
         assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), slow.parameters(), strict=True))
     learner = make()
     before = {n: p.clone() for n, p in learner.named_parameters()}
@@ -225,8 +250,8 @@ def test_the_actor_finds_the_best_action_of_the_data() -> None:
     """One state, one step: reward falls with the distance to 0.5, the data's actions are spread evenly around 0."""
     learner = make(climb=8.0, n_step=1)
     features, ones = torch.zeros(256, INP), torch.ones(256)
-    optimizer = torch.optim.Adam([*learner.actor.parameters(), *learner.action_values.parameters()], 3e-3)
-    for step in range(600):
+    optimizer = torch.optim.Adam([*learner.actor.parameters(), *learner.values.parameters()], 3e-3)
+    for step in range(900):
         action = 2 * torch.rand(256, ACTION, generator=torch.Generator().manual_seed(step)) - 1
         reward = -(action - 0.5).square().sum(-1)
         batch = Transitions(features, action, reward, torch.zeros(256), features, torch.zeros(256, ACTION), ones)
@@ -243,7 +268,7 @@ def test_the_actor_finds_the_best_action_that_imagination_knows() -> None:
     """The same reward, of which no transition tells: the values learn it from rollouts of the policy alone."""
     learner = make(climb=1.0, trace=1.0, discount=0.5)
     features = random(1, 1, INP, seed=5).expand(256, 2, INP)
-    halves = ((learner.actor, 3e-4), (learner.action_values, 1e-2))
+    halves = ((learner.actor, 3e-4), (learner.values, 1e-2))
     optimizer = torch.optim.Adam([{"params": list(half.parameters()), "lr": lr} for half, lr in halves])
     for step in range(600):
         normal = torch.randn(256, ACTION, generator=torch.Generator().manual_seed(step))

@@ -89,7 +89,7 @@ def behaviour(method: str, *settings: str, scale: str = "smoke") -> None:
         behavior.reward(prompts.rows(rows[:, 0]), states, latents.action[rows[:, : config.horizon]])
         ones = torch.ones(2 * ROWS, device=CUDA)
         found = Outcomes(torch.zeros(2, 2 * ROWS, device=CUDA), rows.flatten(), ones, ones[:2], ones[:2])
-    halves = (learner.actor, learner.action_values)
+    halves = (learner.actor, learner.values)
     actor, critic = (make_optimizer(list(half.parameters()), config.lr, 0.0) for half in halves)
     pairs = [(actor, config.clip), (critic, config.clip)]
     update = make_update(behavior, pairs, CUDA, bf16=config.bf16, compiled=False, after=learner.update_slow)

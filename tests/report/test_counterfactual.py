@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.backbones import load_backbone
-from stages.core.actor_critic import ActionValues, Actor
+from stages.core.actor_critic import Actor, Values
 from stages.core.bitagent import BiTAgent
 from stages.core.settings import ActorCriticConfig
 from stages.core.world_model import Noise, State, TaskContext
@@ -228,11 +228,11 @@ def test_rows_have_their_context_and_their_future(judge: Judge) -> None:
 
 
 @pytest.fixture
-def parts(judge: Judge) -> tuple[Actor, ActionValues]:
+def parts(judge: Judge) -> tuple[Actor, Values]:
     """An untrained actor, and values that tell states apart."""
     torch.manual_seed(1)
     sizes = (judge.model.dim_policy, judge.model.dim_action, ActorCriticConfig(**CONFIG))
-    actor, values = Actor(*sizes), ActionValues(*sizes)
+    actor, values = Actor(*sizes), Values(*sizes)
     for parameter in values.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return actor, values
@@ -248,7 +248,7 @@ def test_a_policy_that_does_what_the_data_did_earns_what_the_data_earned(judge: 
 
 
 def test_a_model_that_imagines_what_happens_promises_no_more(
-    judge: Judge, parts: tuple[Actor, ActionValues], monkeypatch: pytest.MonkeyPatch
+    judge: Judge, parts: tuple[Actor, Values], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def imagine(start: State, act: Any, horizon: int, task: TaskContext, noise: Noise) -> tuple[State, Tensor, None]:
         return *promises.lived(judge, ROWS, start, act, task), None

@@ -132,23 +132,36 @@ def test_imagination_teaches_the_values_alone_and_moves_nothing_of_the_model(run
     loss, _ = module(batch)
     loss.backward()
     learner = module.learner
-    assert any(p.grad is not None and p.grad.any() for p in learner.action_values.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in learner.values.parameters())
     assert not any(p.grad is not None and p.grad.any() for p in learner.actor.parameters())
-    assert all(p.grad is None for p in [*module.model.parameters(), *learner.slow_action_values.parameters()])
+    assert all(p.grad is None for p in [*module.model.parameters(), *learner.slow_values.parameters()])
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(run: Run) -> None:
+    """As far as no weight is 0, which changes who teaches the action values."""
     weights = {"anchor": 0.7, "transitions": 1.3, "imagination": 1.9}
 
     def value(**changes: float) -> float:
-        module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {name: 0.0 for name in weights} | changes)
+        module, batch = behavior(run, actor_critic=ACTOR_CRITIC | dict.fromkeys(weights, 1.0) | changes)
         torch.manual_seed(5)
         return module(batch)[0].item()
 
-    assert value() == 0
-    parts = {name: value(**{name: 1.0}) for name in weights}
-    assert all(parts.values())
-    assert value(**weights) == pytest.approx(sum(weights[k] * parts[k] for k in weights), rel=1e-4)
+    parts = {name: value(**{name: 2.0}) - value() for name in weights}
+    assert all(abs(part) > 1e-3 for part in parts.values())
+    assert value() == pytest.approx(sum(parts.values()), rel=1e-3)
+    assert value(**weights) == pytest.approx(sum(weights[k] * parts[k] for k in weights), rel=1e-3)
+
+
+def test_imagination_teaches_the_action_values_only_where_no_data_do(run: Run) -> None:
+    def taught(**changes: float) -> bool:
+        module, batch = behavior(run, actor_critic=ACTOR_CRITIC | {"anchor": 0.0} | changes)
+        task = module.prompts.rows(batch["prompt"])
+        loss = module.forward(batch)[0] if changes else module.dreamed_loss(task)[0]
+        data = module.data_loss(batch, task)[0] if changes else 0.0
+        (loss - data).backward()
+        return any(p.grad is not None and p.grad.abs().max() > 1e-9 for p in module.learner.values.nets.parameters())
+
+    assert taught() and taught(transitions=0.0) and not taught(transitions=1.0)
 
 
 def test_imagined_rewards_are_counted_as_the_data_s(run: Run) -> None:
@@ -158,7 +171,7 @@ def test_imagined_rewards_are_counted_as_the_data_s(run: Run) -> None:
 
     def imagined(**given: Tensor) -> float:
         torch.manual_seed(5)
-        return module.imagined_loss(State.read(batch), task, **given)[1]["imagined_reward"].item()
+        return module.imagined_loss(State.read(batch), task, False, **given)[1]["imagined_reward"].item()
 
     plain, mean, spread = imagined(), torch.full((10,), 0.3), torch.full((10,), 0.2)
     assert imagined(mean=mean, spread=spread) == pytest.approx((plain - 0.3) / 0.2, rel=1e-4)
@@ -176,7 +189,7 @@ def test_similarities_are_sharpened_alike_in_the_data_and_in_imagination_and_the
     ):
         module, batch = behavior(run, sharpness=sharpness, oracle=kind)
         module.oracle = oracle
-        _, terms = module.imagined_loss(State.read(batch), module.prompts.rows(batch["prompt"]))
+        _, terms = module.imagined_loss(State.read(batch), module.prompts.rows(batch["prompt"]), False)
         assert terms["imagined_reward"].item() == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -267,7 +280,7 @@ def test_data_free_starts_come_from_rollouts_that_begin_where_episodes_do(run: R
     loss, terms = module({"prompt": torch.zeros(8, dtype=torch.long)})
     loss.backward()
     assert "data_reward" not in terms
-    assert any(p.grad is not None and p.grad.any() for p in module.learner.action_values.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.learner.values.parameters())
 
 
 # ---------------------------------------------------------------------------- stopping and going on
