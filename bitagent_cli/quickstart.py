@@ -19,7 +19,7 @@ from stages.worlds import tasks
 
 # Minutes at laptop scale on a machine whose update of the joint model takes SECONDS; behave and evaluate: one task.
 SECONDS = 0.24
-MINUTES = {"collect": 9.0, "embed": 2.0, "pretrain": 26.0, "behave": 5.0, "evaluate": 0.2, "visualize": 1.0}
+MINUTES = {"collect": 9.0, "embed": 2.0, "pretrain": 13.0, "behave": 5.0, "evaluate": 0.2, "visualize": 1.0}
 GLANCE = {"error_windows": 64, "reward_glance": 8, "reward_windows": 400}  # of the report while others stages wait
 
 Step = tuple[str, Callable[[], Sequence[Artifact]]]
