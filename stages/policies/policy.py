@@ -32,7 +32,7 @@ from stages.runtime.artifacts import Artifact, load_weights
 from stages.runtime.errors import BadInput
 from stages.runtime.names import is_model_free
 
-ACTOR = "actor."  # the names of its tensors begin so
+ACTOR, SLOW_VALUES = "actor.", "slow_values."  # the names of their tensors begin so
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
 
 def load_values(artifact: Artifact, model: WorldModel) -> Values:
     """The slow action values of a policy artifact, from which its learner took every target; else as `load_actor`."""
-    return _load_part(artifact, model, "slow_values.", Values)
+    return _load_part(artifact, model, SLOW_VALUES, Values)
 
 
 Part = TypeVar("Part", Actor, Values)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.core.actor_critic import Actor, Values
 from stages.core.world_model import Noise, State, TaskContext
-from stages.policies.policy import load_actor, load_values
+from stages.policies.policy import SLOW_VALUES, load_actor, load_values
 from stages.report.counterfactual import AT_ONCE, HORIZON, STEPS, Judge, draw_rows, follow, judges
 from stages.report.scene import Scene
 from stages.report.tables import Table
@@ -114,10 +114,10 @@ def judge_policies(scene: Scene) -> dict[str, Any]:
 
 
 def _imagined(policy: Artifact, model: str) -> bool:
-    """Whether a policy learned in the imagination of the model of this id."""
-    return (
-        model in policy.meta["inputs"].values() and policy.meta["config"]["behave"]["actor_critic"]["imagination"] > 0
-    )
+    """Whether a policy learned state values (older ones did not) in the imagination of the model of this id."""
+    learns = policy.meta["config"]["behave"]["actor_critic"]["imagination"] > 0
+    knows = any(name.startswith(f"{SLOW_VALUES}state_net.") for name in policy.tensors("actor_critic"))
+    return learns and knows and model in policy.meta["inputs"].values()
 
 
 def promises_table(found: dict[str, Any]) -> Table:
