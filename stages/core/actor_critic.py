@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
 
         Args:
             features: (N, H+1, I). reward: (N, H).
-            action: (N, A), the rollouts' first, where no data teach the action values and these do.
+            action: (N, H, A), where no data teach the action values and these do.
         """
         with torch.no_grad():
             value = self.slow_values.state(features)  # (N, H+1)
@@ -159,7 +159,8 @@ class ActorCritic(nn.Module):
         error = (self.values.state(features[:, :-1]) - target).square().mean()
         metrics = {"imagined_reward": reward.mean(), "imagined_return": target.mean(), "critic_imagined": error}
         if action is not None:
-            error = error + (self.values(features[:, 0], action) - target[:, 0]).square().mean(1).sum()
+            found = self.values(features[:, :-1].flatten(0, 1), action.flatten(0, 1))  # (2, N·H)
+            error = error + (found - target.flatten()).square().mean(1).sum()
         return error, {k: v.detach() for k, v in metrics.items()}
 
     def data_losses(self, batch: Transitions) -> tuple[Tensor, Tensor, Terms]:

@@ -81,8 +81,7 @@ class Behavior(nn.Module):
             reward = self.reward(task, states, actions)  # (N, H)
             reward = sharpened(((reward.T - mean) / spread).T, self.sharpness)
         features = self.inputs(states, task)
-        first = actions[:, 0] if alone else None
-        return self.learner.imagination_loss(features.to(autocast_dtype(features)), first, reward)
+        return self.learner.imagination_loss(features.to(autocast_dtype(features)), actions if alone else None, reward)
 
     def dreamed_loss(self, task: TaskContext) -> tuple[Tensor, Terms]:
         """Actor and critic losses without data, at states of the model's own making."""

@@ -164,10 +164,10 @@ def test_data_losses(imagination: float) -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_imagination_loss(alone: bool) -> None:
-    """The state value learns the λ-returns of all imagined states; the values of a rollout's first action learn that of
-    the first, where no data teach them."""
+    """The state value learns the λ-returns of all imagined states; where no data teach the action values, they learn
+    those of all imagined actions."""
     learner = make()
-    features, action, reward = random(5, 4, INP), random(5, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
+    features, action, reward = random(5, 4, INP), random(5, 3, ACTION, seed=2).clamp(-1, 1), random(5, 3, seed=1)
     error = 0.0
     for n in range(5):
         following = np.array([state_value(learner, "slow_values", f) for f in array(features)[n]])
@@ -175,8 +175,9 @@ def test_imagination_loss(alone: bool) -> None:
         found = np.array([state_value(learner, "values", f) for f in array(features)[n, :3]])
         error += ((found - target) ** 2).sum() / 15
         if alone:
-            pair = values(learner, "values", array(features)[n, 0], array(action)[n])
-            error += ((pair - target[0]) ** 2).sum() / 5
+            for step in range(3):
+                pair = values(learner, "values", array(features)[n, step], array(action)[n, step])
+                error += ((pair - target[step]) ** 2).sum() / 15
     loss, _ = learner.imagination_loss(features, action if alone else None, reward)
     assert loss.item() == pytest.approx(error, rel=1e-4)
 
@@ -212,7 +213,7 @@ def touched(learner: torch.nn.Module, loss: Tensor) -> set[str]:
 
 def test_each_loss_moves_its_own_network() -> None:
     learner, features = make(), random(5, 4, INP)
-    assert touched(learner, learner.imagination_loss(features, random(5, ACTION), random(5, 3))[0]) == {"values"}
+    assert touched(learner, learner.imagination_loss(features, random(5, 3, ACTION), random(5, 3))[0]) == {"values"}
     actor, critic, _ = learner.data_losses(transitions())
     assert touched(learner, actor) == {"actor"}
     assert touched(learner, critic) == {"values"}
@@ -275,7 +276,8 @@ def test_the_actor_finds_the_best_action_that_imagination_knows() -> None:
         mean = learner.actor(features[:, 0])[0]
         action = (mean.detach() + 0.4 * normal).clamp(-1, 1)
         reward = -(action - 0.5).square().sum(-1, keepdim=True)
-        loss = learner.imagination_loss(features, action, reward)[0] + learner.climb_loss(features[:, 0], mean)[0]
+        loss = learner.imagination_loss(features, action.unsqueeze(1), reward)[0]
+        loss = loss + learner.climb_loss(features[:, 0], mean)[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
