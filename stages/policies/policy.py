@@ -221,7 +221,7 @@ def load_actor(artifact: Artifact, model: WorldModel) -> Actor:
 
 
 def load_values(artifact: Artifact, model: WorldModel) -> Values:
-    """The slow action values of a policy artifact, from which its learner took every target; else as `load_actor`."""
+    """The slow values of a policy artifact, from which its learner took every target; else as `load_actor`."""
     return _load_part(artifact, model, SLOW_VALUES, Values)
 
 
