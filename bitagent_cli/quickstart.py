@@ -17,16 +17,16 @@ from stages.runtime.distributed import World
 from stages.runtime.loop import duration
 from stages.worlds import tasks
 
-# Minutes at laptop scale on a machine whose update of the joint model takes SECONDS; behave and evaluate: one task.
+# Minutes of the walker at laptop scale on a machine whose update of the joint model takes SECONDS.
 SECONDS = 0.24
-MINUTES = {"collect": 9.0, "embed": 2.0, "pretrain": 13.0, "behave": 5.0, "evaluate": 0.2, "visualize": 1.0}
+MINUTES = {"collect": 8.5, "embed": 1.5, "pretrain": 10.0, "behave": 6.5, "evaluate": 0.5, "visualize": 0.5}
 GLANCE = {"error_windows": 64, "reward_glance": 8, "reward_windows": 400}  # of the report while others stages wait
 
 Step = tuple[str, Callable[[], Sequence[Artifact]]]
 
 
 def run_stages(preset: Preset, run: Run) -> None:
-    """Make everything of one domain, one policy a task, and its report; what is finished is reused.
+    """Make everything of one domain, one policy and its report; what is finished is reused.
 
     Raises what the stages raise.
     """
@@ -38,25 +38,22 @@ def run_stages(preset: Preset, run: Run) -> None:
         if not run.quiet:
             print(f"[{number}/{len(steps)}] {name}", flush=True)
         tell(run, *step())
-        if name.split()[0] in ("collect", "pretrain", "evaluate") and number < len(steps) - 1:
+        if name in ("collect", "pretrain"):
             visualize.run(glance, replace(run, quiet=True))
 
 
 def stages_of(preset: Preset, run: Run) -> list[Step]:
-    """Every stage by name, in order."""
+    """Every stage by name, in order; one policy for all of the paper's tasks."""
     agent = collect.AgentConfig(preset.model, preset.pretrain.objective, preset.behave.actor_critic)
-    steps: list[Step] = [
+    ask = Ask(many=tasks.task_names(run.domain))
+    return [
         ("collect", lambda: collect.run(preset.collect, run, agent=agent)),
         ("embed", lambda: embed.run(preset.embed, run)),
         ("pretrain", lambda: [pretrain.run(preset.sections, run)]),
+        ("behave", lambda: [behave.run(preset.behave, run, ask)]),
+        ("evaluate", lambda: [evaluate.run(preset.evaluate, run, ask)]),
+        ("visualize", lambda: [visualize.run(preset.visualize, run)]),
     ]
-    for task in tasks.task_names(run.domain):
-        ask = Ask(task=task)
-        steps += [
-            (f"behave {task}", lambda ask=ask: [behave.run(preset.behave, run, ask)]),  # type: ignore[misc]
-            (f"evaluate {task}", lambda ask=ask: [evaluate.run(preset.evaluate, run, ask)]),  # type: ignore[misc]
-        ]
-    return [*steps, ("visualize", lambda: [visualize.run(preset.visualize, run)])]
 
 
 def plan_of(preset: Preset, run: Run, names: Sequence[str]) -> str:
@@ -66,7 +63,7 @@ def plan_of(preset: Preset, run: Run, names: Sequence[str]) -> str:
     if run.scale != "laptop":
         return f"plan: {', '.join(names)}; {where}"
     each = seconds_an_update(preset, run)
-    minutes = {name: MINUTES[name.split()[0]] * each / SECONDS for name in names}
+    minutes = {name: MINUTES[name] * each / SECONDS for name in names}
     parts = ", ".join(f"{name} {duration(m)}" for name, m in minutes.items())
     total = duration(sum(minutes.values()))
     return f"plan: {parts}\nabout {total} in all, as an update of the model takes {each:.2g} s here; {where}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -34,9 +35,14 @@ BODIES = find_bodies()
 
 
 def compile_model(domain: str) -> mujoco.MjModel:
-    """The compiled model of a domain; one per domain, whatever the task."""
+    """The compiled model of a domain, whatever the task. All callers share it, so none may change it."""
+    return _compile(BODIES[domain].model_xml)
+
+
+@lru_cache(maxsize=8)  # compiling takes as long as drawing a hundred frames
+def _compile(xml: str | bytes) -> mujoco.MjModel:
     with no_compiler_advice():
-        return mujoco.MjModel.from_xml_string(BODIES[domain].model_xml, common.ASSETS)
+        return mujoco.MjModel.from_xml_string(xml, common.ASSETS)
 
 
 def make_physics(domain: str) -> Any:

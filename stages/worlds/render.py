@@ -9,6 +9,8 @@ the same with shadows, reflections and multisampling: the look of the frames tha
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
 from stages import worlds
@@ -42,7 +44,8 @@ class Renderer:
         if backend == "ray":
             self._draw = RayCaster(self.model, size, self.camera)
         else:
-            self._draw = GLDrawer(self.model, size, self.camera, effects=backend == "genrl")
+            own = copy(self.model)  # which takes the size of its frames
+            self._draw = GLDrawer(own, size, self.camera, effects=backend == "genrl")
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """(nq + nv,) physics state → (3, size, size) uint8. Raises BadInput for another length, NaN or infinity."""

@@ -11,8 +11,9 @@ import pytest
 
 from stages import worlds
 from stages.runtime.errors import BadInput
-from stages.worlds import opengl
+from stages.worlds import opengl, render
 from stages.worlds.render import Renderer, render_states
+from stages.worlds.suite import mujoco
 from stages.worlds.tasks import DOMAINS, make_env, task_names
 from tests.worlds.poses import POSES, set_pose
 
@@ -135,6 +136,17 @@ def test_gl_without_a_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
             Renderer("walker", backend="gl")
     finally:
         opengl.find_platform.cache_clear()
+
+
+def test_a_model_is_compiled_once_and_gl_changes_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def widen(model: mujoco.MjModel, size: int, camera: int, effects: bool) -> None:
+        model.vis.global_.offwidth = size
+
+    monkeypatch.setattr(render, "GLDrawer", widen)
+    shared = worlds.compile_model("walker")
+    drawn = Renderer("walker", 7, backend="gl")
+    assert worlds.compile_model("walker") is shared and Renderer("walker").model is shared
+    assert drawn.model.vis.global_.offwidth == shared.vis.global_.offwidth != 7
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
