@@ -19,7 +19,7 @@ from stages.worlds import tasks
 
 # Minutes of the walker at laptop scale on a machine whose update of the joint model takes SECONDS.
 SECONDS = 0.24
-MINUTES = {"collect": 8.5, "embed": 1.5, "pretrain": 10.0, "behave": 6.5, "evaluate": 0.5, "visualize": 0.5}
+MINUTES = {"collect": 8.5, "embed": 1.5, "pretrain": 10.0, "behave": 6.5, "evaluate": 0.5, "visualize": 1.5}
 GLANCE = {"error_windows": 64, "reward_glance": 8, "reward_windows": 400}  # of the report while others stages wait
 
 Step = tuple[str, Callable[[], Sequence[Artifact]]]

@@ -82,14 +82,16 @@ def _open_loop(model: WorldModel, dataset: Dataset, starts: np.ndarray, context:
     )
     last = seen.state.map(lambda x: x[:, -1])
 
-    # imagine: once the most likely states, and often sampled ones
-    def rollout(noise: Noise | None) -> Tensor:
-        """(N, H, 3, 64, 64) uint8."""
-        imagined, _, _ = model.imagine(last, lambda _, t: action[:, context + t], horizon, task, noise)
-        return decode(model, imagined.z[:, 1:])
+    # imagine: once the most likely states, and often sampled ones, side by side
+    def rollouts(count: int, noise: Noise | None) -> Tensor:
+        """z of `count` rollouts of every window: (count, N, H, dim_z)."""
+        row = torch.arange(len(starts), device=device).repeat(count)
+        start, taken = last.map(lambda x: x[row]), action[row]
+        imagined, _, _ = model.imagine(start, lambda _, t: taken[:, context + t], horizon, task.rows(row), noise)
+        return imagined.z[:, 1:].unflatten(0, (count, -1))
 
-    single = rollout(None)
-    expected = sum(normalize_image(rollout(Noise(device))) for _ in range(SAMPLES)) / SAMPLES
+    single = decode(model, rollouts(1, None)[0])  # (N, H, 3, 64, 64) uint8
+    expected = sum(normalize_image(decode(model, z)) for z in rollouts(SAMPLES, Noise(device))) / SAMPLES
 
     # compare with what happened
     future = normalize_image(image[:, context:])
