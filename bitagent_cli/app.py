@@ -129,7 +129,7 @@ def collect(
     options: CollectOptions,
     domain: Annotated[str | None, typer.Option(help="The same as --preset.")] = None,
 ) -> None:
-    """Collect episodes: of a random policy, of an explorer, the whole replay of an expert in training, and branches.
+    """Collect episodes: of a random policy, of an explorer, the replay of an expert in training, and branches.
 
     A branch is what would have happened under other actions, from a moment of the finished datasets.
 

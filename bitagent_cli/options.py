@@ -80,7 +80,7 @@ class CollectOptions:
     source: Annotated[str, _option("random, explore, expert, branch, or all of the preset's.")] = "all"
     task: Annotated[str | None, _option("Task of the expert source; default: every task of the domain.")] = None
     algo: Annotated[str, _option("How experts learn: td3 (from states) or dreamer (from pixels).")] = "td3"
-    frames: Annotated[int | None, _option("Frames per dataset, instead of the preset's.")] = None
+    frames: Annotated[int | None, _option("Frames per dataset of the source named (all: of each expert).")] = None
     workers: Annotated[int | None, _option("Processes; default: one a core.")] = None
     states_only: Annotated[bool, _option("Store physics states, no frames.", "--states-only")] = False
     size: Annotated[int | None, _option("Height and width of a frame in pixels; default: 64.")] = None

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.backbones import backbone_id
-from stages.backbones.embeddings import open_training_data
+from stages.backbones.embeddings import open_training_data, retrain_command
 from stages.backbones.tuning import mllm_of
 from stages.core.actor_critic import ActorCritic
 from stages.core.backward_path import BackwardPath
@@ -125,8 +125,7 @@ def learn_in_latents(config: Config, run: Run, goal: Goal, variant: Variant) -> 
         # Inputs: the frozen world model, and what the prompts mean to it.
         device = place.device
         model = open_model(source, device)
-        again = run.command("pretrain", *method_option(method), "--fresh")
-        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], again)
+        embedding = embed_goal(goal, source, run, source.meta["extra"]["backbone"], retrain_command(source, run))
         config = share(config, place, len(embedding))
         seed_everything(run.seed)
         with torch.no_grad():

@@ -97,6 +97,11 @@ class Order:
         words = [str(word) for pair in again.items() if pair[1] is not None for word in pair]
         return words + ["--algo", self.algo] * (self.algo != ALGOS[0]) + ["--states-only"] * self.states_only
 
+    def reward_task(self, domain: str) -> str:
+        """Whose rewards are recorded where data carry no task: the domain's first; another where only they are made."""
+        asked = self.task if self.source in ("random", "explore") else None
+        return asked or tasks.task_names(domain)[0]
+
     def episodes(self, otherwise: int, source: str = "", length: int = DECISIONS) -> int:
         """Whole episodes that hold `frames`; `otherwise` where none are given, or not for this source."""
         asked = self.frames and source in ("", self.source)
@@ -200,7 +205,7 @@ def dreamer_target(config: Config, run: Run, task: str, order: Order, look: Look
 def explore_target(config: Config, run: Run, order: Order, look: Look, agent: AgentConfig | None) -> Target:
     """Exploration carries no task; its rewards are recorded as random data's are."""
     assert agent is not None, "the explorer needs the sections its networks are made from"
-    task, episodes = order.task or tasks.task_names(run.domain)[0], order.episodes(config.explore.episodes, "explore")
+    task, episodes = order.reward_task(run.domain), order.episodes(config.explore.episodes, "explore")
     record = {"source": "explore", "episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
     record |= {"explore": config.explore.model_dump(exclude={"in_all", "episodes"}), "agent": agent.record}
     job = ExploreJob(
@@ -211,8 +216,8 @@ def explore_target(config: Config, run: Run, order: Order, look: Look, agent: Ag
 
 
 def random_target(config: Config, run: Run, order: Order, look: Look) -> Target:
-    """Random data carries no task; its rewards are those of the task named, by default the domain's first."""
-    task, episodes = order.task or tasks.task_names(run.domain)[0], order.episodes(config.random_episodes, "random")
+    """Random data carries no task; its rewards are recorded all the same."""
+    task, episodes = order.reward_task(run.domain), order.episodes(config.random_episodes, "random")
     record = {"source": "random", "episodes": episodes, "correlation": config.random_correlation, "reward_task": task}
     path = place_of(run, look, "random")
     return Target(run, "random", "", path, with_look(record, look), look, list(range(episodes)))

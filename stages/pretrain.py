@@ -234,7 +234,7 @@ def train(job: Job, recipe: Recipe, place: World) -> tuple[WorldModel, dict[str,
         # Then the dynamics alone, on states that no longer change: no image is read, and an update sees more of them.
         if config.dynamics.updates:
             windows = Windows(config.start_fraction, left_out=held_out)
-            sequences = sequence_sampler(dataset, config.dynamics, windows, run.seed, embedded=tower is None)
+            sequences = sequence_sampler(dataset, config.dynamics, windows, run.seed)
             modes = posterior_modes(model, dataset, place.device, quiet=run.quiet)
             states = FrozenStates(sequences, modes, embed_all(tower, dataset) if tower else None, place)
             update = dynamics_update(model, labels, last, config, place)
@@ -355,21 +355,22 @@ def embed_all(tower: Backbone, dataset: Dataset) -> Tensor:
 @torch.no_grad()
 def origin_frames(
     tower: Backbone | None, dataset: Dataset, held_out: np.ndarray, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Single frames (N, 3, 64, 64) of the training data and the backbone's embeddings (N, dim_e), half of them of
-    random behaviour where there is any.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Single frames (N, 3, 64, 64) of the training data, half of them of random behaviour where there is any; their
+    stored embeddings (N, dim_e), and those by the tower, or the same.
 
     Their mean is the origin of BiTAgent's reward (`behave.space`). Half: a replay of experts says little about what a
     body does without aim. The same in every process.
     """
     random = np.array([part.source == "random" for part in dataset.parts])[dataset.episode_info.part] & ~held_out
     keys, past = ("image", "embedding"), tower.window - 1 if tower else 0
-    images, found = [], []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     for drawn in (~held_out, random if random.any() else ~held_out):
         sampler = Sampler(dataset, ORIGIN_FRAMES, 1, 0, Windows(left_out=~drawn, past=past), keys)
         for step in range(ORIGIN_BATCHES // 2):
             batch = {k: v.to(device) for k, v in sampler.sample(step).items()}
-            raw = window_embeddings(tower, batch["past"], batch["image"]) if tower else batch["embedding"].float()
-            images.append(batch["image"].flatten(0, 1))
-            found.append(raw.flatten(0, 1))  # (B, dim_e)
-    return torch.cat(images), torch.cat(found)
+            raw = batch["embedding"].float()
+            e = window_embeddings(tower, batch["past"], batch["image"]) if tower else raw
+            found.append((batch["image"].flatten(0, 1), raw.flatten(0, 1), e.flatten(0, 1)))
+    image, embedding, semantics = (torch.cat(part) for part in zip(*found, strict=True))
+    return image, embedding, semantics

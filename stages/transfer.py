@@ -33,6 +33,7 @@ from stages.runtime import artifacts, storage
 from stages.runtime.artifacts import Artifact, Recipe, load_weights
 from stages.runtime.config import Run, Section
 from stages.runtime.errors import BadInput
+from stages.runtime.names import method_option
 from stages.worlds import tasks
 
 BODY = (
@@ -83,7 +84,7 @@ def run(
     training = sections.pretrain.model_copy(update={"updates": config.updates})
     sections = replace(sections, pretrain=training)
     data, embeddings = find_inputs(run, training.backbone)
-    options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed))
+    options = ("--src", src, "--dst", run.domain, "--scale", run.scale, "--seed", str(run.seed), *method_option(method))
     command = " ".join(["bitagent", "transfer", *options, *(["--control"] if control else [])])
     label = method_name(method, src, control)
     job = Job(sections, run, method, data, embeddings, command, label)

@@ -23,7 +23,9 @@ from stages.runtime.artifacts import Artifact
 from stages.runtime.config import Run
 from stages.runtime.errors import BadInput
 from stages.runtime.loop import progress, stop_signals
+from stages.runtime.names import CONTROL, base_method, method_option, transfer_source
 from stages.runtime.workers import follow_parent
+from stages.worlds import PAPER
 from stages.worlds.render import render_states
 
 SAVE_SECONDS = 30.0
@@ -263,7 +265,7 @@ def tuned_embeddings(model: Artifact, data: Sequence[Artifact], run: Run, comman
     folder = model.path.parent / f"{model.path.name}.embeddings"
     if any(not _made_from(folder / a.path.name, [a, model]) for a in data):
         name, wanted = model.meta["extra"]["backbone"], model.meta["extra"]["backbone_id"]
-        backbone = backbone_of(model, name, run.root, run.device, run.command("pretrain", "--fresh"))
+        backbone = backbone_of(model, name, run.root, run.device, retrain_command(model, run))
         retune(backbone, model)
         for source in data:
             path = folder / source.path.name
@@ -284,6 +286,18 @@ def _made_from(path: Path, inputs: Sequence[Artifact]) -> bool:
     return there and artifacts.load(path, "embed").meta["inputs"] == artifacts.input_ids(inputs)
 
 
+def retrain_command(model: Artifact, run: Run) -> str:
+    """The command line that trains a model anew."""
+    label = str(model.meta["config"]["method"])
+    options = (*method_option(base_method(label)), "--seed", str(model.meta["seed"]), "--fresh")
+    source = transfer_source(label)
+    if not source:
+        return run.command("pretrain", *options)
+    if source == CONTROL:  # the same from whichever body
+        return run.command("transfer", "--src", next(d for d in PAPER if d != run.domain), "--control", *options)
+    return run.command("transfer", "--src", source, *options)
+
+
 def open_training_data(model: Artifact, run: Run) -> Dataset:
     """The datasets a model was trained on, verified, with the embeddings it reads: by its own backbone where tuned.
 
@@ -298,7 +312,7 @@ def open_training_data(model: Artifact, run: Run) -> Dataset:
         found = artifacts.load(artifacts.input_path(model, wanted), kind, domain=run.domain)
         if found.id != wanted:
             raise BadInput(
-                f"{found.path} changed since {model.path} was trained on it; run: {run.command('pretrain', '--fresh')}"
+                f"{found.path} changed since {model.path} was trained on it; run: {retrain_command(model, run)}"
             )
         (data if kind == "collect" else embeddings).append(found)
     artifacts.verify(*data, *embeddings)

@@ -1,1 +1,1 @@
-"""The small shared core: worlds, data, artifacts, backbones, the joint model and its losses."""
+"""The small shared core: the joint model, its losses, and how behaviour is learned with it."""

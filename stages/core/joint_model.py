@@ -70,9 +70,9 @@ class JointModel(WorldModel):
         """f_ψ(τ) (Eq. 13), unit norm: (..., dim_e)."""
         return F.normalize(self.aligner(tau).float(), dim=-1)
 
-    def conclude(self, image: Tensor, embedding: Tensor) -> None:
+    def conclude(self, image: Tensor, embedding: Tensor, semantics: Tensor) -> None:
         """Keep the means of what rewards compare: what all frames have in common tells no task from another."""
-        e = self.adapter(embedding)  # (N, dim_e)
+        e = self.adapter(semantics)  # (N, dim_e)
         self.semantic_origin.copy_(e.mean(0))
         s = torch.cat([draw_state(self.rssm.posterior(some), None) for some in image.split(1024)])  # (N, S)
         self.decoded_origin.copy_(self.decoder.stem(self.fuse(e, s, self.task(embedding).gates)).mean(0))

@@ -156,12 +156,12 @@ def dynamics_loss(
 
     Args:
         prompting: how sequences get their prompts (`choose_prompts`).
-        batch: modes (B, T, C) int64, action (B, T, A), is_first (B, T), embedding (B, T, dim_e), task (B,).
+        batch: modes (B, T, C) int64, and all but the frames that `joint_loss` reads.
     """
     raw = batch["embedding"].float()
     with torch.no_grad():
         task = model.task(choose_prompts(raw, batch["task"], labels, prompting, noise).embedding)
-        e = model.adapter(raw)  # (B, T, dim_e)
+        e = model.adapter(batch.get("semantics", raw))  # (B, T, dim_e)
         s = F.one_hot(batch["modes"], model.config.categories).flatten(-2).float()  # (B, T, S)
         z = model.fuse(e, s, task.gates.unsqueeze(1))  # (B, T, dim_z)
     reset = batch["is_first"].clone()

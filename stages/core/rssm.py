@@ -2,7 +2,7 @@
 
 Everything but the recurrence is parallel over time: the posterior reads the image alone, so s_t and
 z_t are known for the whole sequence before the recurrence starts. The text imagination (Eq. 7, 8)
-is a second, smaller instance of the same transition and prior.
+is a second instance of the same transition and prior, without an encoder.
 """
 
 from __future__ import annotations

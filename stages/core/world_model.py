@@ -191,9 +191,9 @@ class WorldModel(nn.Module):
         """
         raise NotImplementedError
 
-    def conclude(self, image: Tensor, embedding: Tensor) -> None:
-        """What is fixed when training ends, from frames (N, 3, 64, 64) of the data and the backbone's embeddings of
-        their windows (N, dim_e); most keep nothing."""
+    def conclude(self, image: Tensor, embedding: Tensor, semantics: Tensor) -> None:
+        """What is fixed when training ends, from frames (N, 3, 64, 64) of the data, the stored embeddings (N, dim_e) of
+        their windows and those that e_v is made of, the same unless the backbone was tuned; most keep nothing."""
 
     def reward(self, task: TaskContext, state: State, action: Tensor, space: str) -> Tensor:
         """Reward (N, H) for arriving at states 1..H.

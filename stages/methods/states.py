@@ -40,13 +40,13 @@ class FrozenStates:
     """Batches of sequences of codes, from which the dynamics learn alone.
 
     Args:
-        modes: (N, C) of `posterior_modes`. embedding: (N, dim_e) instead of the stored ones, of a backbone that is
+        modes: (N, C) of `posterior_modes`. semantics: (N, dim_e) beside the stored embeddings, of a backbone that is
             trained with the model.
     """
 
     sampler: Sampler
     modes: Tensor
-    embedding: Tensor | None
+    semantics: Tensor | None
     place: World
 
     def sample(self, step: int) -> dict[str, Tensor]:
@@ -57,14 +57,12 @@ class FrozenStates:
         mine = first[rank * len(first) // size : (rank + 1) * len(first) // size]
         rows = torch.from_numpy(mine)[:, None] + torch.arange(self.sampler.length)  # (B, T)
         batch["modes"] = self.modes[rows].long()
-        if self.embedding is not None:
-            batch["embedding"] = self.embedding[rows]
+        if self.semantics is not None:
+            batch["semantics"] = self.semantics[rows]
         return {k: v.to(self.place.device) for k, v in batch.items()}
 
 
-def sequence_sampler(
-    dataset: Dataset, config: DynamicsConfig, windows: Windows, seed: int, *, embedded: bool
-) -> Sampler:
+def sequence_sampler(dataset: Dataset, config: DynamicsConfig, windows: Windows, seed: int) -> Sampler:
     """Sequences for `FrozenStates`: a share `branches` of them of branches, where there are any long enough."""
     branch = np.array([part.source == "branch" for part in dataset.parts])  # (P,)
     frames = np.array([part.frames for part in dataset.parts], np.float64)
@@ -72,6 +70,5 @@ def sequence_sampler(
     weights = (
         np.where(branch, share, 1 - share) * frames / np.where(branch, frames[branch].sum(), frames[~branch].sum())
     )
-    keys = ("action", "is_first", *(["embedding"] if embedded else []))
     windows = Windows(windows.start_fraction, [*weights], windows.left_out)
-    return Sampler(dataset, config.batch, config.length, seed, windows, keys)
+    return Sampler(dataset, config.batch, config.length, seed, windows, ("action", "is_first", "embedding"))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.backbones import Backbone, backbone_of
+from stages.backbones.embeddings import retrain_command
 from stages.backbones.tuning import retune, window_embeddings
 from stages.core.world_model import Noise, State, TaskContext, WorldModel
 from stages.data.episodes import Dataset
@@ -332,7 +333,7 @@ def _episodes(scene: Scene, task: str) -> tuple[np.ndarray, bool]:
 
 def _video_backbone(scene: Scene) -> tuple[Backbone, int]:
     """What embedded the model's data, and the size of the frames it read then."""
-    made, again = scene.model_artifact, scene.run.command("pretrain", "--fresh")
+    made, again = scene.model_artifact, retrain_command(scene.model_artifact, scene.run)
     name = made.meta["extra"]["backbone"]
     backbone = backbone_of(made, name, scene.run.root, scene.run.device, again)  # another one than for texts: tuned
     as_the_model = retune(backbone, made) or backbone.enlarged

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages import worlds
 from stages.backbones import Backbone, backbone_of
-from stages.backbones.embeddings import open_training_data
+from stages.backbones.embeddings import open_training_data, retrain_command
 from stages.core.world_model import TaskContext, WorldModel
 from stages.data.episodes import Dataset, held_out_episodes
 from stages.methods import open_model
@@ -128,7 +128,7 @@ class Scene:
     @cached_property
     def backbone(self) -> Backbone:
         """The one the model was trained with."""
-        name, again = self.model_artifact.meta["extra"]["backbone"], self.run.command("pretrain", "--fresh")
+        name, again = self.model_artifact.meta["extra"]["backbone"], retrain_command(self.model_artifact, self.run)
         return backbone_of(self.model_artifact, name, self.run.root, self.run.device, again)
 
     @cached_property

@@ -275,6 +275,17 @@ def test_processes_share_the_noise_of_the_global_batch(kind: str) -> None:
 # ---------------------------------------------------------------------------- loading
 
 
+def test_the_origin_is_what_a_tuned_backbone_sees_and_a_frozen_one_asks() -> None:
+    model, stored = make_model(), make_batch(length=4)["embedding"].flatten(0, 1).float()  # (12, dim_e)
+    image, semantics = make_batch(length=4)["image"].flatten(0, 1), stored.flip(0)
+    with torch.no_grad():
+        model.conclude(image, stored, semantics)
+        e, gates = model.adapter(semantics), model.task(stored).gates
+        s = torch.eye(5)[model.rssm.posterior(image).argmax(-1)].flatten(-2)  # (12, C·K)
+        close(model.semantic_origin, e.mean(0))
+        close(model.decoded_origin, model.decoder.stem(model.fuse(e, s, gates)).mean(0))
+
+
 def saved(path: Path, model: JointModel) -> artifacts.Artifact:
     extra = {"dim_embedding": DIM_E, "dim_action": DIM_ACTION}
     config = {"model": model.config.model_dump(), "method": "bitagent"}

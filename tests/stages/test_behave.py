@@ -418,11 +418,11 @@ def test_a_changed_backbone_or_dataset_is_refused(tmp_path: Path) -> None:
     small_run.make_embeddings(run)
     pretrain.run(pretrain.Sections(small_run.pretrain_config(updates=1), model_config()), run)
     small_run.make_backbone(run, seed=1)
-    with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*pretrain"):
+    with pytest.raises(BadInput, match=rf"with backbone offline-{backbone.id}.*bitagent pretrain .*--seed 0 --fresh"):
         behave.run(config(), run, Ask(task="walk"))
     small_run.make_backbone(run)
     storage.replace_folder(small_run.make_data(run, "other", first=50).path, run.root / "data" / "random")
-    with pytest.raises(BadInput, match=r"data/random changed since.*pretrain"):
+    with pytest.raises(BadInput, match=r"data/random changed since.*bitagent pretrain .*--seed 0 --fresh"):
         behave.run(config(), run, Ask(task="walk"))
 
 

@@ -176,6 +176,14 @@ def test_a_signal_ends_with_the_command_that_continues(walker_run: Run, monkeypa
     assert artifact.meta["extra"]["episodes"] == 2
 
 
+def test_random_data_are_the_same_whichever_expert_is_asked_for(walker_run: Run) -> None:
+    def record(order: collect.Order) -> dict[str, Any]:
+        return collect.random_target(config(), walker_run, order, target.Look(64, None, False)).record
+
+    assert record(collect.Order(task="run")) == record(collect.Order()) == record(collect.Order(source="random"))
+    assert record(collect.Order(source="random", task="run"))["reward_task"] == "run"
+
+
 def test_a_finished_dataset_is_reused_and_another_config_refused(walker_run: Run, capsys: Any) -> None:
     loud = dataclasses.replace(walker_run, quiet=False)
     first = one(collect.run(config(), loud, collect.Order(source="random", workers=1, states_only=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bitagent_cli import presets
 from stages import methods, pretrain, transfer
-from stages.backbones.embeddings import open_training_data
+from stages.backbones.embeddings import open_training_data, retrain_command
 from stages.core.joint_model import JointModel
 from stages.methods import open_model
 from stages.pretrain import Sections
@@ -157,6 +158,16 @@ def test_control_has_the_same_budget_and_no_source(base: Path, adapted: Artifact
 def test_later_stages_read_the_targets_data_alone(base: Path, adapted: Artifact) -> None:
     dataset = open_training_data(adapted, domain(base, "quadruped"))
     assert {p.artifact.domain for p in dataset.parts} == {"quadruped"} and len(dataset.parts) == 2
+
+
+def test_the_command_that_makes_a_model_anew(base: Path, adapted: Artifact) -> None:
+    run, options = domain(base, "quadruped"), "--preset quadruped --scale smoke"
+    assert retrain_command(adapted, run) == f"bitagent transfer {options} --src walker --seed 0 --fresh"
+    control = adapt(base, control=True)
+    assert retrain_command(control, run) == f"bitagent transfer {options} --src walker --control --seed 0 --fresh"
+    other = {**adapted.meta, "seed": 3, "config": {"method": "genrl"}}
+    wanted = f"bitagent pretrain {options} --method genrl --seed 3 --fresh"
+    assert retrain_command(replace(adapted, meta=other), run) == wanted
 
 
 def test_method_names() -> None:
