@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BITAGENT := $(BIN)/python -m bitagent_cli
 
-.PHONY: help venv test lint format torture smoke demo quickstart results reproduce bench gpu clean
+.PHONY: help venv test lint format torture smoke demo quickstart reproduce bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,6 @@ quickstart: $(READY) ## the whole walker run on 2 CPU cores, from collection to 
 	$(BITAGENT) quickstart --preset walker --scale laptop --out $(RUNS)/walker-laptop
 
 include reproduce.mk
-include results.mk
 
 MINUTES ?= 5
 STATES ?= runs/walker-states

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("torch", "mujoco", "dm_control", "transformers", "numpy", "safetensors")
-MIN_FREE_GB = 5.0
+MIN_FREE_GB = 7.0
 GL_SECONDS = 60
 
 

@@ -167,17 +167,3 @@ def test_a_stopped_recipe_keeps_what_it_finished(project: Project) -> None:
     database = project.make("-np", "targets", *SOME)
     precious = next(line for line in database if line.startswith(".PRECIOUS:"))
     assert set(project.make("-s", "targets", *SOME)) <= set(precious.split())
-
-
-def test_results_ask_for_everything_once_and_for_every_seed(project: Project) -> None:
-    """A seed has four policies of the walker, the first also three prompts and the control row; then other bodies."""
-    printed = project.make("-n", "results", "RESULT_SEEDS=0 3")
-    lines = [line.partition("bitagent_cli ")[2].strip() for line in printed if "bitagent_cli " in line]
-    assert len(lines) == len(set(lines))
-    found, policies = stages(lines), 2 * 4 + 3 + 3 + 1 + 2
-    assert (found["behave"], found["evaluate"]) == (policies, policies)
-    assert (found["collect"], found["embed"], found["pretrain"], found["visualize"]) == (1 + 2 + 3, 3, 2 + 2, 3)
-    for line in lines:
-        if line.startswith("evaluate") and "--method" not in line:
-            wanted = line.partition(" --score-as")[0].replace("evaluate", "behave", 1)
-            assert wanted in lines

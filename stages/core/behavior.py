@@ -54,8 +54,8 @@ class Behavior(nn.Module):
             every, count = max(1, self.config.decisions // self.config.imagined), self.config.imagined
             some = {k: batch[k][::every][:count] for k in ("h", "z", "e", "prompt", "mean", "spread")}
             task = self.prompts.rows(some["prompt"])
-            scale = some["mean"], some["spread"]
-            imagined, more = self.imagined_loss(State.read(some), task, not weights.transitions, *scale)
+            start, scale = State.read(some), (some["mean"], some["spread"])
+            imagined, more = self.imagined_loss(start, task, not weights.transitions, scale)
             loss, terms = loss + weights.imagination * imagined, terms | more
         return loss, terms
 
@@ -68,18 +68,18 @@ class Behavior(nn.Module):
         return weights.anchor * actor + weights.transitions * critic, terms
 
     def imagined_loss(
-        self, start: State, task: TaskContext, alone: bool, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0
+        self, start: State, task: TaskContext, alone: bool, scale: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Terms]:
         """Error of the values on rollouts of the model under the policy from `start` (Eq. 6, 8, 10).
 
         Args:
             alone: whether imagination teaches the action values too, as no data do.
-            mean, spread: (N,) of the prompts' rewards over the data, which values there are learned in units of.
+            scale: mean and spread (N,) of the prompts' rewards over the data; without, rewards stay what they are.
         """
         states, actions, _ = self.rollout(start, task, self.config.horizon)
         with torch.no_grad():
             reward = self.reward(task, states, actions)  # (N, H)
-            reward = sharpened(((reward.T - mean) / spread).T, self.sharpness)
+            reward = sharpened(((reward.T - scale[0]) / scale[1]).T, self.sharpness) if scale else reward
         features = self.inputs(states, task)
         return self.learner.imagination_loss(features.to(autocast_dtype(features)), actions if alone else None, reward)
 

@@ -169,27 +169,32 @@ def test_imagined_rewards_are_counted_as_the_data_s(run: Run) -> None:
     module, batch = behavior(run)
     task = module.prompts.rows(batch["prompt"])
 
-    def imagined(**given: Tensor) -> float:
+    def imagined(scale: tuple[Tensor, Tensor] | None = None) -> float:
         torch.manual_seed(5)
-        return module.imagined_loss(State.read(batch), task, False, **given)[1]["imagined_reward"].item()
+        return module.imagined_loss(State.read(batch), task, False, scale)[1]["imagined_reward"].item()
 
     plain, mean, spread = imagined(), torch.full((10,), 0.3), torch.full((10,), 0.2)
-    assert imagined(mean=mean, spread=spread) == pytest.approx((plain - 0.3) / 0.2, rel=1e-4)
+    assert imagined((mean, spread)) == pytest.approx((plain - 0.3) / 0.2, rel=1e-4)
 
 
 def test_similarities_are_sharpened_alike_in_the_data_and_in_imagination_and_the_true_reward_never(run: Run) -> None:
-    """With a reward that is the same everywhere, what both sources count of it can be written down."""
+    """With a reward that is the same everywhere, what both sources count of it can be written down.
+
+    Without data there is nothing to standardise by, and so nothing to sharpen.
+    """
     oracle = torch.nn.Linear(28, 1)
     torch.nn.init.zeros_(oracle.weight)
     torch.nn.init.constant_(oracle.bias, 0.5)
-    for sharpness, kind, wanted in (
-        (1.0, None, sharpened(torch.tensor(0.5), 1.0)),
-        (1.0, oracle, 0.5),
-        (0.0, None, 0.5),
+    known = torch.zeros(10), torch.ones(10)
+    for sharpness, kind, scale, wanted in (
+        (1.0, None, known, sharpened(torch.tensor(0.5), 1.0)),
+        (1.0, None, None, 0.5),
+        (1.0, oracle, known, 0.5),
+        (0.0, None, known, 0.5),
     ):
         module, batch = behavior(run, sharpness=sharpness, oracle=kind)
         module.oracle = oracle
-        _, terms = module.imagined_loss(State.read(batch), module.prompts.rows(batch["prompt"]), False)
+        _, terms = module.imagined_loss(State.read(batch), module.prompts.rows(batch["prompt"]), False, scale)
         assert terms["imagined_reward"].item() == pytest.approx(float(wanted), rel=1e-5)
 
 
