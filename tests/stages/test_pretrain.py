@@ -146,7 +146,8 @@ def test_it_keeps_the_mean_semantics_half_of_random_behaviour(run: Run, whole: A
     model, dataset = open_model(whole), open_training_data(whole, run)
     assert isinstance(model, JointModel)
     held_out = held_out_episodes(dataset, 0.0)
-    image, found = pretrain.origin_frames(None, dataset, held_out, torch.device("cpu"))
+    image, found, semantics = pretrain.origin_frames(None, dataset, held_out, torch.device("cpu"))
+    assert torch.equal(semantics, found)  # the backbone is frozen
     gates, found = model.task(found).gates, model.adapter(found)
     torch.testing.assert_close(model.semantic_origin, found.mean(0))
     s = model.rssm.posterior(image).argmax(-1)
@@ -166,7 +167,7 @@ def test_without_random_behaviour_the_mean_is_of_all_training_episodes(run: Run,
     e, held_out = semantics_of(model, dataset), held_out_episodes(dataset, 0.5)
     assert held_out.any() and not held_out.all()
     kept = torch.from_numpy(np.repeat(~held_out, dataset.episode_info.length))  # (N,)
-    _, found = pretrain.origin_frames(None, dataset, held_out_episodes(dataset, 0.5), torch.device("cpu"))
+    _, found, _ = pretrain.origin_frames(None, dataset, held_out_episodes(dataset, 0.5), torch.device("cpu"))
     found = model.adapter(found)
     assert among(found, e[kept]).all() and among(e[kept], found).all()
 
