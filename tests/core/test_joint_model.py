@@ -272,9 +272,6 @@ def test_processes_share_the_noise_of_the_global_batch(kind: str) -> None:
     assert torch.equal(torch.cat(halves), whole)
 
 
-# ---------------------------------------------------------------------------- loading
-
-
 def test_the_origin_is_what_a_tuned_backbone_sees_and_a_frozen_one_asks() -> None:
     model, stored = make_model(), make_batch(length=4)["embedding"].flatten(0, 1).float()  # (12, dim_e)
     image, semantics = make_batch(length=4)["image"].flatten(0, 1), stored.flip(0)
@@ -284,6 +281,9 @@ def test_the_origin_is_what_a_tuned_backbone_sees_and_a_frozen_one_asks() -> Non
         s = torch.eye(5)[model.rssm.posterior(image).argmax(-1)].flatten(-2)  # (12, C·K)
         close(model.semantic_origin, e.mean(0))
         close(model.decoded_origin, model.decoder.stem(model.fuse(e, s, gates)).mean(0))
+
+
+# ---------------------------------------------------------------------------- loading
 
 
 def saved(path: Path, model: JointModel) -> artifacts.Artifact:
